@@ -1,0 +1,110 @@
+// Package config is everything an operator may set: one typed structure, filled from defaults, one YAML file and
+// the environment, checked completely before anything starts.
+//
+// A setting is one row of the table in keys.go: its name, default, what is allowed, and the text that says what it
+// does and when to change it. Loading, the refusal of bad values, the sample that "myelin config print" writes and
+// docs/configuration.md all come from that row, so they cannot disagree.
+//
+// Settings reach the rest of the server in pieces, passed to constructors; nothing below the homeserver package
+// knows this one.
+package config
+
+import "time"
+
+// Config is a complete, checked configuration. The meaning, default and bounds of each field stand in keys.go.
+type Config struct {
+	Server       Server
+	Client       Listener
+	Federation   Federation
+	Database     Database
+	Registration Registration
+	Sessions     Sessions
+	Passwords    Passwords
+	Presence     Presence
+	Limits       Limits
+	RateLimits   RateLimits
+	Appservices  Appservices
+	Logging      Logging
+	Metrics      Metrics
+}
+
+// Server says who this server is.
+type Server struct {
+	Name      string // domain part of the identifiers it makes
+	DataDir   string
+	ClientURL string // what /.well-known/matrix/client tells; empty: the well-known document is not served
+}
+
+// Listener is an address to listen on, with TLS if a certificate is given.
+type Listener struct {
+	Address string // host:port; empty: off
+	TLSCert string // PEM file
+	TLSKey  string // PEM file
+}
+
+// Federation is the listener for other servers and how this server reaches them.
+type Federation struct {
+	Listener
+	CACert                string // PEM file with authorities trusted beside the system's
+	AllowPrivateAddresses bool
+}
+
+// Database says where durable data lives.
+type Database struct {
+	URL     string // empty: SQLite in the data folder
+	Readers int    // connections for reading
+}
+
+// Registration says who may make an account.
+type Registration struct {
+	Open         bool
+	RequireToken bool
+	SharedSecret string
+	Guests       bool
+	TermsURL     string // empty: no terms to accept
+	TermsName    string
+	TermsVersion string
+}
+
+// Sessions are the lifetimes of logins.
+type Sessions struct {
+	AccessTokenLifetime time.Duration // of sessions that can refresh
+}
+
+// Passwords are the costs of argon2id.
+type Passwords struct {
+	Memory     int64 // bytes per hash
+	Iterations int
+	Parallel   int // hashes at the same time; 0: one per processor
+}
+
+// Presence says whether users see who is online.
+type Presence struct {
+	Enabled bool
+}
+
+// Limits bound what one request may bring.
+type Limits struct {
+	RequestBody int64 // bytes
+}
+
+// RateLimits bound how often one caller may do something.
+type RateLimits struct {
+	Enabled bool
+}
+
+// Appservices are the bridges and bots this server works with.
+type Appservices struct {
+	Files []string // registration files, YAML
+}
+
+// Logging says what is logged and how.
+type Logging struct {
+	Level  string
+	Format string
+}
+
+// Metrics is the listener for Prometheus.
+type Metrics struct {
+	Address string // empty: off
+}

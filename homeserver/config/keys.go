@@ -1,0 +1,275 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"os"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// A section is a top-level key of the configuration file.
+type section struct {
+	name string
+	doc  string
+	keys []key
+}
+
+// A key is one setting: the only place where its name, default, bounds and explanation are written.
+type key struct {
+	name    string
+	initial string // the default, as it would be written in the file
+	secret  bool   // never printed
+	doc     string // what it does; after a blank line: when to change it
+	value   value
+}
+
+// sections is the table of all settings of c. Its order is the order of the sample and the documentation.
+func sections(c *Config) []section {
+	return []section{
+		{"server", "Who this server is.", []key{
+			{"name", "localhost", false, `
+				The domain in the identifiers this server makes, as in @alice:example.org; a port may follow.
+
+				Set it before the first user registers: it is part of every identifier and can never be changed.`,
+				text(&c.Server.Name, "a host name, IPv4 address or IPv6 address in brackets, with an optional port", checkServerName)},
+			{"data_dir", "./data", false, `
+				The folder for everything durable: signing key, embedded database, media. It is made if it is missing.
+
+				Set it to a folder that is backed up. Relative paths start at the working directory.`,
+				text(&c.Server.DataDir, "a path", checkNotEmpty)},
+			{"client_url", "", false, `
+				The base URL at which clients reach this server, told to them at /.well-known/matrix/client.
+
+				Set it when users type only the server name into their client and the client API is served under another
+				name or port.`,
+				optional(&c.Server.ClientURL, "an http or https URL", checkHTTPURL)},
+		}},
+		{"client", "The listener for clients.", []key{
+			{"address", "127.0.0.1:8008", false, `
+				Where to listen for clients, as host:port; an empty host means every interface.
+
+				Leave it on loopback behind a reverse proxy on the same machine.`,
+				text(&c.Client.Address, "host:port", checkAddress)},
+			{"tls_cert", "", false, `
+				Certificate chain for the client listener, a PEM file. Without it, the listener speaks plain HTTP.
+
+				Set it, with tls_key, when no reverse proxy in front of this server does TLS.`,
+				optional(&c.Client.TLSCert, "a path", nil)},
+			{"tls_key", "", false, `
+				Private key of tls_cert, a PEM file.`,
+				optional(&c.Client.TLSKey, "a path", nil)},
+		}},
+		{"federation", "The listener for other servers, and how this server reaches them.", []key{
+			{"address", "", false, `
+				Where to listen for other servers, as host:port, usually :8448. Empty: no listener of its own; the client
+				listener answers other servers too.
+
+				Set it when other servers connect directly instead of through a reverse proxy.`,
+				optional(&c.Federation.Address, "host:port", checkAddress)},
+			{"tls_cert", "", false, `
+				Certificate chain for the federation listener, a PEM file. It must be valid for server.name.
+
+				Servers speak only TLS to each other: leave it empty only if something in front of this listener does TLS.`,
+				optional(&c.Federation.TLSCert, "a path", nil)},
+			{"tls_key", "", false, `
+				Private key of tls_cert, a PEM file.`,
+				optional(&c.Federation.TLSKey, "a path", nil)},
+			{"ca_cert", "", false, `
+				Certificates of authorities to trust beside the system's when connecting to other servers, a PEM file.
+
+				Set it in closed networks with an authority of their own.`,
+				optional(&c.Federation.CACert, "a path", nil)},
+			{"allow_private_addresses", "false", false, `
+				Whether to connect to other servers on loopback, link-local and private addresses. Refusing them keeps
+				strangers from using this server to reach machines behind its firewall.
+
+				Set it to true only in closed networks and tests.`,
+				truth(&c.Federation.AllowPrivateAddresses)},
+		}},
+		{"database", "Where durable data lives.", []key{
+			{"url", "", true, `
+				A PostgreSQL database, as postgres://user:password@host/name. Empty: an embedded SQLite database in
+				server.data_dir.
+
+				Set it when PostgreSQL is run and backed up anyway. Data is not moved from one database to the other.`,
+				optional(&c.Database.URL, "a postgres URL", checkDatabaseURL)},
+			{"readers", "8", false, `
+				Connections used for reading at the same time. Writing has one of its own.
+
+				Raise it, with PostgreSQL on another machine, if logs tell of requests that wait for a connection.`,
+				number(&c.Database.Readers, 1, 200)},
+		}},
+		{"registration", "Who may make an account.", []key{
+			{"open", "false", false, `
+				Whether strangers may register. While it is false, accounts are made by administrators, with the shared
+				secret, or with the one-time token that an empty server prints at its start.
+
+				Set it to true for a public server, best together with require_token or terms.`,
+				truth(&c.Registration.Open)},
+			{"require_token", "false", false, `
+				Whether open registration asks for a registration token that an administrator made.
+
+				Set it to true to let people in by invitation.`,
+				truth(&c.Registration.RequireToken)},
+			{"shared_secret", "", true, `
+				A secret that lets a tool which knows it make accounts, administrators included, at
+				/_synapse/admin/v1/register. Empty: the endpoint is off.
+
+				Set it to a long random string if an account tool or a bridge asks for one.`,
+				optional(&c.Registration.SharedSecret, "any text", nil)},
+			{"guests", "false", false, `
+				Whether guest accounts, without a password and with few rights, can be made.
+
+				Set it to true if people should look into public rooms before they register.`,
+				truth(&c.Registration.Guests)},
+			{"terms_url", "", false, `
+				The address of terms that everyone must accept to register. Empty: there are none.`,
+				optional(&c.Registration.TermsURL, "an http or https URL", checkHTTPURL)},
+			{"terms_name", "Terms of service", false, `
+				The title under which clients show the terms.`,
+				text(&c.Registration.TermsName, "any text but none", checkNotEmpty)},
+			{"terms_version", "1.0", false, `
+				The version of the terms.
+
+				Change it when the terms change.`,
+				text(&c.Registration.TermsVersion, "letters, digits, dots, dashes and underscores", checkVersion)},
+		}},
+		{"sessions", "Logins.", []key{
+			{"access_token_lifetime", "5m", false, `
+				How long an access token is valid in sessions whose client can refresh it. Other sessions' tokens are valid
+				until logout.
+
+				Raise it if refreshing makes noticeable load; a stolen token works that much longer.`,
+				duration(&c.Sessions.AccessTokenLifetime, 10*time.Second, 30*day)},
+		}},
+		{"passwords", "The cost of a password hash (argon2id). A changed cost holds for passwords set from then on.", []key{
+			{"memory", "19MiB", false, `
+				Memory for one hash.
+
+				Raise it on a machine with memory to spare: guessing stolen hashes gets as much dearer as logging in.`,
+				size(&c.Passwords.Memory, 8<<10, 4<<30)},
+			{"iterations", "2", false, `
+				Passes over that memory for one hash.`,
+				number(&c.Passwords.Iterations, 1, 100)},
+			{"parallel", "0", false, `
+				How many hashes are computed at the same time; further logins wait. 0: as many as there are processors.
+
+				Lower it if many logins at once slow everything else down.`,
+				number(&c.Passwords.Parallel, 0, 1024)},
+		}},
+		{"presence", "Who is online.", []key{
+			{"enabled", "true", false, `
+				Whether users see who is online.
+
+				Set it to false to save the traffic on large servers.`,
+				truth(&c.Presence.Enabled)},
+		}},
+		{"limits", "What one request may bring.", []key{
+			{"request_body", "1MiB", false, `
+				The largest body of a request that is not an upload. Events have a smaller limit of their own, set by the
+				Matrix specification.
+
+				Raise it only if a client's request is refused with M_TOO_LARGE.`,
+				size(&c.Limits.RequestBody, 64<<10, 64<<20)},
+		}},
+		{"rate_limits", "How often one caller may do something.", []key{
+			{"enabled", "true", false, `
+				Whether callers that ask too often are told to wait.
+
+				Set it to false only for tests and load measurements.`,
+				truth(&c.RateLimits.Enabled)},
+		}},
+		{"appservices", "Bridges and bots.", []key{
+			{"files", "", false, `
+				Registration files of application services, YAML as the Matrix specification has it. In the environment,
+				their paths are separated by colons or commas.`,
+				list(&c.Appservices.Files, "paths", checkFile)},
+		}},
+		{"logging", "What is logged, to standard error.", []key{
+			{"level", "info", false, `
+				The least important messages that are logged.
+
+				Set it to debug to follow single requests and events.`,
+				choice(&c.Logging.Level, "error", "warn", "info", "debug")},
+			{"format", "text", false, `
+				Lines for people, or one JSON object a line.
+
+				Set it to json if logs are collected by a tool.`,
+				choice(&c.Logging.Format, "text", "json")},
+		}},
+		{"metrics", "Figures for Prometheus.", []key{
+			{"address", "", false, `
+				Where to serve /metrics, as host:port, with plain HTTP and without authentication. Empty: nowhere.
+
+				Set it to an address that only the collecting machine can reach.`,
+				optional(&c.Metrics.Address, "host:port", checkAddress)},
+		}},
+	}
+}
+
+func checkNotEmpty(s string) error {
+	if s == "" {
+		return errors.New("it is empty")
+	}
+	return nil
+}
+
+// serverName follows the grammar of the specification's appendices, "Server name".
+var serverName = regexp.MustCompile(`^([0-9A-Za-z.-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?$`)
+
+func checkServerName(s string) error {
+	if !serverName.MatchString(s) {
+		return fmt.Errorf("%q is not a server name", s)
+	}
+	return nil
+}
+
+func checkAddress(s string) error {
+	_, port, err := net.SplitHostPort(s)
+	if err != nil {
+		return fmt.Errorf("%q is not host:port", s)
+	}
+	if n, err := strconv.Atoi(port); err != nil || n < 0 || n > 65535 {
+		return fmt.Errorf("%q is not a port", port)
+	}
+	return nil
+}
+
+func checkHTTPURL(s string) error {
+	u, err := url.Parse(s)
+	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+		return fmt.Errorf("%q is not such a URL", s)
+	}
+	return nil
+}
+
+// checkDatabaseURL does not repeat the URL, which may hold a password.
+func checkDatabaseURL(s string) error {
+	u, err := url.Parse(s)
+	if err != nil || u.Scheme != "postgres" && u.Scheme != "postgresql" {
+		return errors.New("it does not start with postgres:// or is malformed")
+	}
+	return nil
+}
+
+var version = regexp.MustCompile(`^[0-9A-Za-z._-]{1,64}$`)
+
+func checkVersion(s string) error {
+	if !version.MatchString(s) {
+		return fmt.Errorf("%q has other characters or is longer than 64", s)
+	}
+	return nil
+}
+
+func checkFile(path string) error {
+	f, err := os.Open(path) // #nosec G304: the operator names the file
+	if err != nil {
+		return errors.New(strings.TrimPrefix(err.Error(), "open "))
+	}
+	return f.Close()
+}

@@ -1,0 +1,206 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// A value reads and writes one field of Config as text: the one form that a YAML scalar, a variable of the
+// environment and the printed sample share.
+type value struct {
+	allowed string // what is accepted, for people: the end of "allowed: …"
+	list    bool   // a YAML sequence; otherwise set gets, and get returns, exactly one item
+	set     func(items []string) error
+	get     func() []string
+}
+
+// scalar is a value with one item, read by parse and written by format.
+func scalar[T any](field *T, allowed string, parse func(string) (T, error), format func(T) string) value {
+	return value{
+		allowed: allowed,
+		set: func(items []string) error {
+			v, err := parse(items[0])
+			if err == nil {
+				*field = v
+			}
+			return err
+		},
+		get: func() []string { return []string{format(*field)} },
+	}
+}
+
+// text is a string that check accepts; a nil check accepts everything.
+func text(field *string, allowed string, check func(string) error) value {
+	return scalar(field, allowed, func(s string) (string, error) {
+		if check == nil {
+			return s, nil
+		}
+		return s, check(s)
+	}, func(s string) string { return s })
+}
+
+// optional is text that may also be empty.
+func optional(field *string, allowed string, check func(string) error) value {
+	return text(field, allowed+", or empty", func(s string) error {
+		if s == "" || check == nil {
+			return nil
+		}
+		return check(s)
+	})
+}
+
+// choice is one of the words.
+func choice(field *string, words ...string) value {
+	return text(field, strings.Join(words, ", "), func(s string) error {
+		if !slices.Contains(words, s) {
+			return fmt.Errorf("%q is none of them", s)
+		}
+		return nil
+	})
+}
+
+// truth is true or false, and none of YAML's other words for them.
+func truth(field *bool) value {
+	return scalar(field, "true, false", func(s string) (bool, error) {
+		switch s {
+		case "true":
+			return true, nil
+		case "false":
+			return false, nil
+		}
+		return false, fmt.Errorf("%q is neither", s)
+	}, strconv.FormatBool)
+}
+
+// number is an integer from low to high.
+func number(field *int, low, high int) value {
+	return scalar(field, fmt.Sprintf("a number from %d to %d", low, high), func(s string) (int, error) {
+		n, err := strconv.Atoi(s)
+		if err != nil {
+			return 0, fmt.Errorf("%q is not a whole number", s)
+		}
+		if n < low || n > high {
+			return 0, fmt.Errorf("%d is out of range", n)
+		}
+		return n, nil
+	}, strconv.Itoa)
+}
+
+// duration is a time span from low to high.
+func duration(field *time.Duration, low, high time.Duration) value {
+	allowed := fmt.Sprintf("a time from %s to %s, in ms, s, m, h or d (such as 90s, 36h, 7d)",
+		formatDuration(low), formatDuration(high))
+	return scalar(field, allowed, func(s string) (time.Duration, error) {
+		d, err := parseDuration(s)
+		if err != nil {
+			return 0, err
+		}
+		if d < low || d > high {
+			return 0, fmt.Errorf("%s is out of range", s)
+		}
+		return d, nil
+	}, formatDuration)
+}
+
+const day = 24 * time.Hour
+
+func parseDuration(s string) (time.Duration, error) {
+	if days, ok := strings.CutSuffix(s, "d"); ok {
+		if n, err := strconv.ParseUint(days, 10, 16); err == nil {
+			return time.Duration(n) * day, nil
+		}
+	}
+	d, err := time.ParseDuration(s)
+	if err != nil {
+		return 0, fmt.Errorf("%q is not a time with a unit", s)
+	}
+	return d, nil
+}
+
+func formatDuration(d time.Duration) string {
+	if d > 0 && d%day == 0 {
+		return strconv.FormatInt(int64(d/day), 10) + "d"
+	}
+	s := d.String() // "5m0s"
+	if strings.HasSuffix(s, "m0s") {
+		s = s[:len(s)-2]
+	}
+	if strings.HasSuffix(s, "h0m") {
+		s = s[:len(s)-2]
+	}
+	return s
+}
+
+// The units of sizes, largest first, so that the first that divides a size is the shortest way to write it.
+var sizeUnits = []struct {
+	name  string
+	bytes int64
+}{{"GiB", 1 << 30}, {"MiB", 1 << 20}, {"KiB", 1 << 10}, {"B", 1}}
+
+// size is a number of bytes from low to high.
+func size(field *int64, low, high int64) value {
+	allowed := fmt.Sprintf("a size from %s to %s, in B, KiB, MiB or GiB", formatSize(low), formatSize(high))
+	return scalar(field, allowed, func(s string) (int64, error) {
+		n, err := parseSize(s)
+		if err != nil {
+			return 0, err
+		}
+		if n < low || n > high {
+			return 0, fmt.Errorf("%s is out of range", s)
+		}
+		return n, nil
+	}, formatSize)
+}
+
+func parseSize(s string) (int64, error) {
+	for _, unit := range sizeUnits {
+		digits, ok := strings.CutSuffix(s, unit.name)
+		if !ok {
+			continue
+		}
+		n, err := strconv.ParseInt(strings.TrimSpace(digits), 10, 64)
+		if err != nil || n < 0 || n > math.MaxInt64/unit.bytes {
+			break
+		}
+		return n * unit.bytes, nil
+	}
+	return 0, fmt.Errorf("%q is not a size with a unit", s)
+}
+
+func formatSize(n int64) string {
+	for _, unit := range sizeUnits {
+		if n%unit.bytes == 0 && n >= unit.bytes {
+			return strconv.FormatInt(n/unit.bytes, 10) + unit.name
+		}
+	}
+	return strconv.FormatInt(n, 10) + "B"
+}
+
+// list is any number of items that check accepts.
+func list(field *[]string, allowed string, check func(string) error) value {
+	return value{
+		allowed: allowed,
+		list:    true,
+		set: func(items []string) error {
+			var bad []error
+			for _, item := range items {
+				if item == "" {
+					bad = append(bad, errors.New("an item is empty"))
+				} else if check != nil {
+					bad = append(bad, check(item))
+				}
+			}
+			if err := errors.Join(bad...); err != nil {
+				return err
+			}
+			*field = slices.Clone(items)
+			return nil
+		},
+		get: func() []string { return *field },
+	}
+}

@@ -1,0 +1,78 @@
+package signingkey
+
+import (
+	"bytes"
+	"crypto/ed25519"
+	"encoding/base64"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func TestKeyIsMadeOnce(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "signing.key")
+	first, err := LoadOrCreate(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	second, err := LoadOrCreate(file)
+	if err != nil || first.ID != second.ID || !bytes.Equal(first.Private, second.Private) {
+		t.Fatalf("made %s, then read %s, %v", first.ID, second.ID, err)
+	}
+	info, err := os.Stat(file)
+	if err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("mode %v, %v", info.Mode(), err)
+	}
+	if rest, _ := os.ReadDir(filepath.Dir(file)); len(rest) != 1 {
+		t.Errorf("%d files instead of one", len(rest))
+	}
+	if _, err := parse([]byte("ed25519 " + strings.TrimPrefix(first.ID, "ed25519:") + " x")); err == nil {
+		t.Error("a short seed is accepted")
+	}
+	other, err := LoadOrCreate(filepath.Join(t.TempDir(), "signing.key"))
+	if err != nil || other.ID == first.ID || bytes.Equal(other.Private, first.Private) {
+		t.Errorf("two servers have the same key %s, %v", other.ID, err)
+	}
+}
+
+// TestSpecificationKey reads the key of the specification's test vectors (appendices, "Cryptographic Test Vectors").
+func TestSpecificationKey(t *testing.T) {
+	const seed = "YJDBA9Xnr2sVqXD9Vj7XVUnmFZcZrlw8Md7kMW+3XA1"
+	for _, text := range []string{
+		"ed25519 1 " + seed,
+		"\n# carried over\ned25519 1 " + seed + "=\r\nmore lines\n",
+	} {
+		key, err := parse([]byte(text))
+		if err != nil || key.ID != "ed25519:1" {
+			t.Errorf("%q gives %s, %v", text, key.ID, err)
+			continue
+		}
+		const signed = "K8280/U9SSy9IVtjBuVeLr+HpOB4BQFWbg+UZaADMtTdGYI7Geitb76LTrr5QV/7Xg4ahLwYGYZzuHGZKM5ZAQ"
+		signature, _ := base64.RawStdEncoding.DecodeString(signed)
+		if !bytes.Equal(ed25519.Sign(key.Private, []byte("{}")), signature) || !ed25519.Verify(key.Public(), []byte("{}"), signature) {
+			t.Errorf("%q: the signature of {} differs from the specification's", text)
+		}
+	}
+}
+
+func TestBadFilesAreRefusedAndNotRepeated(t *testing.T) {
+	for _, text := range []string{
+		"", "# only a comment\n", "secret", "rsa 1 secret", "ed25519 a:b secret", "ed25519 1 secret", "ed25519 1", "ed25519 1 secret secret",
+	} {
+		file := filepath.Join(t.TempDir(), "signing.key")
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, err := LoadOrCreate(file)
+		if err == nil || strings.Contains(err.Error(), "secret") {
+			t.Errorf("%q: %v", text, err)
+		}
+		if after, _ := os.ReadFile(file); string(after) != text {
+			t.Errorf("%q has been overwritten", text)
+		}
+	}
+	if _, err := LoadOrCreate(filepath.Join(t.TempDir(), "missing", "signing.key")); err == nil {
+		t.Error("a key was made in a folder that does not exist")
+	}
+}
