@@ -1,0 +1,212 @@
+package httpapi
+
+import (
+	"errors"
+	"unicode/utf8"
+
+	"github.com/myelin-im/myelin/internal/mxerr"
+)
+
+// maxDepth bounds how deep the JSON of a request may be nested. No client comes near it; what is
+// stored and signed later is walked recursively by other servers with less stack than ours.
+const maxDepth = 128
+
+var (
+	errSyntax = errors.New("syntax error")
+	errDepth  = errors.New("nested too deeply")
+)
+
+// checkObject checks that body is one JSON object in UTF-8 (RFC 8259) within the depth limit:
+// M_NOT_JSON if it is no JSON, M_BAD_JSON if it is another value or too deep.
+// spec: client-server-api v1.19 "API Standards"
+func checkObject(body []byte) *mxerr.Error {
+	if !utf8.Valid(body) {
+		return mxerr.NotJSON("The body is not valid UTF-8")
+	}
+	start := skipSpace(body, 0)
+	end, err := skipValue(body, start, 0)
+	if err == nil && skipSpace(body, end) != len(body) {
+		err = errSyntax
+	}
+	switch {
+	case err == errDepth:
+		return mxerr.BadJSON("The body is nested too deeply")
+	case err != nil:
+		return mxerr.NotJSON("The body is not valid JSON")
+	case body[start] != '{':
+		return mxerr.BadJSON("The body must be a JSON object")
+	}
+	return nil
+}
+
+// eachMember calls fn for the members of an object that checkObject has passed. key stands without
+// its quotes, escapes untouched.
+func eachMember(body []byte, fn func(key, value []byte) error) error {
+	i := skipSpace(body, 0) + 1
+	for {
+		if i = skipSpace(body, i); body[i] == '}' {
+			return nil
+		}
+		end, err := skipString(body, i)
+		if err != nil {
+			return err
+		}
+		key := body[i+1 : end-1]
+		i = skipSpace(body, skipSpace(body, end)+1) // the colon
+		if end, err = skipValue(body, i, 1); err != nil {
+			return err
+		}
+		if err := fn(key, body[i:end]); err != nil {
+			return err
+		}
+		if i = skipSpace(body, end); body[i] == ',' {
+			i++
+		}
+	}
+}
+
+func skipSpace(b []byte, i int) int {
+	for i < len(b) && (b[i] == ' ' || b[i] == '\n' || b[i] == '\t' || b[i] == '\r') {
+		i++
+	}
+	return i
+}
+
+// skipValue returns the end of the JSON value that starts at i.
+func skipValue(b []byte, i, depth int) (int, error) {
+	if i >= len(b) {
+		return i, errSyntax
+	}
+	switch c := b[i]; {
+	case c == '{' || c == '[':
+		if depth >= maxDepth {
+			return i, errDepth
+		}
+		return skipComposite(b, i, depth+1)
+	case c == '"':
+		return skipString(b, i)
+	case c == 't':
+		return skipWord(b, i, "true")
+	case c == 'f':
+		return skipWord(b, i, "false")
+	case c == 'n':
+		return skipWord(b, i, "null")
+	}
+	return skipNumber(b, i)
+}
+
+// skipComposite returns the end of the object or array that starts at i.
+func skipComposite(b []byte, i, depth int) (int, error) {
+	object, last := b[i] == '{', b[i]+2 // '}' and ']' stand two after their openings in ASCII
+	i = skipSpace(b, i+1)
+	if i < len(b) && b[i] == last {
+		return i + 1, nil
+	}
+	for {
+		var err error
+		if object {
+			if i >= len(b) || b[i] != '"' {
+				return i, errSyntax
+			}
+			if i, err = skipString(b, i); err != nil {
+				return i, err
+			}
+			if i = skipSpace(b, i); i >= len(b) || b[i] != ':' {
+				return i, errSyntax
+			}
+			i = skipSpace(b, i+1)
+		}
+		if i, err = skipValue(b, i, depth); err != nil {
+			return i, err
+		}
+		if i = skipSpace(b, i); i >= len(b) {
+			return i, errSyntax
+		}
+		switch b[i] {
+		case last:
+			return i + 1, nil
+		case ',':
+			i = skipSpace(b, i+1)
+		default:
+			return i, errSyntax
+		}
+	}
+}
+
+func skipWord(b []byte, i int, word string) (int, error) {
+	if end := i + len(word); end <= len(b) && string(b[i:end]) == word {
+		return end, nil
+	}
+	return i, errSyntax
+}
+
+// skipString returns the end of the string whose opening quote is at i.
+func skipString(b []byte, i int) (int, error) {
+	for i++; i < len(b); i++ {
+		switch c := b[i]; {
+		case c == '"':
+			return i + 1, nil
+		case c < ' ':
+			return i, errSyntax
+		case c == '\\':
+			if i++; i >= len(b) {
+				return i, errSyntax
+			}
+			switch b[i] {
+			case '"', '\\', '/', 'b', 'f', 'n', 'r', 't':
+			case 'u':
+				for range 4 {
+					if i++; i >= len(b) || !isHex(b[i]) {
+						return i, errSyntax
+					}
+				}
+			default:
+				return i, errSyntax
+			}
+		}
+	}
+	return i, errSyntax
+}
+
+func isHex(c byte) bool {
+	return isDigit(c) || 'a' <= c|0x20 && c|0x20 <= 'f'
+}
+
+func isDigit(c byte) bool { return '0' <= c && c <= '9' }
+
+// skipNumber returns the end of the number that starts at i.
+func skipNumber(b []byte, i int) (int, error) {
+	if i < len(b) && b[i] == '-' {
+		i++
+	}
+	var ok bool
+	if i < len(b) && b[i] == '0' {
+		i++
+	} else if i, ok = skipDigits(b, i); !ok {
+		return i, errSyntax
+	}
+	if i < len(b) && b[i] == '.' {
+		if i, ok = skipDigits(b, i+1); !ok {
+			return i, errSyntax
+		}
+	}
+	if i < len(b) && b[i]|0x20 == 'e' {
+		i++
+		if i < len(b) && (b[i] == '+' || b[i] == '-') {
+			i++
+		}
+		if i, ok = skipDigits(b, i); !ok {
+			return i, errSyntax
+		}
+	}
+	return i, nil
+}
+
+// skipDigits skips one digit or more.
+func skipDigits(b []byte, i int) (int, bool) {
+	start := i
+	for i < len(b) && isDigit(b[i]) {
+		i++
+	}
+	return i, i > start
+}

@@ -1,0 +1,4 @@
+package httpapi
+
+// maxParams bounds the wildcards of one path.
+const maxParams = 6
