@@ -9,7 +9,11 @@
 // knows this one.
 package config
 
-import "time"
+import (
+	"time"
+
+	"github.com/myelin-im/myelin/internal/ratelimit"
+)
 
 // Config is a complete, checked configuration. The meaning, default and bounds of each field stand in keys.go.
 type Config struct {
@@ -22,7 +26,7 @@ type Config struct {
 	Passwords    Passwords
 	Presence     Presence
 	Limits       Limits
-	RateLimits   RateLimits
+	RateLimits   ratelimit.Config
 	Appservices  Appservices
 	Logging      Logging
 	Metrics      Metrics
@@ -86,11 +90,6 @@ type Presence struct {
 // Limits bound what one request may bring.
 type Limits struct {
 	RequestBody int64 // bytes
-}
-
-// RateLimits bound how often one caller may do something.
-type RateLimits struct {
-	Enabled bool
 }
 
 // Appservices are the bridges and bots this server works with.

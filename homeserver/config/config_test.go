@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/myelin-im/myelin/internal/ratelimit"
 )
 
 var update = flag.Bool("update", false, "write docs/configuration.md anew")
@@ -47,8 +49,8 @@ func TestDefaults(t *testing.T) {
 	if c.Federation.Address != "" || c.Registration.Open || c.Registration.Guests || c.Federation.AllowPrivateAddresses {
 		t.Error("something that strangers could use is on by default")
 	}
-	if !c.RateLimits.Enabled || !c.Presence.Enabled {
-		t.Error("rate limits or presence are off by default")
+	if c.RateLimits != ratelimit.DefaultConfig() || !c.RateLimits.Enabled || !c.Presence.Enabled {
+		t.Error("rate limits or presence are off by default or changed on the way")
 	}
 	for _, text := range []string{"", "# nothing\n", "server:\n", "server:\n  name:\n"} {
 		if same, err := Load(write(t, text), nil); err != nil || !reflect.DeepEqual(same, c) {
@@ -128,6 +130,8 @@ func TestRefusals(t *testing.T) {
 		{"port", "client: {address: '127.0.0.1:99999'}", nil, []string{`"99999" is not a port`}},
 		{"no port", "client: {address: 127.0.0.1}", nil, []string{`"127.0.0.1" is not host:port`}},
 		{"URL", "server: {client_url: example.org}", nil, []string{"is not such a URL; allowed: an http or https URL, or empty"}},
+		{"rate", "rate_limits: {login: 5}", nil, []string{`rate_limits.login: "5" is not a rate and a burst; allowed: a rate and a burst such as`}},
+		{"rate's unit", "rate_limits: {login: 5/d burst 3, read: 1/s burst 0, sync: -1/s burst 1}", nil, []string{"rate_limits.login", "rate_limits.read", "rate_limits.sync"}},
 		{"list for a value", "server:\n  name: [a]\n", nil, []string{"myelin.yaml:2: server.name: it must be one value"}},
 		{"value for a list", "appservices: {files: a.yaml}", nil, []string{"it must be a list"}},
 		{"mapping in a list", "appservices: {files: [{a: b}]}", nil, []string{"it must be a list"}},
@@ -180,6 +184,7 @@ func TestPrintedFileIsTheConfiguration(t *testing.T) {
 	given.Passwords.Parallel = 3
 	given.Appservices.Files = []string{registration, registration}
 	given.Logging.Level = "debug"
+	given.RateLimits.Login, given.RateLimits.Sync = ratelimit.Rate{}, ratelimit.Rate{PerSecond: 0.5 / 3600, Burst: 7}
 	for name, c := range map[string]*Config{"defaults": Default(), "given": given} {
 		back, err := Load(write(t, c.YAML()), nil)
 		if err != nil || !reflect.DeepEqual(c, back) {

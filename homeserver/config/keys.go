@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/myelin-im/myelin/internal/ratelimit"
 )
 
 // A section is a top-level key of the configuration file.
@@ -177,13 +179,7 @@ func sections(c *Config) []section {
 				Raise it only if a client's request is refused with M_TOO_LARGE.`,
 				size(&c.Limits.RequestBody, 64<<10, 64<<20)},
 		}},
-		{"rate_limits", "How often one caller may do something.", []key{
-			{"enabled", "true", false, `
-				Whether callers that ask too often are told to wait.
-
-				Set it to false only for tests and load measurements.`,
-				truth(&c.RateLimits.Enabled)},
-		}},
+		{"rate_limits", rateLimitsDoc, rateLimits(&c.RateLimits)},
 		{"appservices", "Bridges and bots.", []key{
 			{"files", "", false, `
 				Registration files of application services, YAML as the Matrix specification has it. In the environment,
@@ -210,6 +206,55 @@ func sections(c *Config) []section {
 				optional(&c.Metrics.Address, "host:port", checkAddress)},
 		}},
 	}
+}
+
+const rateLimitsDoc = "How often one caller may do something: so many times per second (/s), minute (/m) or hour (/h) in the long " +
+	"run, and a burst at once. A caller is a user, another server, or an address where nobody has logged in yet. Raise a " +
+	"limit if people who do nothing unusual are told to wait; \"off\" lifts it."
+
+// rateLimits are the settings of a limiter: two switches and the budget of every class of endpoints.
+func rateLimits(c *ratelimit.Config) []key {
+	initial := ratelimit.DefaultConfig()
+	keys := []key{
+		{"enabled", strconv.FormatBool(initial.Enabled), false, `
+			Whether callers that ask too often are told to wait.
+
+			Set it to false only for tests and load measurements.`,
+			truth(&c.Enabled)},
+		{"exempt_admins", strconv.FormatBool(initial.ExemptAdmins), false, `
+			Whether administrators may do as much as they like.
+
+			Set it to false if scripts of administrators make too much load.`,
+			truth(&c.ExemptAdmins)},
+	}
+	for _, class := range []struct {
+		name         string
+		field, start *ratelimit.Rate
+		doc          string
+	}{
+		{"message", &c.Message, &initial.Message, "Sending events: messages, redactions, reactions."},
+		{"state", &c.State, &initial.State, "Changing a room's state, aliases and directory entry."},
+		{"create", &c.Create, &initial.Create, "Creating and upgrading rooms."},
+		{"join", &c.Join, &initial.Join, "Joining, knocking on and leaving rooms."},
+		{"invite", &c.Invite, &initial.Invite, "Inviting people."},
+		{"login", &c.Login, &initial.Login, "Logging in and refreshing tokens, by address."},
+		{"login_account", &c.LoginAccount, &initial.LoginAccount, "Password attempts on one account, from wherever they come."},
+		{"register", &c.Register, &initial.Register, "Making accounts and asking whether a user name is free, by address."},
+		{"account", &c.Account, &initial.Account, "Changing one's own account: password, profile, devices, account data, filters."},
+		{"media", &c.Media, &initial.Media, "Uploads, downloads and previews."},
+		{"read", &c.Read, &initial.Read, "Reading anything that has no limit of its own."},
+		{"search", &c.Search, &initial.Search, "Searching messages, people and room hierarchies."},
+		{"sync", &c.Sync, &initial.Sync, "Syncing."},
+		{"ephemeral", &c.Ephemeral, &initial.Ephemeral, "Typing notices, receipts and presence."},
+		{"keys", &c.Keys, &initial.Keys, "Encryption keys and their backup."},
+		{"to_device", &c.ToDevice, &initial.ToDevice, "Messages to devices."},
+		{"delayed", &c.Delayed, &initial.Delayed, "Delayed events. Every member of a call restarts one each second."},
+		{"federation", &c.Federation, &initial.Federation, "Requests of another server."},
+		{"admin", &c.Admin, &initial.Admin, "Administration."},
+	} {
+		keys = append(keys, key{class.name, formatRate(*class.start), false, class.doc, rate(class.field)})
+	}
+	return keys
 }
 
 func checkNotEmpty(s string) error {

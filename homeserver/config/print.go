@@ -21,16 +21,14 @@ func (c *Config) YAML() string {
 	copied := *c
 	standard := sections(Default())
 	for i, s := range sections(&copied) {
-		fmt.Fprintf(&b, "\n# %s\n%s:\n", s.doc, s.name)
+		b.WriteByte('\n')
+		comment(&b, "# ", s.doc)
+		b.WriteString(s.name + ":\n")
 		for j, k := range s.keys {
 			for _, paragraph := range k.paragraphs() {
-				for _, line := range wrap(paragraph, lineWidth-len("  # ")) {
-					b.WriteString("  # " + line + "\n")
-				}
+				comment(&b, "  # ", paragraph)
 			}
-			for _, line := range wrap("Allowed: "+k.value.allowed+".", lineWidth-len("  # ")) {
-				b.WriteString("  # " + line + "\n")
-			}
+			comment(&b, "  # ", "Allowed: "+k.value.allowed+".")
 			now, initial := k.value.get(), standard[i].keys[j].value.get()
 			switch {
 			case slices.Equal(now, initial):
@@ -46,6 +44,13 @@ func (c *Config) YAML() string {
 		}
 	}
 	return b.String()
+}
+
+// comment writes a paragraph as lines that begin with prefix.
+func comment(b *strings.Builder, prefix, paragraph string) {
+	for _, line := range wrap(paragraph, lineWidth-len(prefix)) {
+		b.WriteString(prefix + line + "\n")
+	}
 }
 
 // Markdown is the reference of all settings, docs/configuration.md.
@@ -69,7 +74,7 @@ wrong with a configuration, as the server itself does before it starts: unknown 
 contradict each other are refused, all at once, with their line.
 `)
 	for _, s := range sections(Default()) {
-		fmt.Fprintf(&b, "\n## %s\n\n%s\n", s.name, s.doc)
+		fmt.Fprintf(&b, "\n## %s\n\n%s\n", s.name, strings.Join(wrap(s.doc, lineWidth), "\n"))
 		for _, k := range s.keys {
 			initial := strings.Join(k.value.get(), ", ")
 			if initial == "" {

@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/myelin-im/myelin/internal/ratelimit"
 )
 
 // A value reads and writes one field of Config as text: the one form that a YAML scalar, a variable of the
@@ -179,6 +181,55 @@ func formatSize(n int64) string {
 		}
 	}
 	return strconv.FormatInt(n, 10) + "B"
+}
+
+// rate is a budget of a rate limiter, or off.
+func rate(field *ratelimit.Rate) value {
+	return scalar(field, "a rate and a burst such as 10/s burst 50, in /s, /m or /h, or off", parseRate, formatRate)
+}
+
+// The units of rates, so that the first that gives at least one is the natural way to write it.
+var rateUnits = []struct {
+	name    string
+	seconds float64
+}{{"/s", 1}, {"/m", 60}, {"/h", 3600}}
+
+func parseRate(s string) (ratelimit.Rate, error) {
+	if s == "off" {
+		return ratelimit.Rate{}, nil
+	}
+	wrong := fmt.Errorf("%q is not a rate and a burst", s)
+	fields := strings.Fields(s)
+	if len(fields) != 3 || fields[1] != "burst" {
+		return ratelimit.Rate{}, wrong
+	}
+	burst, err := strconv.ParseUint(fields[2], 10, 20)
+	if err != nil || burst == 0 {
+		return ratelimit.Rate{}, wrong
+	}
+	for _, unit := range rateUnits {
+		digits, ok := strings.CutSuffix(fields[0], unit.name)
+		if !ok {
+			continue
+		}
+		if n, err := strconv.ParseFloat(digits, 64); err == nil && n > 0 && n <= 1e6 {
+			return ratelimit.Rate{PerSecond: n / unit.seconds, Burst: int(burst)}, nil
+		}
+	}
+	return ratelimit.Rate{}, wrong
+}
+
+func formatRate(r ratelimit.Rate) string {
+	if r.PerSecond <= 0 {
+		return "off"
+	}
+	unit := rateUnits[0]
+	for _, unit = range rateUnits {
+		if r.PerSecond*unit.seconds >= 1 {
+			break
+		}
+	}
+	return fmt.Sprintf("%s%s burst %d", strconv.FormatFloat(r.PerSecond*unit.seconds, 'g', -1, 64), unit.name, max(r.Burst, 1))
 }
 
 // list is any number of items that check accepts.
