@@ -1,0 +1,7 @@
+// Package appservice knows the application services (bridges and bots) that this server works with: their
+// registrations, and which users, aliases and rooms each of them claims.
+//
+// A registration is a YAML file that the operator passes to the server; it is read once at the start.
+//
+// Spec: application-service API v1.19, "Registration".
+package appservice
