@@ -85,7 +85,9 @@ func New[In, Out any](method, path string, who Access, class ratelimit.Class,
 	}
 	e.typed = func(ctx context.Context, by *Caller, req *request) (any, error) {
 		in := new(In)
-		if err := p.decode(in, req); err != nil {
+		err := p.decode(in, req)
+		req.release() // the handler may wait long
+		if err != nil {
 			return nil, err
 		}
 		out, err := fn(ctx, by, in)

@@ -167,7 +167,9 @@ func (p *plan) decode(in any, req *request) error {
 		}
 	}
 	if p.raw != nil {
+		// The handler owns it; a second body of this size is not worth a pool.
 		v.FieldByIndex(p.raw).SetBytes(req.body)
+		req.buf, req.body = nil, nil
 	}
 	return nil
 }

@@ -1,0 +1,115 @@
+package httpapi
+
+import (
+	"io"
+	"net/http"
+	"time"
+
+	"github.com/myelin-im/myelin/internal/mxerr"
+)
+
+// minBytesPerSecond is how slow a client may send or read before it is given up.
+const minBytesPerSecond = 4 << 10
+
+// rawWriter is the answer of a raw endpoint: it notes the status and lets neither the sending nor the
+// reading client take forever. It unwraps for http.ResponseController.
+type rawWriter struct {
+	http.ResponseWriter
+	status int
+	pace   pace
+}
+
+// pace moves a connection's deadline on with the bytes that pass.
+type pace struct {
+	set   func(time.Time) error
+	start time.Time
+	bytes int64
+}
+
+func (p *pace) before(n int) {
+	if p.start.IsZero() {
+		p.start = time.Now()
+	}
+	p.bytes += int64(n)
+	p.set(p.start.Add(time.Minute + time.Duration(p.bytes/minBytesPerSecond)*time.Second))
+}
+
+// newRawWriter wraps the answer and bounds the body of a raw request.
+func newRawWriter(w http.ResponseWriter, r *http.Request, maxBody int64) *rawWriter {
+	control := http.NewResponseController(w)
+	if r.ContentLength != 0 && r.Body != nil {
+		r.Body = &rawBody{body: r.Body, w: w, left: maxBody, pace: pace{set: control.SetReadDeadline}}
+	}
+	return &rawWriter{ResponseWriter: w, pace: pace{set: control.SetWriteDeadline}}
+}
+
+// Unwrap gives http.ResponseController the connection.
+func (w *rawWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// WriteHeader sends the status.
+func (w *rawWriter) WriteHeader(status int) {
+	if w.status == 0 && status >= http.StatusOK {
+		w.status = status
+	}
+	w.ResponseWriter.WriteHeader(status)
+}
+
+// Write sends a part of the answer.
+func (w *rawWriter) Write(p []byte) (int, error) {
+	if w.status == 0 {
+		w.status = http.StatusOK
+	}
+	w.pace.before(len(p))
+	return w.ResponseWriter.Write(p)
+}
+
+// readFromChunk is how much is handed to sendfile at once: the steps in which the deadline moves.
+const readFromChunk = 1 << 20
+
+// ReadFrom lets files go to the socket without passing through the process.
+func (w *rawWriter) ReadFrom(src io.Reader) (n int64, err error) {
+	to, ok := w.ResponseWriter.(io.ReaderFrom)
+	if !ok {
+		return io.Copy(struct{ io.Writer }{w}, src)
+	}
+	if w.status == 0 {
+		w.status = http.StatusOK
+	}
+	for {
+		w.pace.before(readFromChunk)
+		part := io.LimitedReader{R: src, N: readFromChunk}
+		sent, err := to.ReadFrom(&part)
+		if n += sent; err != nil || sent < readFromChunk {
+			return n, err
+		}
+	}
+}
+
+// rawBody bounds the body of a raw request in size and time.
+type rawBody struct {
+	body io.ReadCloser
+	w    http.ResponseWriter
+	left int64
+	pace pace
+}
+
+// Read answers 413 M_TOO_LARGE as its error when the bound is passed.
+func (b *rawBody) Read(p []byte) (int, error) {
+	if int64(len(p)) > b.left+1 {
+		p = p[:b.left+1]
+	}
+	b.pace.before(0)
+	n, err := b.body.Read(p)
+	b.pace.bytes += int64(n)
+	if b.left -= int64(n); b.left < 0 {
+		b.w.Header().Set("Connection", "close")
+		return 0, mxerr.TooLarge("The request body is too large")
+	}
+	if err == io.EOF {
+		b.pace.set(time.Time{})
+	}
+	return n, err
+}
+
+// Close closes the body.
+func (b *rawBody) Close() error { return b.body.Close() }

@@ -1,0 +1,427 @@
+package httpapi
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/base32"
+	"errors"
+	"io"
+	"net/http"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/sirupsen/logrus"
+
+	"github.com/myelin-im/myelin/internal/mxerr"
+	"github.com/myelin-im/myelin/internal/ratelimit"
+)
+
+// call is a request being handled: its context and its caller in one allocation, which is all that
+// a waiting request keeps here.
+type call struct {
+	context.Context
+	by Caller
+	id string
+}
+
+type callKey struct{}
+
+// Value finds the call itself and what the request's own context carries.
+func (c *call) Value(key any) any {
+	if key == (callKey{}) {
+		return c
+	}
+	return c.Context.Value(key)
+}
+
+// RequestID is the identifier under which the request of ctx is logged, as in the answer's
+// X-Request-Id; empty outside of a request.
+func RequestID(ctx context.Context) string {
+	if c, ok := ctx.Value(callKey{}).(*call); ok {
+		return c.id
+	}
+	return ""
+}
+
+func newRequestIDs() requestIDs {
+	var b [5]byte
+	rand.Read(b[:])
+	return requestIDs{strings.ToLower(base32.StdEncoding.EncodeToString(b[:]))[:5] + "-", new(atomic.Uint64)}
+}
+
+func (ids requestIDs) next() string {
+	b := make([]byte, 0, 24)
+	b = append(b, ids.prefix...)
+	return string(strconv.AppendUint(b, ids.last.Add(1), 36))
+}
+
+// Headers that are the same on all answers; shared, so that setting them allocates nothing.
+// spec: client-server-api v1.19 "Web Browser Clients"
+var (
+	corsOrigin   = []string{"*"}
+	corsMethods  = []string{"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"}
+	corsHeaders  = []string{"X-Requested-With, Content-Type, Authorization"}
+	corsMaxAge   = []string{"86400"}
+	noStore      = []string{"no-store"}
+	noSniff      = []string{"nosniff"}
+	jsonType     = []string{"application/json"}
+	exposeRetry  = []string{"Retry-After"}
+	gzipEncoding = []string{"gzip"}
+	varyEncoding = []string{"Accept-Encoding"}
+)
+
+var requestPool = sync.Pool{New: func() any { return new(request) }}
+
+// maxPooled bounds the buffers that are kept for reuse, in bytes.
+const maxPooled = 64 << 10
+
+// release ends the use of req. Nothing a handler holds points into it.
+func (req *request) release() {
+	buf := req.buf
+	if cap(buf) > maxPooled {
+		buf = nil
+	}
+	*req = request{buf: buf[:0]}
+	requestPool.Put(req)
+}
+
+// serve answers a request to the table of endpoints.
+func (rt *Router) serve(w http.ResponseWriter, r *http.Request) {
+	start := time.Now()
+	c := &call{Context: r.Context(), id: rt.ids.next()}
+	h := w.Header()
+	h["Access-Control-Allow-Origin"] = corsOrigin
+	h["Access-Control-Allow-Methods"] = corsMethods
+	h["Access-Control-Allow-Headers"] = corsHeaders
+	h["X-Content-Type-Options"] = noSniff
+	h["X-Request-Id"] = []string{c.id}
+	if r.Method == http.MethodOptions {
+		// Answered for every path, so that a browser learns of a missing endpoint by its errcode
+		// and not by a failed preflight.
+		h["Access-Control-Max-Age"] = corsMaxAge
+		w.WriteHeader(http.StatusNoContent)
+		return
+	}
+	req := requestPool.Get().(*request)
+	req.http = r
+	path, escaped := rawPath(r.URL)
+	end := rt.tree.match(path, escaped, &req.params, 0)
+	var found *route
+	if end != nil {
+		found = end.route(r.Method)
+	}
+	if found == nil {
+		req.release()
+		status := http.StatusNotFound
+		if end != nil {
+			status = http.StatusMethodNotAllowed
+			h.Set("Allow", end.allow())
+		}
+		rt.writeError(w, r, mxerr.Unrecognized(status))
+		rt.finish(c, nil, r, status, start)
+		return
+	}
+	status := rt.run(c, found, w, r, req)
+	rt.finish(c, found, r, status, start)
+}
+
+// finish counts and logs a request.
+func (rt *Router) finish(c *call, found *route, r *http.Request, status int, start time.Time) {
+	took := time.Since(start)
+	m, pattern := rt.other, ""
+	if found != nil {
+		m, pattern = found.metrics, found.Path
+	}
+	m.observe(status, took)
+	if rt.verbose() {
+		rt.cfg.Log.WithFields(logrus.Fields{"request": c.id, "method": r.Method, "route": pattern, "status": status,
+			"took": took, "user": c.by.UserID, "origin": c.by.Origin, "addr": c.by.Addr}).Debug("request served")
+	}
+}
+
+// statusClientGone is what metrics and logs call a request whose client hung up.
+const statusClientGone = 499
+
+// run takes a request from its route to its written answer and returns the status.
+// A panic becomes a 500, or breaks the connection if an answer has begun.
+func (rt *Router) run(c *call, e *route, w http.ResponseWriter, r *http.Request, req *request) (status int) {
+	var raw *rawWriter
+	defer func() {
+		p := recover()
+		if p == nil {
+			return
+		}
+		if p == http.ErrAbortHandler {
+			panic(p)
+		}
+		rt.logger(c, e).WithField("stack", string(debug.Stack())).Errorf("panic: %v", p)
+		if raw != nil && raw.status != 0 {
+			panic(http.ErrAbortHandler)
+		}
+		status = rt.writeError(w, r, errInternal)
+	}()
+	if err := rt.admit(c, e, w, r, req); err != nil {
+		req.release()
+		return rt.fail(c, e, w, r, err)
+	}
+	if e.Raw {
+		raw = newRawWriter(w, r, e.maxBody)
+		for i, name := range e.params {
+			r.SetPathValue(name, req.params[i])
+		}
+		req.release()
+		if err := e.raw(c, &c.by, raw, r); err != nil {
+			if raw.status != 0 {
+				rt.logger(c, e).WithError(err).Warn("error after the answer had begun")
+				panic(http.ErrAbortHandler)
+			}
+			return rt.fail(c, e, w, r, err)
+		}
+		if raw.status == 0 {
+			raw.WriteHeader(http.StatusOK)
+		}
+		return raw.status
+	}
+	out, err := e.typed(c, &c.by, req)
+	if err != nil {
+		return rt.fail(c, e, w, r, err)
+	}
+	if err := rt.writeJSON(w, r, http.StatusOK, out); err != nil {
+		return rt.fail(c, e, w, r, err)
+	}
+	return http.StatusOK
+}
+
+// admit is everything before the handler: who calls, whether they may and how often, and a
+// request that can be decoded.
+func (rt *Router) admit(c *call, e *route, w http.ResponseWriter, r *http.Request, req *request) error {
+	c.by.Addr = rt.clientAddr(r)
+	if e.Who&Server != 0 {
+		// The signature covers the body, so it is read before anything is known of the caller.
+		if err := rt.readBody(e, w, r, req); err != nil {
+			return err
+		}
+		if err := rt.authenticateServer(c, r, req.body); err != nil {
+			return err
+		}
+		if err := rt.limit(c, e); err != nil {
+			return err
+		}
+		return checkParams(e, req)
+	}
+	if e.Who&token != 0 {
+		if err := rt.authenticate(c, e, r); err != nil {
+			return err
+		}
+	}
+	if err := rt.limit(c, e); err != nil {
+		return err
+	}
+	if err := checkParams(e, req); err != nil {
+		return err
+	}
+	return rt.readBody(e, w, r, req)
+}
+
+// authenticate finds the caller by access token and checks that the endpoint is for them.
+func (rt *Router) authenticate(c *call, e *route, r *http.Request) error {
+	tok := accessToken(r)
+	if tok == "" {
+		if e.Who&Optional != 0 {
+			return nil
+		}
+		return mxerr.MissingToken()
+	}
+	by, err := rt.cfg.Authenticate(c, tok, r)
+	if err != nil {
+		return err
+	}
+	if by == nil {
+		return mxerr.UnknownToken(false)
+	}
+	addr := c.by.Addr
+	c.by = *by
+	c.by.Addr = addr
+	switch {
+	case by.Locked && !e.Locked:
+		// spec: client-server-api v1.19 "Account locking"
+		return mxerr.New(http.StatusUnauthorized, "M_USER_LOCKED", "This account is locked").WithField("soft_logout", true)
+	case e.Who.admits(by):
+		return nil
+	case by.Guest && e.Who&(User|Guest) != 0:
+		return mxerr.New(http.StatusForbidden, "M_GUEST_ACCESS_FORBIDDEN", "Guests cannot do this")
+	case e.Who&Appservice != 0:
+		return mxerr.Forbidden("Only application services can do this")
+	}
+	return mxerr.Forbidden("You are not a server administrator")
+}
+
+// authenticateServer finds the homeserver that signed the request.
+func (rt *Router) authenticateServer(c *call, r *http.Request, body []byte) error {
+	by, err := rt.cfg.AuthenticateServer(c, r, body)
+	if err != nil {
+		return err
+	}
+	if by == nil || by.Origin == "" {
+		return mxerr.New(http.StatusUnauthorized, "M_UNAUTHORIZED", "The request is not signed by a server")
+	}
+	addr := c.by.Addr
+	c.by = *by
+	c.by.Addr = addr
+	return nil
+}
+
+// accessToken is the token of a request. The query parameter, deprecated in v1.11, left the
+// specification in v1.20, after the versions that we advertise.
+// spec: client-server-api v1.19 "Using access tokens"
+func accessToken(r *http.Request) string {
+	const scheme = "Bearer "
+	if auth := r.Header.Get("Authorization"); auth != "" {
+		if len(auth) > len(scheme) && strings.EqualFold(auth[:len(scheme)], scheme) {
+			return strings.TrimSpace(auth[len(scheme):])
+		}
+		return ""
+	}
+	return queryValue(r.URL.RawQuery, "access_token")
+}
+
+// limit spends one request of the caller's budget.
+func (rt *Router) limit(c *call, e *route) error {
+	l := rt.cfg.Limiter
+	if l == nil || e.Class == ratelimit.None {
+		return nil
+	}
+	by := &c.by
+	var key string
+	switch {
+	case by.Appservice != nil && !by.Appservice.RateLimited, by.Admin && l.ExemptAdmins():
+		return nil
+	case by.UserID != "":
+		key = by.UserID
+	case by.Origin != "":
+		key = by.Origin
+	default:
+		key = ratelimit.AddrKey(by.Addr)
+	}
+	if ok, after := l.Allow(e.Class, key); !ok {
+		return mxerr.LimitExceeded(after)
+	}
+	return nil
+}
+
+// checkParams checks the wildcards whose syntax is known.
+func checkParams(e *route, req *request) error {
+	for i, check := range e.checks {
+		if err := check(req.params[i]); err != nil {
+			return mxerr.InvalidParam(e.params[i] + " " + err.Error())
+		}
+	}
+	return nil
+}
+
+// readBody reads and checks the body, if the endpoint does not do so itself.
+func (rt *Router) readBody(e *route, w http.ResponseWriter, r *http.Request, req *request) error {
+	switch {
+	case e.Body == NoBody, e.Body == StreamBody:
+		endReading(w, r)
+		return nil
+	case r.ContentLength == 0:
+	default:
+		if err := req.read(w, r, e.maxBody); err != nil {
+			return err
+		}
+	}
+	endReading(w, r)
+	if len(req.body) == 0 {
+		if e.Body == RequiredBody {
+			return mxerr.NotJSON("The request has no body")
+		}
+		return nil
+	}
+	if err := checkObject(req.body); err != nil {
+		return err
+	}
+	return nil
+}
+
+// read reads the body into the request's buffer, which grows with what really arrives.
+func (req *request) read(w http.ResponseWriter, r *http.Request, limit int64) error {
+	if r.ContentLength > limit {
+		return tooLarge(w)
+	}
+	buf := req.buf[:0]
+	if need := min(r.ContentLength, maxPooled); int64(cap(buf)) < need+1 {
+		buf = make([]byte, 0, need+1)
+	}
+	for {
+		if len(buf) == cap(buf) {
+			buf = append(buf, 0)[:len(buf)]
+		}
+		n, err := r.Body.Read(buf[len(buf):min(int64(cap(buf)), limit+1)])
+		buf = buf[:len(buf)+n]
+		if int64(len(buf)) > limit {
+			return tooLarge(w)
+		}
+		if err == io.EOF {
+			req.buf, req.body = buf, buf
+			return nil
+		}
+		if err != nil {
+			return errBodyLost{err}
+		}
+	}
+}
+
+// tooLarge refuses a body and the connection with it, rather than reading the rest.
+func tooLarge(w http.ResponseWriter) error {
+	w.Header().Set("Connection", "close")
+	return mxerr.TooLarge("The request body is too large")
+}
+
+// errBodyLost is a body that ended too early or came too slowly.
+type errBodyLost struct{ error }
+
+// endReading lifts the server's limit on the time a request may take to arrive; without this it would
+// cancel a long-poll (see NewServer).
+func endReading(w http.ResponseWriter, r *http.Request) {
+	if r.ProtoMajor != 1 {
+		return // HTTP/2 applies it to bodies only
+	}
+	if d, ok := w.(interface{ SetReadDeadline(time.Time) error }); ok {
+		d.SetReadDeadline(time.Time{})
+	}
+}
+
+var errInternal = mxerr.New(http.StatusInternalServerError, "M_UNKNOWN", "Internal server error")
+
+// logger is the log with the request's marks.
+func (rt *Router) logger(c *call, e *route) *logrus.Entry {
+	return rt.cfg.Log.WithFields(logrus.Fields{"request": c.id, "method": e.Method, "route": e.Path,
+		"user": c.by.UserID, "origin": c.by.Origin})
+}
+
+// fail answers with an error: a Matrix error as it is, anything else as a logged 500 that tells the
+// client nothing. A client that hung up gets and causes nothing.
+func (rt *Router) fail(c *call, e *route, w http.ResponseWriter, r *http.Request, err error) int {
+	var lost errBodyLost
+	if errors.As(err, &lost) {
+		w.Header().Set("Connection", "close")
+		return rt.writeError(w, r, mxerr.New(http.StatusRequestTimeout, "M_UNKNOWN", "The request body did not arrive"))
+	}
+	if c.Err() != nil && errors.Is(err, context.Canceled) {
+		return statusClientGone
+	}
+	me := mxerr.As(err)
+	if me == nil {
+		rt.logger(c, e).WithError(err).Error("request failed")
+		return rt.writeError(w, r, errInternal)
+	}
+	if me.Status >= http.StatusInternalServerError {
+		rt.logger(c, e).WithError(err).Warn("request failed")
+	}
+	return rt.writeError(w, r, me)
+}
