@@ -56,7 +56,7 @@ type Federation struct {
 // Database says where durable data lives.
 type Database struct {
 	URL     string // empty: SQLite in the data folder
-	Readers int    // connections for reading
+	Readers int    // connections for reading; 0: chosen by storage
 }
 
 // Registration says who may make an account.

@@ -100,11 +100,12 @@ func sections(c *Config) []section {
 
 				Set it when PostgreSQL is run and backed up anyway. Data is not moved from one database to the other.`,
 				optional(&c.Database.URL, "a postgres URL", checkDatabaseURL)},
-			{"readers", "8", false, `
-				Connections used for reading at the same time. Writing has one of its own.
+			{"readers", "0", false, `
+				Connections used for reading at the same time; writing has its own. 0: a number that suits the machine.
 
-				Raise it, with PostgreSQL on another machine, if logs tell of requests that wait for a connection.`,
-				number(&c.Database.Readers, 1, 200)},
+				Raise it if PostgreSQL runs on another machine and requests wait for a connection; lower it if PostgreSQL
+				grants this server fewer.`,
+				number(&c.Database.Readers, 0, 500)},
 		}},
 		{"registration", "Who may make an account.", []key{
 			{"open", "false", false, `

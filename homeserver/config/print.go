@@ -86,7 +86,7 @@ contradict each other are refused, all at once, with their line.
 			for _, paragraph := range k.paragraphs() {
 				b.WriteString(strings.Join(wrap(paragraph, lineWidth), "\n") + "\n\n")
 			}
-			facts := fmt.Sprintf("Default: %s. Allowed: %s. Environment: `%s`.", initial, k.value.allowed, variable(s.name, k.name))
+			facts := fmt.Sprintf("Default: %s. Allowed: %s. Environment: %#q.", initial, k.value.allowed, variable(s.name, k.name))
 			b.WriteString(strings.Join(wrap(facts, lineWidth), "\n") + "\n")
 		}
 	}
