@@ -67,8 +67,8 @@ func (v *Version) Build(p *Proto, serverName, keyID string, key ed25519.PrivateK
 	if err != nil {
 		return nil, err
 	}
-	if e.id = id; v.EventFormat != 1 {
-		e.id = eventID(v, signed.b)
+	if e.ID = id; v.EventFormat != 1 {
+		e.ID = eventID(v, signed.b)
 		e.deriveRoomID()
 	}
 	if err := e.check(&f); err != nil {
@@ -225,12 +225,12 @@ func ParseTemplate(v *Version, raw []byte) (*Proto, error) {
 		return nil, fmt.Errorf("template: %w", err)
 	}
 	p := &Proto{
-		RoomID: e.roomID, Sender: e.sender, Type: e.typ, Content: e.content, Redacts: e.Redacts(),
+		RoomID: e.RoomID, Sender: e.Sender, Type: e.Type, Content: e.content, Redacts: e.Redacts(),
 		PrevEvents: refs(v, f.prevEvents), AuthEvents: refs(v, f.authEvents),
-		Depth: e.depth, OriginServerTS: e.originServerTS,
+		Depth: e.Depth, OriginServerTS: e.OriginServerTS,
 	}
-	if e.isState {
-		p.StateKey = &e.stateKey
+	if e.IsState() {
+		p.StateKey = e.StateKey
 	}
 	return p, nil
 }

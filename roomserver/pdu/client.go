@@ -6,54 +6,51 @@ import (
 	"github.com/myelin-im/myelin/internal/canonicaljson"
 )
 
-// ClientFormat chooses between the ways in which clients see events.
-type ClientFormat uint8
-
-const (
-	// ClientFull is a whole client event.
-	ClientFull ClientFormat = iota
-	// ClientSync is that without room_id, as in the rooms of /sync.
-	ClientSync
-	// ClientStripped is stripped state: content, sender, state_key and type.
-	ClientStripped
-)
-
-// AppendClient appends the event as clients see it, without unsigned. The last
-// byte is the closing brace of an object that is never empty, so a caller that
-// has unsigned data overwrites it:
+// AppendClient appends what all readers see alike of the event as a client
+// event: everything but room_id and unsigned, and without the closing brace.
+// The caller adds the members that it wants and closes the object:
 //
-//	b = e.AppendClient(b, pdu.ClientSync)
-//	b = append(b[:len(b)-1], `,"unsigned":{…}}`...)
+//	b = e.AppendClient(b)
+//	b = append(b, `,"room_id":"!…","unsigned":{…}}`...)
 //
 // A redaction names its target both in the event and in its content, whichever
 // of them the room version knows, for older and newer clients.
 //
 // spec: client-server-api v1.19 "Room event format", rooms/v11 "Moving the
 // redacts property"
-func (e *Event) AppendClient(dst []byte, format ClientFormat) []byte {
+func (e *Event) AppendClient(dst []byte) []byte {
 	redacts := e.Redacts()
-	dst = append(dst, `{"content":`...)
+	dst = e.appendClientContent(append(dst, '{'), redacts)
+	dst = canonicaljson.AppendString(append(dst, `,"event_id":`...), e.ID)
+	dst = strconv.AppendInt(append(dst, `,"origin_server_ts":`...), e.OriginServerTS, 10)
+	if redacts != "" {
+		dst = canonicaljson.AppendString(append(dst, `,"redacts":`...), redacts)
+	}
+	return e.appendEnd(dst)
+}
+
+// AppendStripped appends the event as stripped state, a whole object.
+//
+// spec: client-server-api v1.19 "Stripped state"
+func (e *Event) AppendStripped(dst []byte) []byte {
+	dst = e.appendClientContent(append(dst, '{'), e.Redacts())
+	return append(e.appendEnd(dst), '}')
+}
+
+func (e *Event) appendClientContent(dst []byte, redacts string) []byte {
+	dst = append(dst, `"content":`...)
 	if redacts != "" && !e.version.RedactsInContent {
-		dst = appendWithRedacts(dst, e.content, redacts)
-	} else {
-		dst = append(dst, e.content...)
+		return appendWithRedacts(dst, e.content, redacts)
 	}
-	if format != ClientStripped {
-		dst = canonicaljson.AppendString(append(dst, `,"event_id":`...), e.id)
-		dst = strconv.AppendInt(append(dst, `,"origin_server_ts":`...), e.originServerTS, 10)
-		if redacts != "" {
-			dst = canonicaljson.AppendString(append(dst, `,"redacts":`...), redacts)
-		}
-		if format == ClientFull {
-			dst = canonicaljson.AppendString(append(dst, `,"room_id":`...), e.roomID)
-		}
+	return append(dst, e.content...)
+}
+
+func (e *Event) appendEnd(dst []byte) []byte {
+	dst = canonicaljson.AppendString(append(dst, `,"sender":`...), e.Sender)
+	if e.IsState() {
+		dst = canonicaljson.AppendString(append(dst, `,"state_key":`...), *e.StateKey)
 	}
-	dst = canonicaljson.AppendString(append(dst, `,"sender":`...), e.sender)
-	if e.isState {
-		dst = canonicaljson.AppendString(append(dst, `,"state_key":`...), e.stateKey)
-	}
-	dst = canonicaljson.AppendString(append(dst, `,"type":`...), e.typ)
-	return append(dst, '}')
+	return canonicaljson.AppendString(append(dst, `,"type":`...), e.Type)
 }
 
 // appendWithRedacts appends canonical content with its member redacts set.

@@ -21,20 +21,34 @@ const (
 	TypeAliases           = "m.room.aliases"
 )
 
-// Event is one room event. Made by Parse, FromStore or Version.Build.
+// Event is one room event, made by Parse, FromStore or Version.Build. Nobody
+// changes its fields.
 type Event struct {
-	version *Version
-	json    []byte // canonical, without unsigned
+	ID string
+	// RoomID of a version 12 create event is derived from its ID.
+	RoomID string
+	// Sender is the user ID of the sender.
+	Sender string
+	Type   string
+	// StateKey is nil for events that are not state.
+	StateKey *string
+	// Depth is what the sender says about the distance to the create event: 0 to
+	// MaxDepth, in versions 1 to 5 to 2^63-1. Nobody can rely on it.
+	Depth int64
+	// OriginServerTS is when the sender says the event was sent, in milliseconds
+	// since 1970. It can be any integer.
+	OriginServerTS int64
+	// Redacted says that only the redacted form is here.
+	Redacted bool
 
-	id, roomID, sender, typ string
-	stateKey                string
-	membership              string // of member state events
-	content, signatures     []byte // parts of json
-	refs                    []string
-	prevs                   int // refs[:prevs] are prev_events, the rest auth_events
-	depth, originServerTS   int64
-	isState, redacted       bool
-	carriesRoomID           bool
+	version             *Version
+	json                []byte // canonical, without unsigned
+	content, signatures []byte // parts of json
+	stateKey            string // what StateKey points to
+	membership          string // of member state events
+	refs                []string
+	prevs               int // refs[:prevs] are prev_events, the rest auth_events
+	carriesRoomID       bool
 
 	cached atomic.Pointer[any]
 }
@@ -42,32 +56,16 @@ type Event struct {
 // Version is the version of the event's room.
 func (e *Event) Version() *Version { return e.version }
 
-// ID is the event ID.
-func (e *Event) ID() string { return e.id }
-
-// RoomID is the room's ID; that of a version 12 create event is derived from
-// its event ID.
-func (e *Event) RoomID() string { return e.roomID }
-
 // CarriesRoomID reports whether the JSON has a room_id. A version 12 event of
 // type m.room.create that does is not authorised.
 func (e *Event) CarriesRoomID() bool { return e.carriesRoomID }
 
-// Sender is the user ID of the sender.
-func (e *Event) Sender() string { return e.sender }
-
-// Type is the event type.
-func (e *Event) Type() string { return e.typ }
-
 // IsState reports whether the event has a state key.
-func (e *Event) IsState() bool { return e.isState }
-
-// StateKey is the state key; "" also for events that are not state.
-func (e *Event) StateKey() string { return e.stateKey }
+func (e *Event) IsState() bool { return e.StateKey != nil }
 
 // Is reports whether the event is a state event with this type and state key.
 func (e *Event) Is(typ, stateKey string) bool {
-	return e.isState && e.typ == typ && e.stateKey == stateKey
+	return e.StateKey != nil && e.Type == typ && *e.StateKey == stateKey
 }
 
 // Content is the canonical JSON object of the content.
@@ -84,14 +82,6 @@ func (e *Event) ContentString(name string) (value string, ok bool) {
 	return text(canonicaljson.Member(e.content, name))
 }
 
-// Depth is what the sender says about the distance to the create event: 0 to
-// 2^53-1, in versions 1 to 5 to 2^63-1. Nobody can rely on it.
-func (e *Event) Depth() int64 { return e.depth }
-
-// OriginServerTS is when the sender says the event was sent, in milliseconds
-// since 1970. Any integer.
-func (e *Event) OriginServerTS() int64 { return e.originServerTS }
-
 // PrevEventIDs are the parents in the room's graph, at most MaxPrevEvents, in
 // the event's order without repetitions.
 func (e *Event) PrevEventIDs() []string { return e.refs[:e.prevs:e.prevs] }
@@ -104,7 +94,7 @@ func (e *Event) AuthEventIDs() []string { return e.refs[e.prevs:len(e.refs):len(
 // Redacts is the ID of the event that an m.room.redaction event redacts, "" if
 // it names none or is of another type.
 func (e *Event) Redacts() string {
-	if e.typ != TypeRedaction {
+	if e.Type != TypeRedaction {
 		return ""
 	}
 	from := e.json
@@ -118,9 +108,6 @@ func (e *Event) Redacts() string {
 // JSON is the event as it is signed and sent to other servers: canonical, all
 // members but unsigned.
 func (e *Event) JSON() []byte { return e.json[:len(e.json):len(e.json)] }
-
-// Redacted reports whether only the redacted form is here.
-func (e *Event) Redacted() bool { return e.redacted }
 
 // Membership is content.membership of an m.room.member state event, "" if it is
 // missing or no string, and for other events.
@@ -149,7 +136,7 @@ func (e *Event) Creators() []string {
 		creator, _ := e.ContentString("creator")
 		return []string{creator}
 	}
-	list := []string{e.sender}
+	list := []string{e.Sender}
 	if e.version.CreatorsPrivileged {
 		for w := canonicaljson.Walk(e.ContentField("additional_creators")); w.Next(); {
 			if id, ok := text(w.Value); ok {
@@ -176,7 +163,7 @@ func (e *Event) Cached(build func(*Event) any) any {
 }
 
 // SenderServer is the server name in the sender's ID.
-func (e *Event) SenderServer() string { return ServerOf(e.sender) }
+func (e *Event) SenderServer() string { return ServerOf(e.Sender) }
 
 // ServerOf returns the server name of a user ID, or of a room ID, room alias or
 // event ID that has one: what follows the first colon. "" if there is none.

@@ -94,8 +94,8 @@ type Ref struct {
 // Ref returns how other events cite this one.
 func (e *Event) Ref() Ref {
 	if e.version.EventFormat != 1 {
-		return Ref{ID: e.id}
+		return Ref{ID: e.ID}
 	}
 	hash := e.referenceHash()
-	return Ref{ID: e.id, SHA256: base64.RawStdEncoding.EncodeToString(hash[:])}
+	return Ref{ID: e.ID, SHA256: base64.RawStdEncoding.EncodeToString(hash[:])}
 }

@@ -25,6 +25,8 @@ const (
 	MaxPrevEvents = 20
 	// MaxAuthEvents is the largest number of auth_events.
 	MaxAuthEvents = 10
+	// MaxDepth is the largest depth of version 6 and later.
+	MaxDepth = 1<<53 - 1
 
 	// maxRawSize is how much of an event is looked at before it is known how
 	// large its canonical form without unsigned is.
@@ -86,7 +88,7 @@ func split(event []byte) (f fields) {
 // Parse reads an event that another server sent. It checks everything that can
 // be checked about the event alone but its signatures, computes the event ID
 // and drops unsigned. If the content hash does not match, the redacted form is
-// returned, as the specification demands, and Redacted reports so. raw is not
+// returned, as the specification demands, and Redacted says so. raw is not
 // kept. The error wraps ErrTooLarge, ErrBadJSON or ErrFormat.
 func Parse(v *Version, raw []byte) (*Event, error) {
 	if len(raw) > maxRawSize {
@@ -122,8 +124,7 @@ func Parse(v *Version, raw []byte) (*Event, error) {
 	return e, nil
 }
 
-// FromStore restores an event from what JSON, ID and Redacted of a valid event
-// returned. It hashes and checks nothing, and keeps raw, which nobody may
+// FromStore restores an event from the JSON, ID and Redacted of a valid event. It hashes and checks nothing, and keeps raw, which nobody may
 // change any more. An error means that the stored bytes are corrupt.
 func FromStore(v *Version, raw []byte, id string, redacted bool) (*Event, error) {
 	f := split(raw)
@@ -131,7 +132,7 @@ func FromStore(v *Version, raw []byte, id string, redacted bool) (*Event, error)
 	if err != nil {
 		return nil, fmt.Errorf("restore event %s: %w", id, err)
 	}
-	e.id, e.redacted = id, redacted
+	e.ID, e.Redacted = id, redacted
 	e.deriveRoomID()
 	return e, nil
 }
@@ -145,9 +146,9 @@ func decode(v *Version, own []byte, f *fields) (*Event, error) {
 		into     *string
 		optional bool
 	}{
-		{"type", f.typ, &e.typ, false},
-		{"sender", f.sender, &e.sender, false},
-		{"room_id", f.roomID, &e.roomID, v.RoomIDIsCreateHash},
+		{"type", f.typ, &e.Type, false},
+		{"sender", f.sender, &e.Sender, false},
+		{"room_id", f.roomID, &e.RoomID, v.RoomIDIsCreateHash},
 		{"state_key", f.stateKey, &e.stateKey, true},
 	} {
 		s, ok := text(member.token)
@@ -156,20 +157,22 @@ func decode(v *Version, own []byte, f *fields) (*Event, error) {
 		}
 		*member.into = s
 	}
-	e.isState = f.stateKey != nil
+	if f.stateKey != nil {
+		e.StateKey = &e.stateKey
+	}
 	e.carriesRoomID = f.roomID != nil
 
 	var ok bool
-	if e.depth, ok = integer(f.depth); !ok {
+	if e.Depth, ok = integer(f.depth); !ok {
 		return nil, fmt.Errorf("%w: depth is no integer", ErrFormat)
 	}
-	if e.originServerTS, ok = integer(f.originServerTS); !ok {
+	if e.OriginServerTS, ok = integer(f.originServerTS); !ok {
 		return nil, fmt.Errorf("%w: origin_server_ts is no integer", ErrFormat)
 	}
 	if len(f.content) == 0 || f.content[0] != '{' {
 		return nil, fmt.Errorf("%w: content is no object", ErrFormat)
 	}
-	if e.isState && e.typ == TypeMember {
+	if e.IsState() && e.Type == TypeMember {
 		e.membership, _ = e.ContentString("membership")
 	}
 	if err := e.decodeRefs(f); err != nil {
@@ -238,44 +241,44 @@ func refID(v *Version, item []byte) (string, bool) {
 // setID takes the event ID from the event, or computes it.
 func (e *Event) setID(f *fields) {
 	if e.version.EventFormat == 1 {
-		e.id, _ = text(f.eventID)
+		e.ID, _ = text(f.eventID)
 		return
 	}
 	b := getBuffer()
 	b.b = e.appendSigned(b.b)
-	e.id = eventID(e.version, b.b)
+	e.ID = eventID(e.version, b.b)
 	b.put()
 	e.deriveRoomID()
 }
 
 // deriveRoomID gives a version 12 create event its room ID.
 func (e *Event) deriveRoomID() {
-	if e.version.RoomIDIsCreateHash && !e.carriesRoomID && len(e.id) > 0 {
-		e.roomID = "!" + e.id[1:]
+	if e.version.RoomIDIsCreateHash && !e.carriesRoomID && len(e.ID) > 0 {
+		e.RoomID = "!" + e.ID[1:]
 	}
 }
 
 // check judges the members of an event whose JSON and types are right.
 func (e *Event) check(f *fields) error {
-	if e.depth < 0 {
+	if e.Depth < 0 {
 		return fmt.Errorf("%w: negative depth", ErrFormat)
 	}
 	if len(f.signatures) == 0 || f.signatures[0] != '{' {
 		return fmt.Errorf("%w: signatures is no object", ErrFormat)
 	}
-	if e.typ == TypeRedaction && !e.version.RedactsInContent && f.redacts != nil && f.redacts[0] != '"' {
+	if e.Type == TypeRedaction && !e.version.RedactsInContent && f.redacts != nil && f.redacts[0] != '"' {
 		return fmt.Errorf("%w: redacts is no string", ErrFormat)
 	}
 	if err := e.checkSizes(); err != nil {
 		return err
 	}
-	if !ValidUserID(e.sender) {
+	if !ValidUserID(e.Sender) {
 		return fmt.Errorf("%w: sender is no user ID", ErrFormat)
 	}
 	if err := e.checkRoomID(); err != nil {
 		return err
 	}
-	if e.version.EventFormat == 1 && !validID(e.id, '$') {
+	if e.version.EventFormat == 1 && !validID(e.ID, '$') {
 		return fmt.Errorf("%w: event_id is no event ID", ErrFormat)
 	}
 	for _, id := range e.refs {
@@ -289,14 +292,14 @@ func (e *Event) check(f *fields) error {
 func (e *Event) checkRoomID() error {
 	switch {
 	case !e.version.RoomIDIsCreateHash:
-		if !validID(e.roomID, '!') {
+		if !validID(e.RoomID, '!') {
 			return fmt.Errorf("%w: room_id is no room ID", ErrFormat)
 		}
 	case e.Is(TypeCreate, ""):
 		if e.carriesRoomID {
 			return fmt.Errorf("%w: create event with a room_id", ErrFormat)
 		}
-	case !validHashID(e.roomID, '!') || !e.carriesRoomID:
+	case !validHashID(e.RoomID, '!') || !e.carriesRoomID:
 		return fmt.Errorf("%w: room_id is no room ID", ErrFormat)
 	}
 	return nil
@@ -306,7 +309,7 @@ func (e *Event) checkRoomID() error {
 // servers counted so, of code points.
 func (e *Event) checkSizes() error {
 	for _, field := range [...]struct{ name, value string }{
-		{"sender", e.sender}, {"room_id", e.roomID}, {"event_id", e.id}, {"type", e.typ}, {"state_key", e.stateKey},
+		{"sender", e.Sender}, {"room_id", e.RoomID}, {"event_id", e.ID}, {"type", e.Type}, {"state_key", e.stateKey},
 	} {
 		if len(field.value) <= MaxFieldSize {
 			continue
@@ -324,7 +327,7 @@ func (e *Event) checkSizes() error {
 // rejected, but not dropped, since others hold them as rejected too and build
 // on them.
 func (e *Event) Oversized() bool {
-	return max(len(e.sender), len(e.roomID), len(e.id), len(e.typ), len(e.stateKey)) > MaxFieldSize
+	return max(len(e.Sender), len(e.RoomID), len(e.ID), len(e.Type), len(e.stateKey)) > MaxFieldSize
 }
 
 // checkContentHash compares the content hash. An event whose hashes cannot be

@@ -11,17 +11,17 @@ import (
 //
 // spec: rooms "Redactions"
 func (e *Event) Redact() *Event {
-	if e.redacted {
+	if e.Redacted {
 		return e
 	}
-	own := appendRedacted(make([]byte, 0, len(e.json)), e.version, e.typ, e.json, true)
+	own := appendRedacted(make([]byte, 0, len(e.json)), e.version, e.Type, e.json, true)
 	f := split(own)
 	r, err := decode(e.version, own, &f)
 	if err != nil {
 		// The members that decode looks at all survive redaction.
-		panic(fmt.Sprintf("redact %s: %v", e.id, err))
+		panic(fmt.Sprintf("redact %s: %v", e.ID, err))
 	}
-	r.id, r.roomID, r.redacted = e.id, e.roomID, true
+	r.ID, r.RoomID, r.Redacted = e.ID, e.RoomID, true
 	return r
 }
 
@@ -45,7 +45,7 @@ func RedactJSON(v *Version, raw []byte) ([]byte, error) {
 // appendSigned appends what signatures and the reference hash cover: the
 // redacted event without signatures.
 func (e *Event) appendSigned(dst []byte) []byte {
-	return appendRedacted(dst, e.version, e.typ, e.json, false)
+	return appendRedacted(dst, e.version, e.Type, e.json, false)
 }
 
 func appendRedacted(dst []byte, v *Version, typ string, event []byte, signatures bool) []byte {

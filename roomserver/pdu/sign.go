@@ -56,7 +56,7 @@ func (e *Event) AddSignature(server, keyID, signature string) (*Event, error) {
 	if len(own) > MaxSize {
 		return nil, fmt.Errorf("%w: %d bytes with one more signature", ErrTooLarge, len(own))
 	}
-	return FromStore(e.version, own, e.id, e.redacted)
+	return FromStore(e.version, own, e.ID, e.Redacted)
 }
 
 // RequiredSigners lists the servers without whose valid signature the event is
@@ -78,9 +78,9 @@ func (e *Event) RequiredSigners() []string {
 		add(e.SenderServer())
 	}
 	if e.version.EventFormat == 1 {
-		add(ServerOf(e.id))
+		add(ServerOf(e.ID))
 	}
-	if e.version.RestrictedJoins && e.isState && e.typ == TypeMember {
+	if e.version.RestrictedJoins && e.IsState() && e.Type == TypeMember {
 		if user, present := e.AuthorisedVia(); present {
 			add(ServerOf(user))
 		}
