@@ -10,6 +10,7 @@
 package config
 
 import (
+	"net/netip"
 	"time"
 
 	"github.com/myelin-im/myelin/internal/ratelimit"
@@ -18,7 +19,7 @@ import (
 // Config is a complete, checked configuration. The meaning, default and bounds of each field stand in keys.go.
 type Config struct {
 	Server       Server
-	Client       Listener
+	Client       Client
 	Federation   Federation
 	Database     Database
 	Registration Registration
@@ -44,6 +45,12 @@ type Listener struct {
 	Address string // host:port; empty: off
 	TLSCert string // PEM file
 	TLSKey  string // PEM file
+}
+
+// Client is the listener for clients.
+type Client struct {
+	Listener
+	TrustedProxies []netip.Prefix // whose X-Forwarded-For is believed
 }
 
 // Federation is the listener for other servers and how this server reaches them.

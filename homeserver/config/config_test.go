@@ -2,6 +2,7 @@ package config
 
 import (
 	"flag"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -103,6 +104,11 @@ func TestListFromEnvironment(t *testing.T) {
 	if err != nil || !slices.Equal(c.Appservices.Files, []string{a, b, d}) {
 		t.Errorf("read %v, %v", c, err)
 	}
+	c, err = Load("", []string{"MYELIN_CLIENT_TRUSTED_PROXIES=fd00::/8, 192.0.2.1"})
+	want := []netip.Prefix{netip.MustParsePrefix("fd00::/8"), netip.MustParsePrefix("192.0.2.1/32")}
+	if err != nil || !slices.Equal(c.Client.TrustedProxies, want) {
+		t.Errorf("read %v, %v", c, err)
+	}
 }
 
 // TestRefusals gives files and environments with one or several mistakes, and what must be said of each.
@@ -132,6 +138,7 @@ func TestRefusals(t *testing.T) {
 		{"URL", "server: {client_url: example.org}", nil, []string{"is not such a URL; allowed: an http or https URL, or empty"}},
 		{"rate", "rate_limits: {login: 5}", nil, []string{`rate_limits.login: "5" is not a rate and a burst; allowed: a rate and a burst such as`}},
 		{"rate's unit", "rate_limits: {login: 5/d burst 3, read: 1/s burst 0, sync: -1/s burst 1}", nil, []string{"rate_limits.login", "rate_limits.read", "rate_limits.sync"}},
+		{"networks", "client: {trusted_proxies: [10.0.0.0/8, proxy, 10.0.0.0/33]}", nil, []string{`client.trusted_proxies: "proxy" is neither, "10.0.0.0/33" is neither; allowed: IP addresses`}},
 		{"list for a value", "server:\n  name: [a]\n", nil, []string{"myelin.yaml:2: server.name: it must be one value"}},
 		{"value for a list", "appservices: {files: a.yaml}", nil, []string{"it must be a list"}},
 		{"mapping in a list", "appservices: {files: [{a: b}]}", nil, []string{"it must be a list"}},
@@ -180,6 +187,7 @@ func TestPrintedFileIsTheConfiguration(t *testing.T) {
 	given := Default()
 	given.Server.Name = "[::1]:8448"
 	given.Client.Address = ":80"
+	given.Client.TrustedProxies = []netip.Prefix{netip.MustParsePrefix("::1/128"), netip.MustParsePrefix("10.0.0.0/8")}
 	given.Registration = Registration{Open: true, TermsURL: "https://a/?b=c#d", TermsName: "Yes, \"no\": true\\ #1", TermsVersion: "2"}
 	given.Passwords.Parallel = 3
 	given.Appservices.Files = []string{registration, registration}
@@ -214,7 +222,6 @@ func TestPrintedDefaultsCanBeUncommented(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.Appservices.Files = nil // an empty list and none are the same
 	if !reflect.DeepEqual(c, Default()) {
 		t.Errorf("read %+v", c)
 	}

@@ -5,10 +5,8 @@ import (
 	"fmt"
 	"net"
 	"net/url"
-	"os"
 	"regexp"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/myelin-im/myelin/internal/ratelimit"
@@ -65,6 +63,12 @@ func sections(c *Config) []section {
 			{"tls_key", "", false, `
 				Private key of tls_cert, a PEM file.`,
 				optional(&c.Client.TLSKey, "a path", nil)},
+			{"trusted_proxies", "127.0.0.0/8, ::1", false, `
+				The reverse proxies whose X-Forwarded-For tells from which address a client comes; that address is what
+				limits of logins and registrations count. In the environment, they are separated by commas.
+
+				Set it when the reverse proxy runs on another machine.`,
+				networks(&c.Client.TrustedProxies)},
 		}},
 		{"federation", "The listener for other servers, and how this server reaches them.", []key{
 			{"address", "", false, `
@@ -185,7 +189,7 @@ func sections(c *Config) []section {
 			{"files", "", false, `
 				Registration files of application services, YAML as the Matrix specification has it. In the environment,
 				their paths are separated by colons or commas.`,
-				list(&c.Appservices.Files, "paths", checkFile)},
+				files(&c.Appservices.Files)},
 		}},
 		{"logging", "What is logged, to standard error.", []key{
 			{"level", "info", false, `
@@ -310,12 +314,4 @@ func checkVersion(s string) error {
 		return fmt.Errorf("%q has other characters or is longer than 64", s)
 	}
 	return nil
-}
-
-func checkFile(path string) error {
-	f, err := os.Open(path) // #nosec G304: the operator names the file
-	if err != nil {
-		return errors.New(strings.TrimPrefix(err.Error(), "open "))
-	}
-	return f.Close()
 }

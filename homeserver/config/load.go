@@ -71,10 +71,7 @@ func newLoader() *loader {
 	l.sections = sections(l.config)
 	for _, s := range l.sections {
 		for _, k := range s.keys {
-			if k.value.list && k.initial == "" {
-				continue
-			}
-			if err := k.value.set([]string{k.initial}); err != nil {
+			if err := k.value.set(k.value.split(k.initial)); err != nil {
 				panic("config: default of " + s.name + "." + k.name + ": " + err.Error()) // a mistake in keys.go
 			}
 		}
@@ -127,9 +124,10 @@ func (l *loader) readSection(file string, s *section, node *yaml.Node) {
 			return
 		}
 		k := &s.keys[i]
-		if items, ok := itemsOf(node, k.value.list); !ok {
+		list := k.value.separators != ""
+		if items, ok := itemsOf(node, list); !ok {
 			shape := "one value"
-			if k.value.list {
+			if list {
 				shape = "a list"
 			}
 			l.add(where, path, "it must be %s; allowed: %s", shape, k.value.allowed)
@@ -242,11 +240,7 @@ func (l *loader) readEnvironment(environ []string) {
 				continue
 			}
 			delete(given, name)
-			items := []string{text}
-			if k.value.list {
-				items = strings.FieldsFunc(text, func(r rune) bool { return r == ':' || r == ',' })
-			}
-			l.set(name, s.name+"."+k.name, k, items)
+			l.set(name, s.name+"."+k.name, k, k.value.split(text))
 		}
 	}
 	var unknown []string
@@ -268,7 +262,7 @@ func (l *loader) readEnvironment(environ []string) {
 // checkTogether checks what only several settings together tell.
 func (l *loader) checkTogether() {
 	c := l.config
-	l.checkListener("client", &c.Client)
+	l.checkListener("client", &c.Client.Listener)
 	l.checkListener("federation", &c.Federation.Listener)
 	if file := c.Federation.CACert; file != "" {
 		if err := checkCertificates(file); err != nil {

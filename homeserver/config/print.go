@@ -95,7 +95,7 @@ contradict each other are refused, all at once, with their line.
 
 // line is the key with its value as a YAML line.
 func (k *key) line(items []string) string {
-	if k.value.list {
+	if k.value.separators != "" {
 		quoted := make([]string, len(items))
 		for i, item := range items {
 			quoted[i] = quote(item)

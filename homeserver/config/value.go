@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"net/netip"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -15,10 +17,10 @@ import (
 // A value reads and writes one field of Config as text: the one form that a YAML scalar, a variable of the
 // environment and the printed sample share.
 type value struct {
-	allowed string // what is accepted, for people: the end of "allowed: …"
-	list    bool   // a YAML sequence; otherwise set gets, and get returns, exactly one item
-	set     func(items []string) error
-	get     func() []string
+	allowed    string // what is accepted, for people: the end of "allowed: …"
+	separators string // if any: a list, a YAML sequence; otherwise set gets, and get returns, exactly one item
+	set        func(items []string) error
+	get        func() []string
 }
 
 // scalar is a value with one item, read by parse and written by format.
@@ -232,26 +234,72 @@ func formatRate(r ratelimit.Rate) string {
 	return fmt.Sprintf("%s%s burst %d", strconv.FormatFloat(r.PerSecond*unit.seconds, 'g', -1, 64), unit.name, max(r.Burst, 1))
 }
 
-// list is any number of items that check accepts.
-func list(field *[]string, allowed string, check func(string) error) value {
+// list is any number of items, which separators keep apart in the environment.
+func list[T any](field *[]T, allowed, separators string, parse func(string) (T, error), format func(T) string) value {
 	return value{
-		allowed: allowed,
-		list:    true,
+		allowed:    allowed,
+		separators: separators,
 		set: func(items []string) error {
+			var parsed []T
 			var bad []error
 			for _, item := range items {
-				if item == "" {
-					bad = append(bad, errors.New("an item is empty"))
-				} else if check != nil {
-					bad = append(bad, check(item))
-				}
+				v, err := parse(item)
+				parsed, bad = append(parsed, v), append(bad, err)
 			}
 			if err := errors.Join(bad...); err != nil {
 				return err
 			}
-			*field = slices.Clone(items)
+			*field = parsed
 			return nil
 		},
-		get: func() []string { return *field },
+		get: func() []string {
+			items := make([]string, len(*field))
+			for i, v := range *field {
+				items[i] = format(v)
+			}
+			return items
+		},
 	}
+}
+
+// files are paths of files that can be read.
+func files(field *[]string) value {
+	return list(field, "paths of readable files", ":,", func(path string) (string, error) {
+		f, err := os.Open(path) // #nosec G304: the operator names the file
+		if err != nil {
+			return "", errors.New(strings.TrimPrefix(err.Error(), "open "))
+		}
+		return path, f.Close()
+	}, func(path string) string { return path })
+}
+
+// networks are addresses and address ranges.
+func networks(field *[]netip.Prefix) value {
+	return list(field, "IP addresses, and ranges such as 10.0.0.0/8", ",", func(s string) (netip.Prefix, error) {
+		if addr, err := netip.ParseAddr(s); err == nil {
+			return netip.PrefixFrom(addr, addr.BitLen()), nil
+		}
+		network, err := netip.ParsePrefix(s)
+		if err != nil {
+			return network, fmt.Errorf("%q is neither", s)
+		}
+		return network, nil
+	}, func(network netip.Prefix) string {
+		if network.IsSingleIP() {
+			return network.Addr().String()
+		}
+		return network.String()
+	})
+}
+
+// split takes the text of a variable of the environment, or of a default, apart.
+func (v *value) split(text string) []string {
+	if v.separators == "" {
+		return []string{text}
+	}
+	items := strings.FieldsFunc(text, func(r rune) bool { return strings.ContainsRune(v.separators, r) })
+	for i := range items {
+		items[i] = strings.TrimSpace(items[i])
+	}
+	return items
 }
