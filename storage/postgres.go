@@ -1,0 +1,258 @@
+package storage
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/url"
+	"sync"
+	"time"
+
+	"github.com/lib/pq"
+)
+
+// postgres is the PostgreSQL engine: one writing connection used by the committer alone, and a pool
+// of reading connections that open on demand.
+type postgres struct {
+	writeURL, readURL *pq.Connector
+	opt               Options
+
+	writer *pgConn // owned by the committer; nil after a failure
+
+	slots chan struct{}
+	mu    sync.Mutex
+	free  []*pgConn
+}
+
+func openPostgres(ctx context.Context, dsn string, opt Options) (*postgres, error) {
+	p := &postgres{opt: opt, slots: make(chan struct{}, opt.Readers)}
+	limit := fmt.Sprint(opt.ReadTimeout.Milliseconds())
+	var err error
+	p.writeURL, err = connector(dsn, map[string]string{
+		"synchronous_commit":                  "on",
+		"statement_timeout":                   limit,
+		"idle_in_transaction_session_timeout": limit,
+	})
+	if err == nil {
+		p.readURL, err = connector(dsn, map[string]string{
+			"default_transaction_isolation":       "repeatable read",
+			"default_transaction_read_only":       "on",
+			"statement_timeout":                   limit,
+			"idle_in_transaction_session_timeout": limit,
+		})
+	}
+	if err != nil {
+		return nil, err
+	}
+	p.writer, err = dialPostgres(ctx, p.writeURL)
+	if err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// connector adds the session's settings to a URL.
+func connector(dsn string, settings map[string]string) (*pq.Connector, error) {
+	u, err := url.Parse(dsn)
+	if err != nil {
+		return nil, errors.New("malformed URL") // the original error would show the password
+	}
+	q := u.Query()
+	q.Set("binary_parameters", "yes")
+	if q.Get("connect_timeout") == "" {
+		q.Set("connect_timeout", "10")
+	}
+	if q.Get("application_name") == "" {
+		q.Set("application_name", "myelin")
+	}
+	for k, v := range settings {
+		q.Set(k, v)
+	}
+	u.RawQuery = q.Encode()
+	return pq.NewConnector(u.String())
+}
+
+func (p *postgres) acquire(ctx context.Context) (*pgConn, error) {
+	select {
+	case p.slots <- struct{}{}:
+	default:
+		select {
+		case p.slots <- struct{}{}:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	p.mu.Lock()
+	if n := len(p.free); n > 0 {
+		c := p.free[n-1]
+		p.free = p.free[:n-1]
+		p.mu.Unlock()
+		return c, nil
+	}
+	p.mu.Unlock()
+	c, err := dialPostgres(ctx, p.readURL)
+	if err != nil {
+		<-p.slots
+		return nil, err
+	}
+	return c, nil
+}
+
+func (p *postgres) release(c *pgConn) {
+	if c.bad {
+		c.close()
+	} else {
+		p.mu.Lock()
+		p.free = append(p.free, c)
+		p.mu.Unlock()
+	}
+	<-p.slots
+}
+
+// beginRead starts a transaction; a connection found dead (the server was restarted) is replaced,
+// the others in the pool with it.
+func (p *postgres) beginRead(ctx context.Context) (*Tx, error) {
+	for {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		c, err := p.acquire(ctx)
+		if err != nil {
+			return nil, err
+		}
+		fresh := c.uses == 0
+		if err = c.simple("BEGIN"); err == nil {
+			return &Tx{ctx: ctx, pg: c}, nil
+		}
+		c.bad = true
+		p.release(c)
+		if fresh {
+			return nil, fmt.Errorf("begin read: %w", err)
+		}
+	}
+}
+
+func (p *postgres) endRead(tx *Tx) {
+	tx.over = true
+	c := tx.pg
+	c.drain(false)
+	if c.bad {
+		p.release(c)
+		return
+	}
+	// Nobody needs the answer to COMMIT: the caller does not wait for the round trip.
+	go func() {
+		if err := c.simple("COMMIT"); err != nil {
+			c.bad = true
+		}
+		p.release(c)
+	}()
+}
+
+func (p *postgres) readOne(ctx context.Context, fn func(tx *Tx) error) error {
+	for {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		c, err := p.acquire(ctx)
+		if err != nil {
+			return err
+		}
+		fresh := c.uses == 0
+		tx := &Tx{ctx: ctx, pg: c}
+		err = fn(tx)
+		tx.over = true
+		c.drain(false)
+		bad := c.bad
+		p.release(c)
+		if err == nil || !bad || fresh {
+			return err
+		}
+	}
+}
+
+const schemaLock = 0x6d79656c696e0001
+
+func (p *postgres) migrate(_ context.Context, schemas []Schema) error {
+	c := p.writer
+	if err := c.simple(fmt.Sprintf("SELECT pg_advisory_lock(%d)", int64(schemaLock))); err != nil {
+		return err
+	}
+	defer c.simple(fmt.Sprintf("SELECT pg_advisory_unlock(%d)", int64(schemaLock)))
+	if err := c.simple(`CREATE TABLE IF NOT EXISTS schema_versions (feature BYTEA PRIMARY KEY, version BIGINT NOT NULL)`); err != nil {
+		return err
+	}
+	for _, schema := range schemas {
+		tx := &Tx{pg: c, write: true}
+		var have int64
+		if _, err := tx.Get(`SELECT version FROM schema_versions WHERE feature = $1`, []any{schema.Feature}, &have); err != nil {
+			return err
+		}
+		steps, err := schema.pending(have)
+		if err != nil {
+			return err
+		}
+		for _, step := range steps {
+			if err := c.applyMigration(schema.Feature, step); err != nil {
+				return fmt.Errorf("schema %s: %s: %w", schema.Feature, step.name, err)
+			}
+		}
+	}
+	return nil
+}
+
+// applyMigration runs one migration in a transaction of its own.
+func (c *pgConn) applyMigration(feature string, step migration) error {
+	if err := c.simple("BEGIN; SET LOCAL statement_timeout = 0"); err != nil {
+		return err
+	}
+	err := c.simple(translate(step.sql, PostgreSQL))
+	if err == nil {
+		_, err = c.exec(`INSERT INTO schema_versions (feature, version) VALUES ($1, $2)
+			ON CONFLICT (feature) DO UPDATE SET version = excluded.version`, []any{feature, step.version})
+	}
+	if err == nil {
+		return c.simple("COMMIT")
+	}
+	c.simple("ROLLBACK")
+	return err
+}
+
+func (p *postgres) load(context.Context) (head, generation int64, err error) {
+	var random [8]byte
+	rand.Read(random[:])
+	candidate := int64(binary.LittleEndian.Uint64(random[:]) >> 2)
+	tx := &Tx{pg: p.writer, write: true}
+	_, err = tx.Exec(`INSERT INTO log_head (id, head, generation) VALUES (1, 0, $1) ON CONFLICT DO NOTHING`, candidate)
+	if err == nil {
+		_, err = tx.Get(`SELECT head, generation FROM log_head WHERE id = 1`, nil, &head, &generation)
+	}
+	return head, generation, err
+}
+
+func (p *postgres) idle(bool) {}
+
+func (p *postgres) close() error {
+	// Wait for the COMMITs of reads that have returned.
+	deadline := time.After(2 * time.Second)
+wait:
+	for range cap(p.slots) {
+		select {
+		case p.slots <- struct{}{}:
+		case <-deadline:
+			break wait
+		}
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, c := range p.free {
+		c.close()
+	}
+	p.free = nil
+	if p.writer != nil {
+		p.writer.close()
+	}
+	return nil
+}

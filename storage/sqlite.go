@@ -1,0 +1,239 @@
+package storage
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/ncruces/go-sqlite3"
+)
+
+// lite is the SQLite engine: one writing connection used by the committer alone, and a pool of
+// reading connections that open on demand.
+type lite struct {
+	path string
+	opt  Options
+	lock *os.File
+
+	writer *liteConn
+	head   int64 // last committed position; owned by the committer
+	broken error // why writing stopped; owned by the committer
+
+	slots chan struct{} // one token per reader in use
+	mu    sync.Mutex
+	free  []*liteConn // most recently used last, so that few stay warm
+
+	walPages int
+}
+
+func openLite(path string, opt Options) (*lite, error) {
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return nil, err
+	}
+	lock, err := lockFile(path + ".lock")
+	if err != nil {
+		return nil, err
+	}
+	s := &lite{path: path, opt: opt, lock: lock, slots: make(chan struct{}, opt.Readers)}
+	s.writer, err = openLiteConn(path, sqlite3.OPEN_READWRITE|sqlite3.OPEN_CREATE, opt.ReadTimeout)
+	if err == nil {
+		err = s.writer.pragmas(
+			"page_size = 4096",
+			"journal_mode = WAL",
+			"synchronous = FULL",
+			"foreign_keys = OFF",
+			"wal_autocheckpoint = 0",
+			fmt.Sprintf("cache_size = -%d", opt.WriteCacheKiB),
+			"temp_store = MEMORY",
+		)
+	}
+	if err != nil {
+		s.close()
+		return nil, err
+	}
+	s.writer.c.WALHook(func(_ *sqlite3.Conn, _ string, pages int) error {
+		s.walPages = pages
+		return nil
+	})
+	return s, nil
+}
+
+func (s *lite) openReader() (*liteConn, error) {
+	c, err := openLiteConn(s.path, sqlite3.OPEN_READWRITE, s.opt.ReadTimeout)
+	if err != nil {
+		return nil, err
+	}
+	err = c.pragmas(
+		"query_only = ON",
+		fmt.Sprintf("cache_size = -%d", s.opt.ReadCacheKiB),
+		"temp_store = MEMORY",
+		"wal_autocheckpoint = 0",
+	)
+	if err != nil {
+		c.close()
+		return nil, err
+	}
+	return c, nil
+}
+
+// acquire takes a reading connection from the pool, opening one if none is free.
+func (s *lite) acquire(ctx context.Context) (*liteConn, error) {
+	select {
+	case s.slots <- struct{}{}:
+	default:
+		select {
+		case s.slots <- struct{}{}:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	s.mu.Lock()
+	if n := len(s.free); n > 0 {
+		c := s.free[n-1]
+		s.free = s.free[:n-1]
+		s.mu.Unlock()
+		return c, nil
+	}
+	s.mu.Unlock()
+	c, err := s.openReader()
+	if err != nil {
+		<-s.slots
+		return nil, fmt.Errorf("open reading connection: %w", err)
+	}
+	return c, nil
+}
+
+func (s *lite) release(c *liteConn) {
+	s.mu.Lock()
+	s.free = append(s.free, c)
+	s.mu.Unlock()
+	<-s.slots
+}
+
+func (s *lite) beginRead(ctx context.Context) (*Tx, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	c, err := s.acquire(ctx)
+	if err != nil {
+		return nil, err
+	}
+	c.watch.arm(ctx)
+	if err := c.control("BEGIN"); err != nil {
+		s.release(c)
+		return nil, fmt.Errorf("begin read: %w", err)
+	}
+	return &Tx{ctx: ctx, lite: c}, nil
+}
+
+func (s *lite) endRead(tx *Tx) {
+	tx.over = true
+	c := tx.lite
+	c.watch.disarm()
+	c.resetAll()
+	if err := c.control("ROLLBACK"); err != nil {
+		// A connection whose transaction cannot be ended would pin the WAL.
+		c.close()
+		<-s.slots
+		return
+	}
+	s.release(c)
+}
+
+func (s *lite) readOne(ctx context.Context, fn func(tx *Tx) error) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	c, err := s.acquire(ctx)
+	if err != nil {
+		return err
+	}
+	c.watch.arm(ctx)
+	tx := &Tx{ctx: ctx, lite: c}
+	defer func() {
+		tx.over = true
+		c.watch.disarm()
+		c.resetAll()
+		s.release(c)
+	}()
+	return fn(tx)
+}
+
+func (s *lite) load(context.Context) (head, generation int64, err error) {
+	var random [8]byte
+	rand.Read(random[:])
+	candidate := int64(binary.LittleEndian.Uint64(random[:]) >> 2)
+	tx := &Tx{lite: s.writer, write: true}
+	_, err = tx.Exec(`INSERT INTO log_head (id, head, generation) VALUES (1, 0, $1) ON CONFLICT DO NOTHING`, candidate)
+	if err == nil {
+		_, err = tx.Get(`SELECT head, generation FROM log_head WHERE id = 1`, nil, &head, &generation)
+	}
+	s.head = head
+	return head, generation, err
+}
+
+func (s *lite) migrate(_ context.Context, schemas []Schema) error {
+	c := s.writer
+	if err := c.c.Exec(`CREATE TABLE IF NOT EXISTS schema_versions (feature BLOB PRIMARY KEY, version INTEGER NOT NULL) WITHOUT ROWID`); err != nil {
+		return err
+	}
+	for _, schema := range schemas {
+		tx := &Tx{lite: c, write: true}
+		var have int64
+		if _, err := tx.Get(`SELECT version FROM schema_versions WHERE feature = $1`, []any{schema.Feature}, &have); err != nil {
+			return err
+		}
+		steps, err := schema.pending(have)
+		if err != nil {
+			return err
+		}
+		for _, step := range steps {
+			if err := s.apply(tx, schema.Feature, step); err != nil {
+				return fmt.Errorf("schema %s: %s: %w", schema.Feature, step.name, err)
+			}
+		}
+	}
+	return nil
+}
+
+// apply runs one migration in a transaction of its own.
+func (s *lite) apply(tx *Tx, feature string, step migration) error {
+	c := s.writer
+	if err := c.control("BEGIN IMMEDIATE"); err != nil {
+		return err
+	}
+	err := c.c.Exec(translate(step.sql, SQLite))
+	if err == nil {
+		_, err = tx.Exec(`INSERT INTO schema_versions (feature, version) VALUES ($1, $2)
+			ON CONFLICT (feature) DO UPDATE SET version = excluded.version`, feature, step.version)
+	}
+	if err == nil {
+		return c.control("COMMIT")
+	}
+	c.control("ROLLBACK")
+	return err
+}
+
+func (s *lite) close() error {
+	var errs []error
+	s.mu.Lock()
+	for _, c := range s.free {
+		errs = append(errs, c.close())
+	}
+	s.free = nil
+	s.mu.Unlock()
+	if s.writer != nil {
+		if s.broken == nil {
+			s.writer.c.WALCheckpoint("", sqlite3.CHECKPOINT_TRUNCATE)
+		}
+		errs = append(errs, s.writer.close())
+	}
+	errs = append(errs, s.lock.Close())
+	return errors.Join(errs...)
+}
