@@ -57,7 +57,10 @@ func Canonical(raw []byte, mode Mode) ([]byte, error) {
 	if len(raw) > maxInput {
 		return nil, fmt.Errorf("%w: %d bytes are too many", ErrSyntax, len(raw))
 	}
-	p := parser{in: raw, mode: mode}
+	// Room for an ordinary event, on the stack.
+	var pending [24]node
+	var nodes [48]node
+	p := parser{in: raw, mode: mode, pending: pending[:0], nodes: nodes[:0]}
 	root, err := p.document()
 	if err != nil {
 		return nil, err

@@ -249,6 +249,11 @@ func (p *parser) number() (node, error) {
 	if end < 0 {
 		return node{}, p.fail("malformed number")
 	}
+	if !fraction && !exponent && safeDigits(p.in[p.pos:end]) && p.in[p.pos] != '-' {
+		n := node{value: text{lo: int32(p.pos), hi: int32(end)}}
+		p.pos = end
+		return n, nil
+	}
 	from := len(p.side)
 	side, err := appendNumber(p.side, p.in[p.pos:end], fraction, exponent, p.mode)
 	if err != nil {

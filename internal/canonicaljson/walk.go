@@ -78,9 +78,9 @@ func skipValue(b []byte) int {
 	case '{', '[':
 		return skipContainer(b)
 	}
-	n := bytes.IndexAny(b, ",]}")
-	if n < 0 {
-		return len(b)
+	n := 0
+	for n < len(b) && b[n] != ',' && b[n] != ']' && b[n] != '}' {
+		n++
 	}
 	return n
 }
@@ -107,6 +107,9 @@ func skipContainer(b []byte) int {
 
 // skipString returns the length of the string token at the start of b.
 func skipString(b []byte) int {
+	if b[0] != '"' {
+		return len(b)
+	}
 	for i := 1; i < len(b); {
 		n := bytes.IndexByte(b[i:], '"')
 		if n < 0 {
