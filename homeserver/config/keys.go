@@ -154,7 +154,7 @@ func sections(c *Config) []section {
 				Raise it if refreshing makes noticeable load; a stolen token works that much longer.`,
 				duration(&c.Sessions.AccessTokenLifetime, 10*time.Second, 30*day)},
 		}},
-		{"passwords", "The cost of a password hash (argon2id). A changed cost holds for passwords set from then on.", []key{
+		{"passwords", "The cost of a password hash (argon2id). A changed cost reaches an account when it next logs in.", []key{
 			{"memory", "19MiB", false, `
 				Memory for one hash.
 
@@ -205,7 +205,8 @@ func sections(c *Config) []section {
 		}},
 		{"metrics", "Figures for Prometheus.", []key{
 			{"address", "", false, `
-				Where to serve /metrics, as host:port, with plain HTTP and without authentication. Empty: nowhere.
+				Where to serve /metrics and, for developers, /debug/pprof/, as host:port, with plain HTTP and without
+				authentication. Empty: nowhere.
 
 				Set it to an address that only the collecting machine can reach.`,
 				optional(&c.Metrics.Address, "host:port", checkAddress)},
