@@ -134,6 +134,8 @@ type step struct {
 	sql    string
 	want   int64 // affected rows required, or -1
 	unless error // the unit's error if affected differs from want
+
+	superseded bool // a later Put of the batch overwrites this one
 }
 
 // Unit is a set of rows and statements that are written together or not at all. Fill it, hand it to

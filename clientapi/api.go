@@ -1,0 +1,81 @@
+package clientapi
+
+import (
+	"context"
+	"net/http"
+
+	"github.com/myelin-im/myelin/internal/httpapi"
+	"github.com/myelin-im/myelin/internal/mxerr"
+	"github.com/myelin-im/myelin/internal/ratelimit"
+	"github.com/myelin-im/myelin/roomserver"
+)
+
+// Profiles tells what membership events say of a user. It is implemented by accounts.
+type Profiles interface {
+	// MemberProfile returns the user's display name and avatar, "" where unset or unknown.
+	MemberProfile(ctx context.Context, userID string) (displayname, avatarURL string, err error)
+}
+
+// API serves the endpoints of this package.
+type API struct {
+	rooms    *roomserver.Server
+	profiles Profiles
+}
+
+// New makes the API on a roomserver.
+func New(rooms *roomserver.Server, profiles Profiles) *API {
+	return &API{rooms: rooms, profiles: profiles}
+}
+
+const (
+	v3 = "/_matrix/client/v3"
+
+	members = httpapi.User | httpapi.Guest
+)
+
+// Endpoints is the table of routes.
+func (a *API) Endpoints() []httpapi.Endpoint {
+	return []httpapi.Endpoint{
+		httpapi.New(http.MethodPost, v3+"/createRoom", httpapi.User, ratelimit.Create, a.createRoom),
+
+		httpapi.New(http.MethodPut, v3+"/rooms/{roomId}/send/{eventType}/{txnId}", members, ratelimit.Message, a.send),
+		httpapi.New(http.MethodPut, v3+"/rooms/{roomId}/state/{eventType}/{stateKey}", members, ratelimit.State, a.putState),
+		httpapi.New(http.MethodPut, v3+"/rooms/{roomId}/redact/{eventId}/{txnId}", httpapi.User, ratelimit.Message, a.redact),
+
+		httpapi.New(http.MethodPost, v3+"/join/{roomIdOrAlias}", members, ratelimit.Join, a.joinByIDOrAlias),
+		httpapi.New(http.MethodPost, v3+"/rooms/{roomId}/join", members, ratelimit.Join, a.join),
+		httpapi.New(http.MethodPost, v3+"/knock/{roomIdOrAlias}", httpapi.User, ratelimit.Join, a.knock),
+		httpapi.New(http.MethodPost, v3+"/rooms/{roomId}/leave", members, ratelimit.Join, a.leave),
+		httpapi.New(http.MethodPost, v3+"/rooms/{roomId}/forget", members, ratelimit.Join, a.forget),
+		httpapi.New(http.MethodPost, v3+"/rooms/{roomId}/invite", httpapi.User, ratelimit.Invite, a.invite),
+		httpapi.New(http.MethodPost, v3+"/rooms/{roomId}/kick", httpapi.User, ratelimit.State, a.kick),
+		httpapi.New(http.MethodPost, v3+"/rooms/{roomId}/ban", httpapi.User, ratelimit.State, a.ban),
+		httpapi.New(http.MethodPost, v3+"/rooms/{roomId}/unban", httpapi.User, ratelimit.State, a.unban),
+
+		httpapi.New(http.MethodGet, v3+"/directory/room/{roomAlias}", httpapi.Anyone, ratelimit.Read, a.getAlias),
+		httpapi.New(http.MethodPut, v3+"/directory/room/{roomAlias}", httpapi.User, ratelimit.State, a.putAlias),
+		httpapi.New(http.MethodDelete, v3+"/directory/room/{roomAlias}", httpapi.User, ratelimit.State, a.deleteAlias),
+		httpapi.New(http.MethodGet, v3+"/rooms/{roomId}/aliases", members, ratelimit.Read, a.listAliases),
+	}
+}
+
+// memberContent is what a membership event says of a user beside the membership.
+func (a *API) memberContent(ctx context.Context, user string) (map[string]any, error) {
+	name, avatar, err := a.profiles.MemberProfile(ctx, user)
+	if err != nil {
+		return nil, err
+	}
+	content := map[string]any{}
+	if name != "" {
+		content["displayname"] = name
+	}
+	if avatar != "" {
+		content["avatar_url"] = avatar
+	}
+	return content, nil
+}
+
+// notLocal answers requests about rooms and aliases of other servers.
+func notLocal(what string) error {
+	return mxerr.NotFound("This server does not know " + what)
+}

@@ -1,0 +1,202 @@
+package clientapi
+
+import (
+	"context"
+	"net/http"
+	"strings"
+
+	"github.com/myelin-im/myelin/internal/httpapi"
+	"github.com/myelin-im/myelin/internal/mxerr"
+	"github.com/myelin-im/myelin/roomserver"
+)
+
+type joinRequest struct {
+	RoomID string `path:"roomId"`
+	Reason string `json:"reason"`
+}
+
+// join: client-server API v1.19, POST /rooms/{roomId}/join.
+func (a *API) join(ctx context.Context, by *httpapi.Caller, in *joinRequest) (*roomIDResponse, error) {
+	return a.enter(ctx, by, in.RoomID, roomserver.Join, in.Reason)
+}
+
+type joinByRequest struct {
+	Room   string   `path:"roomIdOrAlias"`
+	Via    []string `query:"via"`
+	Server []string `query:"server_name"`
+	Reason string   `json:"reason"`
+}
+
+// joinByIDOrAlias: client-server API v1.19, POST /join/{roomIdOrAlias}.
+func (a *API) joinByIDOrAlias(ctx context.Context, by *httpapi.Caller, in *joinByRequest) (*roomIDResponse, error) {
+	id, err := a.resolve(ctx, in.Room)
+	if err != nil {
+		return nil, err
+	}
+	return a.enter(ctx, by, id, roomserver.Join, in.Reason)
+}
+
+// knock: client-server API v1.19, POST /knock/{roomIdOrAlias}.
+func (a *API) knock(ctx context.Context, by *httpapi.Caller, in *joinByRequest) (*roomIDResponse, error) {
+	id, err := a.resolve(ctx, in.Room)
+	if err != nil {
+		return nil, err
+	}
+	return a.enter(ctx, by, id, roomserver.Knock, in.Reason)
+}
+
+// resolve turns a room id or alias into a room id.
+func (a *API) resolve(ctx context.Context, idOrAlias string) (string, error) {
+	if !strings.HasPrefix(idOrAlias, "#") {
+		return idOrAlias, nil
+	}
+	alias, ok, err := a.rooms.LookupAlias(ctx, idOrAlias)
+	if err != nil {
+		return "", err
+	}
+	if !ok {
+		return "", notLocal("that room alias")
+	}
+	return alias.RoomID, nil
+}
+
+// enter joins a room or knocks on it.
+func (a *API) enter(ctx context.Context, by *httpapi.Caller, roomID, membership, reason string) (*roomIDResponse, error) {
+	if by.Guest {
+		if err := a.checkGuestAccess(ctx, roomID); err != nil {
+			return nil, err
+		}
+	}
+	content, err := a.memberContent(ctx, by.UserID)
+	if err != nil {
+		return nil, err
+	}
+	_, err = a.rooms.SetMembership(ctx, roomserver.MembershipChange{
+		RoomID: roomID, Sender: by.UserID, Target: by.UserID, Membership: membership, Content: merge(content, withReason(reason)),
+	})
+	if isUnknown(err) {
+		err = notLocal("that room")
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &roomIDResponse{roomID}, nil
+}
+
+// checkGuestAccess refuses guests where the room does not let them in (client-server API v1.19, "Guest access").
+func (a *API) checkGuestAccess(ctx context.Context, roomID string) error {
+	room, err := a.rooms.Room(ctx, roomID)
+	if isUnknown(err) {
+		return notLocal("that room")
+	}
+	if err != nil {
+		return err
+	}
+	e, err := a.rooms.StateEvent(ctx, room, room.Head().State, "m.room.guest_access", "")
+	if err != nil {
+		return err
+	}
+	if e != nil {
+		if access, _ := e.ContentString("guest_access"); access == "can_join" {
+			return nil
+		}
+	}
+	return mxerr.New(http.StatusForbidden, "M_GUEST_ACCESS_FORBIDDEN", "Guests may not join this room")
+}
+
+func withReason(reason string) map[string]any {
+	if reason == "" {
+		return nil
+	}
+	return map[string]any{"reason": reason}
+}
+
+// leave: client-server API v1.19, POST /rooms/{roomId}/leave.
+func (a *API) leave(ctx context.Context, by *httpapi.Caller, in *joinRequest) (*httpapi.Empty, error) {
+	return nil, a.change(ctx, roomserver.MembershipChange{
+		RoomID: in.RoomID, Sender: by.UserID, Target: by.UserID, Membership: roomserver.Leave, Content: withReason(in.Reason),
+		From: []string{roomserver.Join, roomserver.Invite, roomserver.Knock},
+	})
+}
+
+type roomRequest struct {
+	RoomID string `path:"roomId"`
+}
+
+// forget: client-server API v1.19, POST /rooms/{roomId}/forget.
+func (a *API) forget(ctx context.Context, by *httpapi.Caller, in *roomRequest) (*httpapi.Empty, error) {
+	return nil, a.rooms.Forget(ctx, by.UserID, in.RoomID)
+}
+
+type targetRequest struct {
+	RoomID string `path:"roomId"`
+	UserID string `json:"user_id"`
+	Reason string `json:"reason"`
+	// IDServer, Medium and Address invite by a third-party identifier.
+	IDServer string `json:"id_server"`
+	Medium   string `json:"medium"`
+	Address  string `json:"address"`
+}
+
+// target checks whom the request is about.
+func (in *targetRequest) target() error {
+	if in.UserID == "" {
+		return mxerr.MissingParam("user_id is missing")
+	}
+	if !strings.HasPrefix(in.UserID, "@") || !strings.Contains(in.UserID, ":") {
+		return mxerr.InvalidParam("user_id is not a user ID")
+	}
+	return nil
+}
+
+// invite: client-server API v1.19, POST /rooms/{roomId}/invite.
+func (a *API) invite(ctx context.Context, by *httpapi.Caller, in *targetRequest) (*httpapi.Empty, error) {
+	if in.UserID == "" && in.Medium != "" {
+		return nil, mxerr.New(http.StatusForbidden, "M_THREEPID_DENIED", "Inviting by e-mail address or telephone number is not offered")
+	}
+	if err := in.target(); err != nil {
+		return nil, err
+	}
+	content, err := a.memberContent(ctx, in.UserID)
+	if err != nil {
+		return nil, err
+	}
+	return nil, a.change(ctx, roomserver.MembershipChange{
+		RoomID: in.RoomID, Sender: by.UserID, Target: in.UserID, Membership: roomserver.Invite, Content: merge(content, withReason(in.Reason)),
+		From: []string{roomserver.Leave, roomserver.Invite, roomserver.Knock},
+	})
+}
+
+// kick: client-server API v1.19, POST /rooms/{roomId}/kick.
+func (a *API) kick(ctx context.Context, by *httpapi.Caller, in *targetRequest) (*httpapi.Empty, error) {
+	return nil, a.moderate(ctx, by, in, roomserver.Leave, roomserver.Join, roomserver.Invite, roomserver.Knock)
+}
+
+// ban: client-server API v1.19, POST /rooms/{roomId}/ban.
+func (a *API) ban(ctx context.Context, by *httpapi.Caller, in *targetRequest) (*httpapi.Empty, error) {
+	return nil, a.moderate(ctx, by, in, roomserver.Ban)
+}
+
+// unban: client-server API v1.19, POST /rooms/{roomId}/unban.
+func (a *API) unban(ctx context.Context, by *httpapi.Caller, in *targetRequest) (*httpapi.Empty, error) {
+	return nil, a.moderate(ctx, by, in, roomserver.Leave, roomserver.Ban)
+}
+
+// moderate changes someone else's membership.
+func (a *API) moderate(ctx context.Context, by *httpapi.Caller, in *targetRequest, membership string, from ...string) error {
+	if err := in.target(); err != nil {
+		return err
+	}
+	return a.change(ctx, roomserver.MembershipChange{
+		RoomID: in.RoomID, Sender: by.UserID, Target: in.UserID, Membership: membership, From: from, Content: withReason(in.Reason),
+	})
+}
+
+// change applies a membership change to a room that the caller should be in.
+func (a *API) change(ctx context.Context, m roomserver.MembershipChange) error {
+	_, err := a.rooms.SetMembership(ctx, m)
+	if isUnknown(err) {
+		return mxerr.Forbidden("You are not in that room").With(err)
+	}
+	return err
+}

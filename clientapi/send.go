@@ -1,0 +1,115 @@
+package clientapi
+
+import (
+	"context"
+	"encoding/json"
+
+	"github.com/tidwall/gjson"
+
+	"github.com/myelin-im/myelin/internal/httpapi"
+	"github.com/myelin-im/myelin/internal/mxerr"
+	"github.com/myelin-im/myelin/roomserver"
+)
+
+type eventIDResponse struct {
+	EventID string `json:"event_id"`
+}
+
+type sendRequest struct {
+	RoomID  string          `path:"roomId"`
+	Type    string          `path:"eventType"`
+	TxnID   string          `path:"txnId"`
+	TS      int64           `query:"ts" min:"0"`
+	Content json.RawMessage `body:"raw"`
+}
+
+// send: client-server API v1.19, PUT /rooms/{roomId}/send/{eventType}/{txnId}.
+func (a *API) send(ctx context.Context, by *httpapi.Caller, in *sendRequest) (*eventIDResponse, error) {
+	d := roomserver.Draft{
+		Sender: by.UserID, Type: in.Type, Content: in.Content, OriginServerTS: timestamp(by, in.TS),
+		Txn: &roomserver.Txn{User: by.UserID, Device: by.DeviceID, Path: "send/" + in.RoomID + "/" + in.Type, ID: in.TxnID},
+	}
+	if in.Type == "m.room.redaction" {
+		d.Redacts = gjson.GetBytes(in.Content, "redacts").Str
+	}
+	id, err := a.rooms.Send(ctx, in.RoomID, d)
+	if err != nil {
+		return nil, err
+	}
+	return &eventIDResponse{id}, nil
+}
+
+// timestamp is the time an application service gives its event; users have no say in it
+// (application service API v1.19, "Timestamp massaging").
+func timestamp(by *httpapi.Caller, ts int64) int64 {
+	if by.Appservice == nil {
+		return 0
+	}
+	return ts
+}
+
+type putStateRequest struct {
+	RoomID   string          `path:"roomId"`
+	Type     string          `path:"eventType"`
+	StateKey string          `path:"stateKey"`
+	TS       int64           `query:"ts" min:"0"`
+	Content  json.RawMessage `body:"raw"`
+}
+
+// putState: client-server API v1.19, PUT /rooms/{roomId}/state/{eventType}/{stateKey}.
+func (a *API) putState(ctx context.Context, by *httpapi.Caller, in *putStateRequest) (*eventIDResponse, error) {
+	if in.Type == "m.room.canonical_alias" && in.StateKey == "" {
+		if err := a.checkCanonicalAlias(ctx, in); err != nil {
+			return nil, err
+		}
+	}
+	id, err := a.rooms.Send(ctx, in.RoomID, roomserver.Draft{
+		Sender: by.UserID, Type: in.Type, StateKey: &in.StateKey, Content: in.Content, OriginServerTS: timestamp(by, in.TS),
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &eventIDResponse{id}, nil
+}
+
+func (a *API) checkCanonicalAlias(ctx context.Context, in *putStateRequest) error {
+	room, err := a.rooms.Room(ctx, in.RoomID)
+	if isUnknown(err) {
+		return nil // Send answers
+	}
+	if err != nil {
+		return err
+	}
+	current, err := a.rooms.StateEvent(ctx, room, room.Head().State, in.Type, "")
+	if err != nil {
+		return err
+	}
+	return a.rooms.CheckCanonicalAlias(ctx, in.RoomID, in.Content, current)
+}
+
+type redactRequest struct {
+	RoomID  string `path:"roomId"`
+	EventID string `path:"eventId"`
+	TxnID   string `path:"txnId"`
+	Reason  string `json:"reason"`
+}
+
+// redact: client-server API v1.19, PUT /rooms/{roomId}/redact/{eventId}/{txnId}.
+func (a *API) redact(ctx context.Context, by *httpapi.Caller, in *redactRequest) (*eventIDResponse, error) {
+	content := map[string]string{}
+	if in.Reason != "" {
+		content["reason"] = in.Reason
+	}
+	raw, err := json.Marshal(content)
+	if err != nil {
+		return nil, mxerr.BadJSON("reason cannot be encoded").With(err)
+	}
+	id, err := a.rooms.Send(ctx, in.RoomID, roomserver.Draft{
+		Sender: by.UserID, Type: "m.room.redaction", Content: raw, Redacts: in.EventID,
+		Txn: &roomserver.Txn{User: by.UserID, Device: by.DeviceID, Path: "redact/" + in.RoomID + "/" + in.EventID, ID: in.TxnID},
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &eventIDResponse{id}, nil
+}

@@ -1,0 +1,167 @@
+package roomserver
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/myelin-im/myelin/storage"
+)
+
+// submit hands the turn's unit to the group commit and makes its head what the next turn builds on.
+// The returned function waits until the unit is on disk and published.
+func (t *Turn) submit() (wait func() error, err error) {
+	r := t.room
+	t.writeRows()
+	t.unit.Positions = len(t.events)
+	for i, e := range t.events {
+		t.unit.Notices = append(t.unit.Notices, storage.Notice{Pos: int64(i + 1), Kind: storage.Event, Room: r.NID})
+		if e.Type == "m.room.member" && e.IsState() && t.s.IsLocal(*e.StateKey) {
+			t.unit.Notices = append(t.unit.Notices, storage.Notice{Pos: int64(i + 1), Kind: storage.Membership, Room: r.NID, User: *e.StateKey})
+		}
+	}
+	done := make(chan error, 1)
+	t.unit.Apply = t.apply
+	t.unit.Done = func(_ int64, err error) { done <- t.done(err) }
+	r.mu.Lock()
+	if r.epoch != t.epoch {
+		r.mu.Unlock()
+		t.drop()
+		return nil, errEpoch
+	}
+	t.unit.After, r.last = r.last, t.unit
+	r.next = t.head
+	r.flying++
+	r.mu.Unlock()
+	t.s.db.Append(t.unit)
+	return func() error { return <-done }, nil
+}
+
+// done ends the flight of the turn's unit. After a failure the room goes on from what is durable, and
+// so do the turns whose units were built on this one.
+func (t *Turn) done(err error) error {
+	r := t.room
+	r.mu.Lock()
+	r.flying--
+	if r.last == t.unit {
+		r.last = nil
+	}
+	if err != nil && r.epoch == t.epoch {
+		r.epoch++
+		r.next = r.durable.Load()
+		r.last = nil
+	}
+	r.mu.Unlock()
+	if err == nil {
+		return nil
+	}
+	t.drop()
+	if errors.Is(err, storage.ErrAfter) {
+		return errEpoch
+	}
+	return fmt.Errorf("write to room %s: %w", r.ID, err)
+}
+
+// writeRows adds the rows of what the turn appended to its unit.
+func (t *Turn) writeRows() {
+	r := t.room
+	for i, e := range t.events {
+		var after any
+		if e.StateAfter != e.StateBefore {
+			after = int64(e.StateAfter)
+		}
+		t.unit.Add(eventsTable, e.NID, r.NID, eventKey(e.ID), e.flags, storage.Pos(i+1), int64(0),
+			int64(e.StateBefore), e.OriginServerTS, after, nil, localTxn(e.TxnDevice, e.TxnID), e.JSON())
+	}
+	for _, c := range t.changes {
+		t.unit.Add(stateLogTable, r.NID, storage.Pos(c.pos), int64(c.old), int64(c.new))
+	}
+	for _, c := range t.members {
+		t.unit.Add(membersTable, r.NID, c.user, c.new, c.event.NID, storage.Pos(c.offset), t.s.IsLocal(c.user), false)
+	}
+	if t.txn != nil {
+		t.unit.Add(txnsTable, t.txn.key(), t.events[len(t.events)-1].NID, t.s.now().UnixMilli())
+	}
+	for _, x := range t.redacts {
+		t.unit.Add(redactionsTable, r.NID, eventKey(x.target.ID), x.by.NID)
+		t.unit.Exec(`UPDATE events SET flags = flags | $1 WHERE nid = $2`, int64(flagRedacted), x.target.NID)
+	}
+	t.unit.Add(headsTable, r.NID, encodeNIDs(t.head.Extremities), int64(t.head.State), storage.Pos(len(t.events)))
+}
+
+// apply advances everything that readers see in memory; the unit is on disk and base is the position
+// before its first one. It runs in position order.
+func (t *Turn) apply(base int64) {
+	s, r := t.s, t.room
+	for i, e := range t.events {
+		e.Anchor = base + int64(i+1)
+		s.events.Set(e.NID, e)
+	}
+	for _, p := range t.packs {
+		s.states.Durable(r.NID, p)
+	}
+	head := *t.head
+	head.Pos = base + int64(len(t.events))
+	r.members.apply(s, t.members)
+	for _, c := range t.changes {
+		r.changes.push(stateChange{base + c.pos, c.old, c.new})
+	}
+	for _, x := range t.redacts {
+		s.applyRedaction(r, x)
+	}
+	for _, e := range t.events {
+		r.recent.push(s.current(e))
+	}
+	r.durable.Store(&head)
+	if t.created {
+		r.changes.reset(0)
+		for _, c := range t.changes {
+			r.changes.push(stateChange{base + c.pos, c.old, c.new})
+		}
+		s.rooms.add(r)
+	}
+	for _, c := range t.members {
+		if s.IsLocal(c.user) {
+			s.applyUser(c.user, UserRoom{NID: r.NID, RoomID: r.ID, Membership: c.new, EventNID: c.event.NID, Pos: base + int64(c.offset)})
+		}
+	}
+	r.mu.Lock()
+	for _, e := range t.events {
+		delete(r.pending, e.NID)
+	}
+	r.mu.Unlock()
+	for _, fn := range t.after {
+		fn()
+	}
+}
+
+// current is the cached form of an event, which differs from e if it was redacted in the same unit.
+func (s *Server) current(e *Event) *Event {
+	if c, ok := s.events.GetIfPresent(e.NID); ok {
+		return c
+	}
+	return e
+}
+
+// applyRedaction replaces the target wherever memory holds it.
+func (s *Server) applyRedaction(r *Room, x redaction) {
+	s.redactionLock.Lock()
+	defer s.redactionLock.Unlock()
+	s.redactionEpoch.Add(1)
+	if e, ok := s.events.GetIfPresent(x.target.NID); ok {
+		s.events.Set(e.NID, e.redactedBy(x.by))
+	}
+	r.recent.replace(x.target.NID, func(e *Event) *Event { return e.redactedBy(x.by) })
+}
+
+// replace puts another value in an event's place; slices handed out before keep the old one.
+func (t *timelineRing) replace(nid int64, with func(*Event) *Event) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	i := slices.IndexFunc(t.events, func(e *Event) bool { return e.NID == nid })
+	if i < 0 {
+		return
+	}
+	t.events = slices.Clone(t.events)
+	t.events[i] = with(t.events[i])
+}

@@ -1,0 +1,29 @@
+package roomserver
+
+import (
+	"errors"
+
+	"github.com/myelin-im/myelin/internal/mxerr"
+	"github.com/myelin-im/myelin/roomserver/authrules"
+	"github.com/myelin-im/myelin/roomserver/pdu"
+)
+
+// buildError is the answer to a client whose event cannot be built.
+func buildError(err error) error {
+	switch {
+	case errors.Is(err, pdu.ErrTooLarge):
+		return mxerr.TooLarge("The event is too large").With(err)
+	case errors.Is(err, pdu.ErrBadJSON), errors.Is(err, pdu.ErrFormat):
+		return mxerr.BadJSON("The event content is not allowed in this room version: " + err.Error())
+	}
+	return err
+}
+
+// authError is the answer to a client whose event the room's rules refuse.
+func authError(err error) error {
+	var refused *authrules.Error
+	if errors.As(err, &refused) {
+		return mxerr.Forbidden(refused.Reason).With(err)
+	}
+	return err
+}

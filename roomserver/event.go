@@ -1,0 +1,109 @@
+package roomserver
+
+import (
+	"encoding/base64"
+	"strings"
+	"sync/atomic"
+
+	"github.com/myelin-im/myelin/roomserver/pdu"
+	"github.com/myelin-im/myelin/roomserver/snapshot"
+)
+
+// Flags of a stored event.
+const (
+	// flagRedacted: a redaction applies to the event; readers see its redacted form.
+	flagRedacted = 1 << iota
+	// flagRejected: the event failed authorisation; it never counts for anything.
+	flagRejected
+	// flagSoftFailed: the event passed all checks but the one against the current state.
+	flagSoftFailed
+	// flagOutlier: known only as part of an auth chain or of someone else's state.
+	flagOutlier
+	// flagHashRedacted: the content hash did not match when the event arrived, so only its
+	// redacted form was kept.
+	flagHashRedacted
+)
+
+// Event is an event as this server holds it: the PDU and its place in the room. It is immutable once
+// it is durable; a redaction replaces it by another value (Server.applyRedaction).
+type Event struct {
+	*pdu.Event
+	// NID is the event's number in the database, always positive.
+	NID int64
+	// RoomNID is the number of its room.
+	RoomNID int64
+	// Anchor and Sub are its place in the room's history order; Anchor is 0 for events outside
+	// the timeline (outliers, soft-failed and rejected ones).
+	Anchor, Sub int64
+	// StateBefore is the root of the room's state before the event; StateAfter after it.
+	StateBefore, StateAfter snapshot.Ref
+	// TxnDevice and TxnID are the local device that sent the event and the transaction
+	// id that it gave, or empty.
+	TxnDevice, TxnID string
+
+	flags     int64
+	redaction *Event
+	rendered  atomic.Pointer[rendering]
+}
+
+// Token is the event's place in the room's history order.
+func (e *Event) Token() HistoryToken { return HistoryToken{e.Anchor, e.Sub} }
+
+// Rejected tells that the event failed authorisation.
+func (e *Event) Rejected() bool { return e.flags&flagRejected != 0 }
+
+// SoftFailed tells that the event was refused against the current state only.
+func (e *Event) SoftFailed() bool { return e.flags&flagSoftFailed != 0 }
+
+// Outlier tells that the event has neither state nor a place in the timeline.
+func (e *Event) Outlier() bool { return e.flags&flagOutlier != 0 }
+
+// Redaction is the redaction that applies to the event, or nil.
+func (e *Event) Redaction() *Event { return e.redaction }
+
+// redactedBy is e as readers see it after a redaction.
+func (e *Event) redactedBy(by *Event) *Event {
+	return &Event{
+		Event: e.Redact(), NID: e.NID, RoomNID: e.RoomNID, Anchor: e.Anchor, Sub: e.Sub,
+		StateBefore: e.StateBefore, StateAfter: e.StateAfter, TxnDevice: e.TxnDevice, TxnID: e.TxnID,
+		flags: e.flags | flagRedacted, redaction: by,
+	}
+}
+
+// cost estimates the memory that a cached event holds, in bytes.
+func (e *Event) cost() uint32 { return uint32(len(e.JSON())*2 + 600) }
+
+// eventKey is the form in which event ids are stored: the 32 bytes of the hash where the id is
+// one, which halves the largest index of the database, else the id itself.
+func eventKey(id string) []byte {
+	if len(id) == 44 && id[0] == '$' && !strings.ContainsRune(id, ':') {
+		var out [32]byte
+		enc := base64.RawURLEncoding
+		if strings.ContainsAny(id, "+/") {
+			enc = base64.RawStdEncoding
+		}
+		if n, err := enc.Strict().Decode(out[:], []byte(id[1:])); err == nil && n == 32 {
+			return out[:]
+		}
+	}
+	return []byte(id)
+}
+
+// eventIDFromKey undoes eventKey for a room of version v.
+func eventIDFromKey(v *pdu.Version, key []byte) string {
+	if len(key) != 32 || v.EventFormat == 1 {
+		return string(key)
+	}
+	if v.ID == "3" {
+		return "$" + base64.RawStdEncoding.EncodeToString(key)
+	}
+	return "$" + base64.RawURLEncoding.EncodeToString(key)
+}
+
+// localTxn encodes the device and transaction id of a local client's event for its row.
+func localTxn(device, txn string) []byte {
+	if txn == "" {
+		return nil
+	}
+	return []byte(device + "\x00" + txn)
+}

@@ -1,0 +1,117 @@
+package roomserver
+
+import (
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/myelin-im/myelin/storage"
+)
+
+// Memberships of a room, as in m.room.member content.
+const (
+	Join   = "join"
+	Invite = "invite"
+	Knock  = "knock"
+	Leave  = "leave"
+	Ban    = "ban"
+)
+
+// memberChange is one membership that a unit changes.
+type memberChange struct {
+	user     string
+	old, new string // "" where there was no membership event
+	event    *Event
+	offset   int // position within the unit
+}
+
+// memberIndex is what a room knows of its current members without looking at its state: counts, the
+// local joined users (whom a commit wakes) and the servers (whom federation tells).
+type memberIndex struct {
+	mu      sync.RWMutex
+	joined  int
+	invited int
+	local   map[string]struct{}
+	servers map[string]int
+}
+
+// load reads the index of a room from room_members.
+func (m *memberIndex) load(tx *storage.Tx, s *Server, room int64) error {
+	m.local, m.servers = map[string]struct{}{}, map[string]int{}
+	rows := tx.Query(`SELECT user_id, membership FROM room_members WHERE room = $1`, room)
+	var user, membership string
+	for rows.Next() {
+		rows.Scan(&user, &membership)
+		m.count(s, user, membership, 1)
+	}
+	return rows.Close()
+}
+
+// count adds d users of a membership.
+func (m *memberIndex) count(s *Server, user, membership string, d int) {
+	switch membership {
+	case Invite:
+		m.invited += d
+	case Join:
+		m.joined += d
+		_, server, _ := strings.Cut(user, ":")
+		if m.servers[server] += d; m.servers[server] == 0 {
+			delete(m.servers, server)
+		}
+		if server != s.name {
+			return
+		}
+		if d > 0 {
+			m.local[user] = struct{}{}
+		} else {
+			delete(m.local, user)
+		}
+	}
+}
+
+// apply advances the index by what a unit changed.
+func (m *memberIndex) apply(s *Server, changes []memberChange) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, c := range changes {
+		m.count(s, c.user, c.old, -1)
+		m.count(s, c.user, c.new, 1)
+	}
+}
+
+// MemberCounts are the numbers of joined and invited members of the durable state.
+func (r *Room) MemberCounts() (joined, invited int) {
+	r.members.mu.RLock()
+	defer r.members.mu.RUnlock()
+	return r.members.joined, r.members.invited
+}
+
+// LocalMembers appends the local joined users to dst, in no order.
+func (r *Room) LocalMembers(dst []string) []string {
+	r.members.mu.RLock()
+	defer r.members.mu.RUnlock()
+	dst = slices.Grow(dst, len(r.members.local))
+	for u := range r.members.local {
+		dst = append(dst, u)
+	}
+	return dst
+}
+
+// HasLocalMember tells whether a local user is joined to the room, by its durable state.
+func (r *Room) HasLocalMember(user string) bool {
+	r.members.mu.RLock()
+	defer r.members.mu.RUnlock()
+	_, ok := r.members.local[user]
+	return ok
+}
+
+// Servers returns the names of the servers with a joined member, in no order.
+func (r *Room) Servers() []string {
+	r.members.mu.RLock()
+	defer r.members.mu.RUnlock()
+	out := make([]string, 0, len(r.members.servers))
+	for name := range r.members.servers {
+		out = append(out, name)
+	}
+	return out
+}

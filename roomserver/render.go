@@ -1,0 +1,168 @@
+package roomserver
+
+import (
+	"context"
+	"strconv"
+
+	"github.com/myelin-im/myelin/internal/canonicaljson"
+)
+
+// rendering is the client form of an event that all readers share; what differs per reader is spliced in.
+type rendering struct {
+	// body is the event object without unsigned and room_id and without the closing brace.
+	body []byte
+	// unsigned are the members of unsigned that do not depend on the reader, without braces.
+	unsigned []byte
+	// epoch is the redaction epoch in which it was made, if unsigned quotes another event: that one may
+	// be redacted later. 0 otherwise.
+	epoch uint64
+}
+
+// Reader says for whom events are rendered.
+type Reader struct {
+	// User and Device decide on transaction_id.
+	User, Device string
+	// RoomID includes room_id, which /sync leaves out.
+	RoomID bool
+	// Now is the time to which age refers, in milliseconds.
+	Now int64
+	// Membership, if set, gives unsigned.membership.
+	Membership *Viewer
+	// Relations, if set, gives the m.relations member of unsigned for an event, or nil.
+	Relations func(*Event) []byte
+}
+
+// AppendClientEvent appends the client form of an event to dst (client-server API v1.19, "Room event format").
+func (s *Server) AppendClientEvent(ctx context.Context, dst []byte, room *Room, e *Event, r *Reader) ([]byte, error) {
+	shared, err := s.render(ctx, room, e)
+	if err != nil {
+		return dst, err
+	}
+	dst = append(dst, shared.body...)
+	if r.RoomID {
+		dst = append(dst, `,"room_id":`...)
+		dst = canonicaljson.AppendString(dst, room.ID)
+	}
+	dst = append(dst, `,"unsigned":{"age":`...)
+	dst = strconv.AppendInt(dst, r.Now-e.OriginServerTS, 10)
+	dst = append(dst, shared.unsigned...)
+	if e.TxnID != "" && r.Device == e.TxnDevice && r.User == e.Sender {
+		dst = append(dst, `,"transaction_id":`...)
+		dst = canonicaljson.AppendString(dst, e.TxnID)
+	}
+	if r.Membership != nil {
+		m, err := r.Membership.MembershipAfter(ctx, e)
+		if err != nil {
+			return dst, err
+		}
+		dst = append(dst, `,"membership":`...)
+		dst = canonicaljson.AppendString(dst, m)
+	}
+	if r.Relations != nil {
+		if rel := r.Relations(e); rel != nil {
+			dst = append(append(dst, `,"m.relations":`...), rel...)
+		}
+	}
+	return append(dst, "}}"...), nil
+}
+
+// AppendClientEvents appends a JSON array of events.
+func (s *Server) AppendClientEvents(ctx context.Context, dst []byte, room *Room, events []*Event, r *Reader) ([]byte, error) {
+	dst = append(dst, '[')
+	for i, e := range events {
+		if i > 0 {
+			dst = append(dst, ',')
+		}
+		var err error
+		if dst, err = s.AppendClientEvent(ctx, dst, room, e, r); err != nil {
+			return dst, err
+		}
+	}
+	return append(dst, ']'), nil
+}
+
+// render returns the shared rendering of an event, making it at the first time.
+func (s *Server) render(ctx context.Context, room *Room, e *Event) (*rendering, error) {
+	epoch := s.redactionEpoch.Load() + 1
+	if r := e.rendered.Load(); r != nil && (r.epoch == 0 || r.epoch == epoch) {
+		return r, nil
+	}
+	r := &rendering{body: e.AppendClient(nil)}
+	if e.IsState() {
+		if err := s.renderPrevious(ctx, room, e, r); err != nil {
+			return nil, err
+		}
+		if len(r.unsigned) > 0 {
+			r.epoch = epoch
+		}
+	}
+	if e.redaction != nil {
+		because, err := s.render(ctx, room, e.redaction)
+		if err != nil {
+			return nil, err
+		}
+		r.unsigned = append(r.unsigned, `,"redacted_because":`...)
+		r.unsigned = append(append(r.unsigned, because.body...), `,"room_id":`...)
+		r.unsigned = append(canonicaljson.AppendString(r.unsigned, room.ID), `},"redacted_by":`...)
+		r.unsigned = canonicaljson.AppendString(r.unsigned, e.redaction.ID)
+	}
+	e.rendered.Store(r)
+	return r, nil
+}
+
+// renderPrevious adds what a state event replaced.
+func (s *Server) renderPrevious(ctx context.Context, room *Room, e *Event, r *rendering) error {
+	if e.Outlier() {
+		return nil
+	}
+	old, err := s.StateEvent(ctx, room, e.StateBefore, e.Type, *e.StateKey)
+	if err != nil || old == nil {
+		return err
+	}
+	r.unsigned = append(append(r.unsigned, `,"prev_content":`...), old.Content()...)
+	r.unsigned = append(r.unsigned, `,"prev_sender":`...)
+	r.unsigned = canonicaljson.AppendString(r.unsigned, old.Sender)
+	r.unsigned = append(r.unsigned, `,"replaces_state":`...)
+	r.unsigned = canonicaljson.AppendString(r.unsigned, old.ID)
+	return nil
+}
+
+// StrippedTypes are the state events that an invited or knocking user is shown
+// (client-server API v1.19, "Stripped state").
+var StrippedTypes = []string{
+	"m.room.create", "m.room.name", "m.room.avatar", "m.room.topic", "m.room.join_rules",
+	"m.room.canonical_alias", "m.room.encryption",
+}
+
+// Stripped returns the state that a user who is invited to the room or knocks on it is shown: the
+// usual types, the user's own membership event and the member event of who sent that.
+func (s *Server) Stripped(ctx context.Context, room *Room, membership *Event) ([]*Event, error) {
+	var out []*Event
+	add := func(typ, key string) error {
+		e, err := s.StateEvent(ctx, room, membership.StateBefore, typ, key)
+		if err == nil && e != nil {
+			out = append(out, e)
+		}
+		return err
+	}
+	for _, typ := range StrippedTypes {
+		if err := add(typ, ""); err != nil {
+			return nil, err
+		}
+	}
+	if membership.Sender != *membership.StateKey {
+		if err := add("m.room.member", membership.Sender); err != nil {
+			return nil, err
+		}
+	}
+	return append(out, membership), nil
+}
+
+// contentString returns a string member of an event's content, or "".
+func contentString(e *Event, key string) string {
+	if e == nil {
+		return ""
+	}
+	v, _ := e.ContentString(key)
+	return v
+}

@@ -1,0 +1,147 @@
+package roomserver
+
+import (
+	"sync"
+
+	"github.com/myelin-im/myelin/roomserver/snapshot"
+)
+
+// ringSize is how many recent events and state changes a room keeps at hand: what a client that is
+// following the room asks for. Older ones come from the database.
+const ringSize = 64
+
+// timelineRing is the newest part of a room's timeline in arrival order. It is complete for positions
+// above from.
+type timelineRing struct {
+	mu     sync.RWMutex
+	loaded bool
+	from   int64
+	events []*Event // oldest first; the backing array is never overwritten, so slices of it may be kept
+}
+
+// push appends a durable event.
+func (t *timelineRing) push(e *Event) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !t.loaded {
+		return
+	}
+	if len(t.events) >= 2*ringSize {
+		kept := make([]*Event, ringSize, 2*ringSize+1)
+		copy(kept, t.events[len(t.events)-ringSize:])
+		t.from = t.events[len(t.events)-ringSize-1].Anchor
+		t.events = kept
+	}
+	if n := len(t.events); n > 0 && t.events[n-1].Anchor >= e.Anchor {
+		return // the load that waited for this commit has read it
+	}
+	t.events = append(t.events, e)
+}
+
+// since returns the events with positions in (after, upTo], oldest first, and whether the ring
+// covers that range.
+func (t *timelineRing) since(after, upTo int64) (events []*Event, covered bool) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	if !t.loaded || after < t.from {
+		return nil, false
+	}
+	end := len(t.events)
+	for end > 0 && t.events[end-1].Anchor > upTo {
+		end--
+	}
+	start := end
+	for start > 0 && t.events[start-1].Anchor > after {
+		start--
+	}
+	return t.events[start:end:end], true
+}
+
+// last returns up to n events with positions of at most upTo, oldest first, and whether the ring
+// has that many or covers the whole room.
+func (t *timelineRing) last(n int, upTo int64) (events []*Event, covered bool) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	if !t.loaded {
+		return nil, false
+	}
+	end := len(t.events)
+	for end > 0 && t.events[end-1].Anchor > upTo {
+		end--
+	}
+	start := max(0, end-n)
+	return t.events[start:end:end], end-start == n || t.from == 0
+}
+
+// load gives the ring the newest events of the room from the database, unless it has them. Commits
+// meanwhile wait in push, so none is lost.
+func (t *timelineRing) load(read func() ([]*Event, error)) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.loaded {
+		return nil
+	}
+	events, err := read()
+	if err != nil {
+		return err
+	}
+	// Backfilled events have no arrival of their own: the ring begins after the last of them.
+	for i := len(events) - 1; i >= 0; i-- {
+		if events[i].Sub != 0 {
+			t.from, events = events[i].Anchor-1, events[i+1:]
+			break
+		}
+	}
+	if t.from == 0 && len(events) == ringSize {
+		t.from = events[0].Anchor - 1
+	}
+	t.loaded, t.events = true, events
+	return nil
+}
+
+// stateChange is one row of state_log.
+type stateChange struct {
+	pos      int64
+	old, new snapshot.Ref
+}
+
+// stateRing is the newest part of a room's state_log, complete above from.
+type stateRing struct {
+	mu      sync.RWMutex
+	from    int64
+	changes []stateChange
+}
+
+func (t *stateRing) reset(from int64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.from, t.changes = from, nil
+}
+
+func (t *stateRing) push(c stateChange) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(t.changes) >= 2*ringSize {
+		t.from = t.changes[len(t.changes)-ringSize-1].pos
+		t.changes = append(make([]stateChange, 0, 2*ringSize+1), t.changes[len(t.changes)-ringSize:]...)
+	}
+	t.changes = append(t.changes, c)
+}
+
+// at returns the current state's root as of a position, if the ring reaches that far back.
+func (t *stateRing) at(pos int64, current snapshot.Ref) (snapshot.Ref, bool) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	if pos < t.from {
+		return 0, false
+	}
+	for i := len(t.changes) - 1; i >= 0; i-- {
+		if t.changes[i].pos <= pos {
+			return t.changes[i].new, true
+		}
+	}
+	if len(t.changes) > 0 {
+		return t.changes[0].old, true
+	}
+	return current, true
+}

@@ -1,0 +1,235 @@
+package roomserver
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+
+	"github.com/myelin-im/myelin/roomserver/pdu"
+	"github.com/myelin-im/myelin/roomserver/snapshot"
+	"github.com/myelin-im/myelin/storage"
+)
+
+// ErrUnknownRoom says that this server has no such room.
+var ErrUnknownRoom = errors.New("unknown room")
+
+// Room is one active room: what the next event builds on, and the recent past that most readers ask for.
+type Room struct {
+	// NID is the room's number in the database.
+	NID int64
+	// ID is the room id.
+	ID string
+	// Version is the room version.
+	Version *pdu.Version
+
+	seed [16]byte
+
+	// turn is held by the one writer. mu guards the fields below it and is only held for moments:
+	// the committer takes it while a writer may be waiting for the committer.
+	turn    sync.Mutex
+	mu      sync.Mutex
+	next    *Head            // what the next turn builds on
+	pending map[int64]*Event // events of units that are not yet durable
+	last    *storage.Unit    // the newest unit in flight
+	flying  int              // units handed to the group commit and not yet done
+	epoch   uint64           // grows when a unit fails; units of an older epoch fail too
+	evicted bool             // no longer in the table: load the room again
+
+	durable atomic.Pointer[Head]
+	members memberIndex
+	recent  timelineRing
+	changes stateRing
+}
+
+// Head is what the next event of a room builds on. It is immutable.
+type Head struct {
+	// Extremities are the room's forward extremities.
+	Extremities []*Event
+	// State is the root of the current resolved state.
+	State snapshot.Ref
+	// Pos is the position of the room's last entry in the log.
+	Pos int64
+}
+
+// Head returns the durable head of the room.
+func (r *Room) Head() *Head { return r.durable.Load() }
+
+// depth is the depth that an event on top of the head has.
+func (h *Head) depth() int64 {
+	var d int64
+	for _, e := range h.Extremities {
+		d = max(d, e.Depth)
+	}
+	return min(d+1, pdu.MaxDepth)
+}
+
+// maxRooms bounds the rooms that are kept in memory at once.
+const maxRooms = 20_000
+
+// roomTable holds the active rooms by id and by number.
+type roomTable struct {
+	mu    sync.RWMutex
+	byID  map[string]*Room
+	byNID map[int64]*Room
+	load  keyedMutex[string]
+}
+
+func (t *roomTable) init() {
+	t.byID = map[string]*Room{}
+	t.byNID = map[int64]*Room{}
+}
+
+func (t *roomTable) get(id string) *Room {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return t.byID[id]
+}
+
+func (t *roomTable) getNID(nid int64) *Room {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return t.byNID[nid]
+}
+
+// add puts a loaded room into the table, making space by dropping idle ones.
+func (t *roomTable) add(r *Room) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(t.byID) >= maxRooms {
+		t.evictLocked(maxRooms / 10)
+	}
+	t.byID[r.ID] = r
+	t.byNID[r.NID] = r
+}
+
+// evictLocked drops up to n rooms that nobody is writing. Map order makes the choice random, which is
+// good enough: a dropped room that is needed again costs a few reads.
+func (t *roomTable) evictLocked(n int) {
+	for id, r := range t.byID {
+		if n == 0 {
+			return
+		}
+		if !r.turn.TryLock() {
+			continue
+		}
+		r.mu.Lock()
+		if r.flying == 0 {
+			r.evicted = true
+			delete(t.byID, id)
+			delete(t.byNID, r.NID)
+			n--
+		}
+		r.mu.Unlock()
+		r.turn.Unlock()
+	}
+}
+
+// Room returns the room of an id, loading it if it is not in memory. It returns ErrUnknownRoom
+// when this server has none.
+func (s *Server) Room(ctx context.Context, id string) (*Room, error) {
+	if r := s.rooms.get(id); r != nil {
+		return r, nil
+	}
+	defer s.rooms.load.lock(id)()
+	if r := s.rooms.get(id); r != nil {
+		return r, nil
+	}
+	return s.loadRoom(ctx, `SELECT nid, room_id, version, seed FROM rooms WHERE room_id = $1`, id)
+}
+
+// RoomByNID is Room for a room's number.
+func (s *Server) RoomByNID(ctx context.Context, nid int64) (*Room, error) {
+	if r := s.rooms.getNID(nid); r != nil {
+		return r, nil
+	}
+	var id string
+	err := s.db.Read(ctx, func(tx *storage.Tx) error {
+		found, err := tx.Get(`SELECT room_id FROM rooms WHERE nid = $1`, []any{nid}, &id)
+		if err == nil && !found {
+			err = ErrUnknownRoom
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return s.Room(ctx, id)
+}
+
+// loadRoom reads a room; the caller holds its load lock, so nobody is writing the room.
+func (s *Server) loadRoom(ctx context.Context, sql string, key any) (*Room, error) {
+	r := &Room{pending: map[int64]*Event{}}
+	head := &Head{}
+	var version string
+	var seed, extremities []byte
+	err := s.db.Read(ctx, func(tx *storage.Tx) error {
+		found, err := tx.Get(sql, []any{key}, &r.NID, &r.ID, &version, &seed)
+		if err != nil {
+			return err
+		}
+		if !found {
+			return ErrUnknownRoom
+		}
+		var state int64
+		found, err = tx.Get(`SELECT extremities, state, pos FROM room_heads WHERE room = $1`, []any{r.NID}, &extremities, &state, &head.Pos)
+		if err != nil {
+			return err
+		}
+		if !found {
+			return fmt.Errorf("room %s has no head", r.ID)
+		}
+		head.State = snapshot.Ref(state)
+		return r.members.load(tx, s, r.NID)
+	})
+	if err != nil {
+		if errors.Is(err, ErrUnknownRoom) {
+			return nil, err
+		}
+		return nil, fmt.Errorf("load room: %w", err)
+	}
+	var ok bool
+	if r.Version, ok = pdu.Lookup(version); !ok {
+		return nil, fmt.Errorf("room %s has unknown version %q", r.ID, version)
+	}
+	copy(r.seed[:], seed)
+	nids, err := decodeNIDs(extremities)
+	if err != nil {
+		return nil, fmt.Errorf("forward extremities of %s: %w", r.ID, err)
+	}
+	if head.Extremities, err = s.eventsByNID(ctx, r, nids); err != nil {
+		return nil, fmt.Errorf("forward extremities of %s: %w", r.ID, err)
+	}
+	r.next = head
+	r.durable.Store(head)
+	r.changes.reset(head.Pos)
+	s.rooms.add(r)
+	return r, nil
+}
+
+// tree is the room's state at a root.
+func (s *Server) tree(r *Room, root snapshot.Ref) snapshot.Tree {
+	return s.states.At(r.NID, r.seed, root)
+}
+
+func encodeNIDs(events []*Event) []byte {
+	out := make([]byte, 0, 4*len(events))
+	for _, e := range events {
+		out = binary.AppendUvarint(out, uint64(e.NID))
+	}
+	return out
+}
+
+func decodeNIDs(b []byte) (nids []int64, err error) {
+	for len(b) > 0 {
+		v, n := binary.Uvarint(b)
+		if n <= 0 {
+			return nil, errors.New("bad list of event numbers")
+		}
+		nids = append(nids, int64(v))
+		b = b[n:]
+	}
+	return nids, nil
+}

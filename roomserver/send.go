@@ -1,0 +1,80 @@
+package roomserver
+
+import (
+	"bytes"
+	"context"
+	"errors"
+
+	"github.com/myelin-im/myelin/internal/canonicaljson"
+	"github.com/myelin-im/myelin/internal/mxerr"
+	"github.com/myelin-im/myelin/roomserver/authrules"
+)
+
+// errNotInRoom answers requests about rooms that the user is not in; unknown rooms get the same answer, so
+// that nobody learns which rooms exist.
+func errNotInRoom(user string) error {
+	return mxerr.Forbidden("User " + user + " is not in the room")
+}
+
+// Send appends an event of a local user to a room and returns its id once it is on disk. A state event
+// that would change nothing returns the id of the one that stands.
+func (s *Server) Send(ctx context.Context, roomID string, d Draft) (string, error) {
+	return s.once(ctx, d.Txn, roomID, func() (string, error) {
+		var id string
+		_, err := s.Turn(ctx, roomID, func(t *Turn) error {
+			e, err := t.sendOrKeep(d)
+			if err == nil {
+				id = e.ID
+			}
+			return err
+		})
+		if errors.Is(err, ErrUnknownRoom) {
+			err = errNotInRoom(d.Sender)
+		}
+		return id, err
+	})
+}
+
+// sendOrKeep appends a draft unless it is a state event equal to the current one.
+func (t *Turn) sendOrKeep(d Draft) (*Event, error) {
+	if d.StateKey != nil {
+		old, err := t.State(d.Type, *d.StateKey)
+		if err != nil {
+			return nil, err
+		}
+		if old != nil && old.Sender == d.Sender {
+			content, err := canonicaljson.Canonical(d.Content, canonicaljson.Lax)
+			if err == nil && bytes.Equal(content, old.Content()) {
+				return old, nil
+			}
+		}
+	}
+	return t.Append(d)
+}
+
+// redactLocal checks that the sender of a redaction may redact its target, and notes it for the unit. A
+// target that this server does not know is left alone: the redaction waits for it.
+func (t *Turn) redactLocal(by *Event, targetID string) error {
+	target, err := t.s.Event(t.ctx, t.room, targetID)
+	if errors.Is(err, ErrUnknownEvent) {
+		return mxerr.NotFound("The event to redact is unknown")
+	}
+	if err != nil {
+		return err
+	}
+	levels, err := t.Levels()
+	if err != nil {
+		return err
+	}
+	// A local user's own events, not all those of the server: that rule is for servers to apply.
+	if target.Sender != by.Sender && levels.User(by.Sender) < levels.Redact() {
+		return mxerr.Forbidden("You may not redact this event")
+	}
+	if !authrules.CanRedact(by.Event, target.Event, levels) {
+		return mxerr.Forbidden("You may not redact this event")
+	}
+	if target.Type != "m.room.create" {
+		t.redacts = append(t.redacts, redaction{target, by})
+	}
+	return nil
+}

@@ -1,0 +1,165 @@
+package roomserver
+
+import (
+	"context"
+	"crypto/ed25519"
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/maypok86/otter/v2"
+	"github.com/sirupsen/logrus"
+
+	"github.com/myelin-im/myelin/roomserver/snapshot"
+	"github.com/myelin-im/myelin/storage"
+)
+
+// Options are what a Server needs to know of the world.
+type Options struct {
+	// ServerName is the domain of local users and rooms.
+	ServerName string
+	// KeyID and Key sign events of local users.
+	KeyID string
+	Key   ed25519.PrivateKey
+	// Log receives structured entries with room_id and event_id.
+	Log *logrus.Entry
+	// EventCacheBytes and StateCacheBytes bound the two large caches; 0 takes the default.
+	EventCacheBytes, StateCacheBytes int64
+	// Now is the clock; nil means time.Now.
+	Now func() time.Time
+}
+
+// Server is the roomserver of one process. It is safe for concurrent use.
+type Server struct {
+	name  string
+	keyID string
+	key   ed25519.PrivateKey
+	db    *storage.DB
+	log   *logrus.Entry
+	now   func() time.Time
+
+	nids   *storage.IDs
+	states *snapshot.Store
+	events *otter.Cache[int64, *Event]
+	rooms  roomTable
+	users  userTable
+	txns   txnTable
+
+	// redactionEpoch grows with every redaction, under redactionLock, so that a reader that raced
+	// with one does not cache what it read.
+	redactionLock  sync.RWMutex
+	redactionEpoch atomic.Uint64
+}
+
+const (
+	defaultEventCache = 64 << 20
+	defaultStateCache = 32 << 20
+)
+
+// New makes the roomserver on an open database whose schemas include Schema.
+func New(db *storage.DB, opts Options) (*Server, error) {
+	if opts.Now == nil {
+		opts.Now = time.Now
+	}
+	if opts.EventCacheBytes == 0 {
+		opts.EventCacheBytes = defaultEventCache
+	}
+	if opts.StateCacheBytes == 0 {
+		opts.StateCacheBytes = defaultStateCache
+	}
+	s := &Server{
+		name: opts.ServerName, keyID: opts.KeyID, key: opts.Key,
+		db: db, log: opts.Log, now: opts.Now, nids: db.IDs("roomserver"),
+	}
+	var err error
+	s.events, err = otter.New(&otter.Options[int64, *Event]{
+		MaximumWeight: uint64(opts.EventCacheBytes),
+		Weigher:       func(_ int64, e *Event) uint32 { return e.cost() },
+	})
+	if err != nil {
+		return nil, fmt.Errorf("make event cache: %w", err)
+	}
+	s.states = snapshot.NewStore(packLoader{db}, opts.StateCacheBytes)
+	s.rooms.init()
+	s.users.init()
+	s.txns.init()
+	return s, nil
+}
+
+// Name is the server name of local users.
+func (s *Server) Name() string { return s.name }
+
+// IsLocal tells whether a user, room or alias id belongs to this server.
+func (s *Server) IsLocal(id string) bool {
+	_, domain, ok := strings.Cut(id, ":")
+	return ok && domain == s.name
+}
+
+// packLoader reads trie nodes for the snapshot store.
+type packLoader struct{ db *storage.DB }
+
+// packBatch is how many rows of state_packs one query asks for.
+const packBatch = 16
+
+// LoadPacks implements snapshot.Loader.
+func (l packLoader) LoadPacks(ctx context.Context, room int64, ids []int64, put func(id int64, data []byte)) error {
+	return l.db.Read(ctx, func(tx *storage.Tx) error {
+		for len(ids) > 0 {
+			// Always the same number of parameters, so that one prepared statement serves all.
+			args := make([]any, 1, packBatch+1)
+			args[0] = room
+			for i := range packBatch {
+				args = append(args, ids[min(i, len(ids)-1)])
+			}
+			ids = ids[min(packBatch, len(ids)):]
+			rows := tx.Query(`SELECT pack, data FROM state_packs WHERE room = $1 AND pack IN `+storage.In(packBatch, 2), args...)
+			for rows.Next() {
+				var id int64
+				var data []byte
+				rows.Scan(&id, &data)
+				put(id, data)
+			}
+			if err := rows.Close(); err != nil {
+				return fmt.Errorf("load state of room %d: %w", room, err)
+			}
+		}
+		return nil
+	})
+}
+
+// keyedMutex serialises work by key without keeping a lock for keys that nobody uses.
+type keyedMutex[K comparable] struct {
+	mu    sync.Mutex
+	locks map[K]*countedMutex
+}
+
+type countedMutex struct {
+	sync.Mutex
+	users int
+}
+
+// lock takes the lock of key and returns the function that releases it.
+func (k *keyedMutex[K]) lock(key K) func() {
+	k.mu.Lock()
+	if k.locks == nil {
+		k.locks = map[K]*countedMutex{}
+	}
+	l := k.locks[key]
+	if l == nil {
+		l = &countedMutex{}
+		k.locks[key] = l
+	}
+	l.users++
+	k.mu.Unlock()
+	l.Lock()
+	return func() {
+		l.Unlock()
+		k.mu.Lock()
+		if l.users--; l.users == 0 {
+			delete(k.locks, key)
+		}
+		k.mu.Unlock()
+	}
+}

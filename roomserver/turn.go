@@ -1,0 +1,301 @@
+package roomserver
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"github.com/myelin-im/myelin/roomserver/authrules"
+	"github.com/myelin-im/myelin/roomserver/pdu"
+	"github.com/myelin-im/myelin/roomserver/snapshot"
+	"github.com/myelin-im/myelin/storage"
+)
+
+// errEpoch fails a unit that was built on one that failed; the turn runs again.
+var errEpoch = errors.New("an earlier unit of the room failed")
+
+// Draft is an event that a local user wants to append to a room.
+type Draft struct {
+	// Sender is the local user.
+	Sender string
+	// Type and StateKey are as in the event; StateKey is nil for messages.
+	Type     string
+	StateKey *string
+	// Content is a JSON object.
+	Content json.RawMessage
+	// Redacts is the event that an m.room.redaction redacts.
+	Redacts string
+	// OriginServerTS overrides the clock (application services), in milliseconds; 0 is now.
+	OriginServerTS int64
+	// Txn, if set, is written with the event, so that a repeated request finds it.
+	Txn *Txn
+}
+
+// Turn is one writer's time alone with a room. What it appends is written as one unit, all or nothing.
+// It must be used only inside the function given to Server.Turn.
+type Turn struct {
+	ctx   context.Context
+	s     *Server
+	room  *Room
+	head  *Head
+	epoch uint64
+	unit  *storage.Unit
+
+	events  []*Event
+	members []memberChange
+	changes []stateChange // pos is the offset in the unit
+	packs   []int64
+	redacts []redaction
+	txn     *Txn
+	created bool
+	after   []func()
+}
+
+// redaction is one application of a redaction within a unit.
+type redaction struct{ target, by *Event }
+
+// Turn runs fn alone with the room and writes what it appended. It returns when that is on disk. When fn
+// fails nothing is written and its error is returned. fn may run again if an earlier write of
+// the room failed, so it must not keep anything of a run that did not end well; it must not wait for
+// the network or for another room.
+func (s *Server) Turn(ctx context.Context, roomID string, fn func(*Turn) error) ([]*Event, error) {
+	for {
+		room, err := s.Room(ctx, roomID)
+		if err != nil {
+			return nil, err
+		}
+		events, err := s.runTurn(ctx, room, fn)
+		if !errors.Is(err, errEpoch) {
+			return events, err
+		}
+	}
+}
+
+// runTurn is one attempt of Turn.
+func (s *Server) runTurn(ctx context.Context, room *Room, fn func(*Turn) error) ([]*Event, error) {
+	room.turn.Lock()
+	t, err := s.begin(ctx, room)
+	if err == nil {
+		err = fn(t)
+	}
+	if err != nil || len(t.events) == 0 {
+		t.drop()
+		room.turn.Unlock()
+		return nil, err
+	}
+	wait, err := t.submit()
+	room.turn.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	if err := wait(); err != nil {
+		return nil, err
+	}
+	return t.events, nil
+}
+
+// begin starts a turn; the caller holds room.turn.
+func (s *Server) begin(ctx context.Context, room *Room) (*Turn, error) {
+	room.mu.Lock()
+	defer room.mu.Unlock()
+	if room.evicted {
+		return nil, errEpoch
+	}
+	return &Turn{ctx: ctx, s: s, room: room, head: room.next, epoch: room.epoch, unit: &storage.Unit{}}, nil
+}
+
+// drop forgets what a turn that failed left in memory.
+func (t *Turn) drop() {
+	if t == nil {
+		return
+	}
+	t.room.mu.Lock()
+	for _, e := range t.events {
+		delete(t.room.pending, e.NID)
+	}
+	t.room.mu.Unlock()
+	for _, p := range t.packs {
+		t.s.states.Drop(t.room.NID, p)
+	}
+}
+
+// Room is the room whose turn it is.
+func (t *Turn) Room() *Room { return t.room }
+
+// Unit is the unit that the turn writes, for rows of others that stand or fall with the events.
+func (t *Turn) Unit() *storage.Unit { return t.unit }
+
+// AfterApply registers fn to run once the unit is durable, in position order, before
+// subscribers hear of it. It must be quick.
+func (t *Turn) AfterApply(fn func()) { t.after = append(t.after, fn) }
+
+// event returns an event of the room by number, among them those that are not durable yet.
+func (t *Turn) event(nid int64) (*Event, error) {
+	t.room.mu.Lock()
+	e := t.room.pending[nid]
+	t.room.mu.Unlock()
+	if e != nil {
+		return e, nil
+	}
+	return t.s.eventByNID(t.ctx, t.room, nid)
+}
+
+// stateEvent returns the state event at a root, or nil.
+func (t *Turn) stateEvent(root snapshot.Ref, typ, key string) (*Event, error) {
+	nid, err := t.s.tree(t.room, root).Get(t.ctx, typ, key)
+	if err != nil || nid == 0 {
+		return nil, err
+	}
+	return t.event(nid)
+}
+
+// State returns the current state event of a type and key as the turn sees it, or nil.
+func (t *Turn) State(typ, key string) (*Event, error) { return t.stateEvent(t.head.State, typ, key) }
+
+// Membership returns the current membership of a user, Leave where there is none.
+func (t *Turn) Membership(user string) (string, error) {
+	e, err := t.State("m.room.member", user)
+	if err != nil || e == nil {
+		return Leave, err
+	}
+	return e.Membership(), nil
+}
+
+// Levels are the power levels of the current state.
+func (t *Turn) Levels() (*authrules.Levels, error) {
+	pl, err := t.State("m.room.power_levels", "")
+	if err != nil {
+		return nil, err
+	}
+	create, err := t.State("m.room.create", "")
+	if err != nil {
+		return nil, err
+	}
+	if create == nil {
+		return nil, fmt.Errorf("room %s has no m.room.create in its state", t.room.ID)
+	}
+	var p *pdu.Event
+	if pl != nil {
+		p = pl.Event
+	}
+	return authrules.PowerLevels(p, create.Event), nil
+}
+
+// authState gives the authorisation rules the state at one root.
+type authState struct {
+	t    *Turn
+	root snapshot.Ref
+}
+
+// Event implements authrules.State.
+func (a authState) Event(typ, key string) (*pdu.Event, error) {
+	e, err := a.t.stateEvent(a.root, typ, key)
+	if err != nil || e == nil {
+		return nil, err
+	}
+	return e.Event, nil
+}
+
+// Append builds, authorises and appends an event of a local user. The error is a *mxerr.Error where
+// the user may not send it or it breaks a limit.
+func (t *Turn) Append(d Draft) (*Event, error) {
+	proto, err := t.proto(&d)
+	if err != nil {
+		return nil, err
+	}
+	p, err := t.room.Version.Build(proto, t.s.name, t.s.keyID, t.s.key)
+	if err != nil {
+		return nil, buildError(err)
+	}
+	if err := authrules.Check(p, authState{t, t.head.State}); err != nil {
+		return nil, authError(err)
+	}
+	nid, err := t.s.nids.Next(t.ctx)
+	if err != nil {
+		return nil, fmt.Errorf("take an event number: %w", err)
+	}
+	e := &Event{Event: p, NID: nid, RoomNID: t.room.NID, StateBefore: t.head.State, StateAfter: t.head.State}
+	if d.Txn != nil {
+		e.TxnDevice, e.TxnID = d.Txn.Device, d.Txn.ID
+		t.txn = d.Txn
+	}
+	if d.Redacts != "" && d.Type == "m.room.redaction" {
+		if err := t.redactLocal(e, d.Redacts); err != nil {
+			return nil, err
+		}
+	}
+	return e, t.extend(e)
+}
+
+// proto collects what an event on top of the head needs: parents, auth events, depth.
+func (t *Turn) proto(d *Draft) (*pdu.Proto, error) {
+	ts := d.OriginServerTS
+	if ts == 0 {
+		ts = t.s.now().UnixMilli()
+	}
+	proto := &pdu.Proto{
+		RoomID: t.room.ID, Sender: d.Sender, Type: d.Type, StateKey: d.StateKey, Content: d.Content,
+		Redacts: d.Redacts, Depth: t.head.depth(), OriginServerTS: ts,
+	}
+	for _, e := range t.head.Extremities {
+		proto.PrevEvents = append(proto.PrevEvents, e.Ref())
+	}
+	for _, k := range authrules.Required(t.room.Version, authrules.Header{Type: d.Type, StateKey: d.StateKey, Sender: d.Sender, Content: d.Content}) {
+		e, err := t.State(k.Type, k.StateKey)
+		if err != nil {
+			return nil, err
+		}
+		if e != nil {
+			proto.AuthEvents = append(proto.AuthEvents, e.Ref())
+		}
+	}
+	return proto, nil
+}
+
+// extend makes e the room's only forward extremity.
+func (t *Turn) extend(e *Event) error {
+	next := &Head{Extremities: []*Event{e}, State: t.head.State}
+	if e.IsState() {
+		if err := t.setState(e); err != nil {
+			return err
+		}
+		next.State = e.StateAfter
+	}
+	t.room.mu.Lock()
+	t.room.pending[e.NID] = e
+	t.room.mu.Unlock()
+	t.events = append(t.events, e)
+	t.head = next
+	return nil
+}
+
+// setState computes the state after a state event that becomes part of the current state.
+func (t *Turn) setState(e *Event) error {
+	if e.Type == "m.room.member" {
+		old, err := t.State(e.Type, *e.StateKey)
+		if err != nil {
+			return err
+		}
+		c := memberChange{user: *e.StateKey, new: e.Membership(), event: e, offset: len(t.events) + 1}
+		if old != nil {
+			c.old = old.Membership()
+		}
+		t.members = append(t.members, c)
+	}
+	edit := t.s.tree(t.room, t.head.State).Edit(e.NID)
+	edit.Set(e.Type, *e.StateKey, e.NID)
+	root, rows, err := edit.Commit(t.ctx)
+	if err != nil {
+		return fmt.Errorf("state after %s: %w", e.ID, err)
+	}
+	e.StateAfter = root
+	if len(rows) > 0 {
+		t.packs = append(t.packs, e.NID)
+		for _, row := range rows {
+			t.unit.Add(packsTable, t.room.NID, row.ID, row.Data)
+		}
+	}
+	t.changes = append(t.changes, stateChange{int64(len(t.events) + 1), t.head.State, root})
+	return nil
+}

@@ -1,0 +1,101 @@
+package roomserver
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/myelin-im/myelin/storage"
+)
+
+// Txn names a client's transaction: sending it again has no further effect
+// (client-server API v1.19, "Transaction identifiers").
+type Txn struct {
+	// User and Device are who sent it; transaction ids are scoped to the device, not the token.
+	User, Device string
+	// Path is the endpoint with its parameters but the id.
+	Path string
+	// ID is what the client chose.
+	ID string
+}
+
+// key is the transaction's primary key in send_txns.
+func (t *Txn) key() []byte {
+	sum := sha256.Sum256([]byte(t.User + "\x00" + t.Device + "\x00" + t.Path + "\x00" + t.ID))
+	return sum[:16]
+}
+
+// txnTable holds the transactions that are being written, so that a retry in flight waits for the
+// same flush.
+type txnTable struct {
+	mu   sync.Mutex
+	open map[[16]byte]*openTxn
+}
+
+// openTxn is one transaction in flight.
+type openTxn struct {
+	done chan struct{}
+	id   string
+	err  error
+}
+
+func (t *txnTable) init() { t.open = map[[16]byte]*openTxn{} }
+
+// once runs send unless the transaction was sent before, and returns the id of the event that it made.
+func (s *Server) once(ctx context.Context, txn *Txn, roomID string, send func() (string, error)) (string, error) {
+	if txn == nil {
+		return send()
+	}
+	key := [16]byte(txn.key())
+	s.txns.mu.Lock()
+	if o := s.txns.open[key]; o != nil {
+		s.txns.mu.Unlock()
+		select {
+		case <-o.done:
+			return o.id, o.err
+		case <-ctx.Done():
+			return "", ctx.Err()
+		}
+	}
+	o := &openTxn{done: make(chan struct{})}
+	s.txns.open[key] = o
+	s.txns.mu.Unlock()
+	o.id, o.err = s.onceStored(ctx, key[:], roomID, send)
+	close(o.done)
+	s.txns.mu.Lock()
+	delete(s.txns.open, key)
+	s.txns.mu.Unlock()
+	return o.id, o.err
+}
+
+// onceStored sends, and where that fails looks whether it was done before. Nearly all transactions
+// are new, so the look-up comes second: the unique key of send_txns refuses a repeated one.
+func (s *Server) onceStored(ctx context.Context, key []byte, roomID string, send func() (string, error)) (string, error) {
+	id, sendErr := send()
+	if sendErr == nil {
+		return id, nil
+	}
+	var nid int64
+	var found bool
+	err := s.db.Read(ctx, func(tx *storage.Tx) (err error) {
+		found, err = tx.Get(`SELECT event FROM send_txns WHERE key = $1`, []any{key}, &nid)
+		return err
+	})
+	if err != nil {
+		return "", errors.Join(sendErr, fmt.Errorf("look up transaction: %w", err))
+	}
+	if !found {
+		return "", sendErr
+	}
+	room, err := s.Room(ctx, roomID)
+	if err != nil {
+		return "", err
+	}
+	e, err := s.eventByNID(ctx, room, nid)
+	if err != nil {
+		return "", err
+	}
+	return e.ID, nil
+}
