@@ -2,8 +2,6 @@ package storage
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/url"
@@ -19,7 +17,8 @@ type postgres struct {
 	writeURL, readURL *pq.Connector
 	opt               Options
 
-	writer *pgConn // owned by the committer; nil after a failure
+	writer  *pgWriter     // owned by the committer
+	closing chan struct{} // closed when the DB must not wait for the server any more
 
 	slots chan struct{}
 	mu    sync.Mutex
@@ -27,7 +26,8 @@ type postgres struct {
 }
 
 func openPostgres(ctx context.Context, dsn string, opt Options) (*postgres, error) {
-	p := &postgres{opt: opt, slots: make(chan struct{}, opt.Readers)}
+	p := &postgres{opt: opt, slots: make(chan struct{}, opt.Readers), closing: make(chan struct{})}
+	p.writer = &pgWriter{p: p}
 	limit := fmt.Sprint(opt.ReadTimeout.Milliseconds())
 	var err error
 	p.writeURL, err = connector(dsn, map[string]string{
@@ -46,7 +46,7 @@ func openPostgres(ctx context.Context, dsn string, opt Options) (*postgres, erro
 	if err != nil {
 		return nil, err
 	}
-	p.writer, err = dialPostgres(ctx, p.writeURL)
+	p.writer.conn, err = dialPostgres(ctx, p.writeURL)
 	if err != nil {
 		return nil, err
 	}
@@ -176,7 +176,7 @@ func (p *postgres) readOne(ctx context.Context, fn func(tx *Tx) error) error {
 const schemaLock = 0x6d79656c696e0001
 
 func (p *postgres) migrate(_ context.Context, schemas []Schema) error {
-	c := p.writer
+	c := p.writer.conn
 	if err := c.simple(fmt.Sprintf("SELECT pg_advisory_lock(%d)", int64(schemaLock))); err != nil {
 		return err
 	}
@@ -221,18 +221,24 @@ func (c *pgConn) applyMigration(feature string, step migration) error {
 }
 
 func (p *postgres) load(context.Context) (head, generation int64, err error) {
-	var random [8]byte
-	rand.Read(random[:])
-	candidate := int64(binary.LittleEndian.Uint64(random[:]) >> 2)
-	tx := &Tx{pg: p.writer, write: true}
+	candidate, err := randomID()
+	if err != nil {
+		return 0, 0, err
+	}
+	tx := &Tx{pg: p.writer.conn, write: true}
 	_, err = tx.Exec(`INSERT INTO log_head (id, head, generation) VALUES (1, 0, $1) ON CONFLICT DO NOTHING`, candidate)
 	if err == nil {
 		_, err = tx.Get(`SELECT head, generation FROM log_head WHERE id = 1`, nil, &head, &generation)
+	}
+	if err == nil {
+		err = p.writer.register()
 	}
 	return head, generation, err
 }
 
 func (p *postgres) idle(bool) {}
+
+func (p *postgres) giveUp() { close(p.closing) }
 
 func (p *postgres) close() error {
 	// Wait for the COMMITs of reads that have returned.
@@ -251,8 +257,11 @@ wait:
 		c.close()
 	}
 	p.free = nil
-	if p.writer != nil {
-		p.writer.close()
+	if c := p.writer.conn; c != nil {
+		if !c.bad && p.writer.node != 0 {
+			c.exec(`DELETE FROM log_writers WHERE node = $1`, []any{p.writer.node})
+		}
+		c.close()
 	}
 	return nil
 }

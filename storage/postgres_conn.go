@@ -70,12 +70,25 @@ var background = context.Background()
 
 // simple runs statements without parameters or results.
 func (c *pgConn) simple(sql string) error {
+	_, err := c.simpleCount(sql)
+	return err
+}
+
+// simpleCount is simple, and returns the number of rows the last of the statements changed.
+func (c *pgConn) simpleCount(sql string) (int64, error) {
 	c.uses++
 	if err := c.drain(true); err != nil {
-		return err
+		return 0, err
 	}
-	_, err := c.c.ExecContext(background, sql, nil)
-	return c.wrap(err)
+	res, err := c.c.ExecContext(background, sql, nil)
+	if err != nil {
+		return 0, c.wrap(err)
+	}
+	n, err := res.RowsAffected()
+	if err != nil {
+		n = 0 // a command without a count
+	}
+	return n, nil
 }
 
 // prepare returns the prepared statement of a text that is run for the second time or later, else nil:

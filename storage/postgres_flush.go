@@ -1,66 +1,273 @@
 package storage
 
 import (
+	"errors"
 	"fmt"
+	"time"
+
+	"github.com/lib/pq"
+	"github.com/lib/pq/pqerror"
 )
 
-// flush commits each unit in a transaction of its own.
+// pgWriter is the writing side of PostgreSQL. It belongs to the committer.
+type pgWriter struct {
+	p    *postgres
+	conn *pgConn // nil after it was lost
+
+	node  int64 // this process's row in log_writers
+	epoch int64
+	batch int64 // number of the last batch tried
+
+	single bool // it was tried as one statement
+
+	rows rowStatement
+	puts keySet
+}
+
+// flush commits a batch. It is tried as a whole; if that fails because of one unit, in halves, so that
+// one bad unit among a thousand costs twenty commits and not a thousand.
 func (p *postgres) flush(batch []*Unit) {
-	for _, u := range batch {
-		u.err = p.runUnit(u)
+	if len(batch) > 0 {
+		p.writer.flush(batch)
 	}
 }
 
-func (p *postgres) runUnit(u *Unit) error {
-	if p.writer == nil || p.writer.bad {
-		c, err := dialPostgres(background, p.writeURL)
-		if err != nil {
+func (w *pgWriter) flush(units []*Unit) {
+	err := w.commit(units)
+	switch {
+	case err == nil:
+	case len(units) == 1 || errors.Is(err, errUnsettled) || errors.Is(err, errUnreachable):
+		for _, u := range units {
+			u.err = err
+		}
+	default:
+		w.flush(units[:len(units)/2])
+		w.flush(units[len(units)/2:])
+	}
+}
+
+const (
+	// flushTries bounds how often the same units are tried when the connection breaks or another
+	// node's transaction gets in the way.
+	flushTries = 5
+)
+
+var (
+	// errUnsettled means that the fate of a batch could not be learnt before the DB was closed.
+	errUnsettled = errors.New("storage: connection lost during commit, outcome unknown")
+	// errUnreachable means that no connection could be made, so nothing was tried.
+	errUnreachable = errors.New("storage: PostgreSQL cannot be reached")
+	// errEpoch means that log_writers no longer has this node's row at its epoch.
+	errEpoch = errors.New("storage: this node's entry in log_writers is gone")
+)
+
+// commit tries to commit the units. An error means that nothing of them was committed. Without an
+// error, each unit has its own outcome.
+func (w *pgWriter) commit(units []*Unit) error {
+	var err error
+	for try := range flushTries {
+		if err = w.connect(); err != nil {
 			return err
 		}
-		p.writer = c
+		w.batch++
+		for _, u := range units {
+			u.err = nil
+			u.base = 0
+		}
+		if err = w.attempt(units); err == nil {
+			return nil
+		}
+		if w.conn.bad {
+			done, base, settleErr := w.settle()
+			if settleErr != nil {
+				return errors.Join(settleErr, err)
+			}
+			if done {
+				if w.single { // a transaction knew its bases before it committed
+					spread(units, base)
+				}
+				return nil
+			}
+			continue
+		}
+		if errors.Is(err, errEpoch) {
+			w.node = 0
+			continue
+		}
+		if !passing(err) {
+			return err
+		}
+		time.Sleep(time.Duration(try) * 5 * time.Millisecond)
 	}
-	c := p.writer
-	if err := c.simple("BEGIN"); err != nil {
-		return err
+	return err
+}
+
+// passing reports whether another try may succeed: a deadlock or a conflict with another node.
+func passing(err error) bool {
+	c := code(err)
+	return c == pqerror.TRDeadlockDetected || c == pqerror.TRSerializationFailure
+}
+
+// code returns the SQLSTATE of an error, or "".
+func code(err error) pqerror.Code {
+	var e *pq.Error
+	if errors.As(err, &e) {
+		return e.Code
 	}
-	err := p.runSteps(u)
-	c.drain(false)
+	return ""
+}
+
+// attempt runs the units once: as one statement if they are only rows, else as one transaction.
+func (w *pgWriter) attempt(units []*Unit) error {
+	supersede(units, &w.puts)
+	simple := true
+	for _, u := range units {
+		simple = simple && u.rowsOnly()
+	}
+	w.single = simple && w.rows.fill(units)
+	if !w.single {
+		return w.transaction(units)
+	}
+	base, err := w.insert([]any{w.batch, time.Now().UnixMilli(), w.node, w.epoch})
 	if err != nil {
-		c.simple("ROLLBACK")
+		if code(err) == pqerror.DivisionByZero {
+			err = errors.Join(errEpoch, err)
+		}
 		return err
 	}
-	return c.simple("COMMIT")
+	spread(units, base)
+	return nil
 }
 
-func (p *postgres) runSteps(u *Unit) error {
-	if u.fn != nil {
-		tx := &Tx{ctx: background, pg: p.writer, write: true}
-		if err := tx.finish(tx.call(u.fn)); err != nil {
-			return err
-		}
-		u.Positions = 0
-		if tx.position != 0 {
-			u.Positions, u.base = 1, tx.base
-		}
-		u.Notices = tx.notices
-		return nil
+// insert runs the collected row statement and returns the base.
+func (w *pgWriter) insert(guard []any) (base int64, err error) {
+	sql, args := w.rows.build(guard)
+	rows := &Rows{sql: sql}
+	if err := w.conn.query(rows, args); err != nil {
+		return 0, err
 	}
-	if u.Positions > 0 {
-		base, err := p.writer.allocate(int64(u.Positions))
-		if err != nil {
-			return err
-		}
-		u.base = base
+	ok, err := w.conn.next(rows)
+	if ok {
+		err = scanValues(rows.current, []any{&base})
 	}
-	for _, st := range u.steps {
-		if err := p.runStep(st, u.base); err != nil {
+	if closeErr := w.conn.closeRows(rows); err == nil {
+		err = closeErr
+	}
+	return base, err
+}
+
+// spread gives the units of a run their bases.
+func spread(units []*Unit, base int64) {
+	for _, u := range units {
+		if u.Positions > 0 {
+			u.base = base
+			base += int64(u.Positions)
+		}
+	}
+}
+
+// transaction runs the units in order: neighbouring units of rows as one statement, the others each
+// within a savepoint, so that their failures, which are normal, cost nobody else a second run.
+func (w *pgWriter) transaction(units []*Unit) error {
+	// Noting the batch first shares the round trip of BEGIN.
+	begin := fmt.Sprintf("BEGIN; UPDATE log_writers SET batch = %d, base = 0, seen = %d WHERE node = %d AND epoch = %d",
+		w.batch, time.Now().UnixMilli(), w.node, w.epoch)
+	noted, err := w.conn.simpleCount(begin)
+	if err == nil && noted != 1 {
+		err = errEpoch
+	}
+	fenced := false
+	for i := 0; i < len(units) && err == nil; {
+		run := i
+		for run < len(units) && units[run].rowsOnly() {
+			run++
+		}
+		if run > i {
+			err = w.runRows(units[i:run])
+			i = run
+			continue
+		}
+		fenced, err = w.runFenced(units[i], fenced, len(units) == 1)
+		i++
+	}
+	w.conn.drain(false)
+	if err == nil {
+		err = w.conn.simple("COMMIT")
+	} else if !w.conn.bad {
+		w.conn.simple("ROLLBACK")
+	}
+	return err
+}
+
+// runRows runs neighbouring units of rows.
+func (w *pgWriter) runRows(units []*Unit) error {
+	if w.rows.fill(units) {
+		base, err := w.insert(nil)
+		if err == nil {
+			spread(units, base)
+		}
+		return err
+	}
+	for _, u := range units {
+		if err := w.runSteps(u); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (p *postgres) runStep(st step, base int64) error {
+// runFenced runs one unit of statements or a function. An error of the unit is its own; the returned
+// error is one of the transaction. open says whether a savepoint is left from the unit before.
+func (w *pgWriter) runFenced(u *Unit, open, alone bool) (nowOpen bool, err error) {
+	if alone {
+		return false, w.runSteps(u)
+	}
+	if open {
+		err = w.conn.simple("RELEASE SAVEPOINT unit; SAVEPOINT unit")
+	} else {
+		err = w.conn.simple("SAVEPOINT unit")
+	}
+	if err != nil {
+		return true, err
+	}
+	u.err = w.runSteps(u)
+	w.conn.drain(false)
+	if u.err == nil {
+		return true, nil
+	}
+	if w.conn.bad || passing(u.err) {
+		return true, u.err
+	}
+	u.base, u.Notices = 0, nil
+	return true, w.conn.simple("ROLLBACK TO SAVEPOINT unit")
+}
+
+// runSteps runs one unit statement by statement.
+func (w *pgWriter) runSteps(u *Unit) error {
+	if u.fn != nil {
+		tx := &Tx{ctx: background, pg: w.conn, write: true}
+		if err := tx.finish(tx.call(u.fn)); err != nil {
+			return err
+		}
+		u.adopt(tx)
+		return nil
+	}
+	if u.Positions > 0 {
+		base, err := w.conn.allocate(int64(u.Positions))
+		if err != nil {
+			return err
+		}
+		u.base = base
+	}
+	for i := range u.steps {
+		if err := w.runStep(&u.steps[i], u.base); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (w *pgWriter) runStep(st *step, base int64) error {
 	sql := st.sql
 	if st.table != nil {
 		if sql = st.table.insertSQL; st.delete {
@@ -74,7 +281,7 @@ func (p *postgres) runStep(st step, base int64) error {
 		}
 		args[i] = v
 	}
-	affected, err := p.writer.exec(sql, args)
+	affected, err := w.conn.exec(sql, args)
 	if err == nil && st.want >= 0 && affected != st.want {
 		return st.unless
 	}
@@ -82,4 +289,83 @@ func (p *postgres) runStep(st step, base int64) error {
 		return fmt.Errorf("%w (in: %.120s)", err, sql)
 	}
 	return nil
+}
+
+// connect opens the writing connection and registers this process in log_writers, if need be.
+func (w *pgWriter) connect() error {
+	if w.conn != nil && !w.conn.bad && w.node != 0 {
+		return nil
+	}
+	if err := w.dial(); err != nil {
+		return errors.Join(errUnreachable, err)
+	}
+	if w.node != 0 {
+		return nil
+	}
+	return w.register()
+}
+
+// dial replaces the connection.
+func (w *pgWriter) dial() error {
+	if w.conn != nil {
+		if !w.conn.bad {
+			return nil
+		}
+		w.conn.close()
+		w.conn = nil
+	}
+	c, err := dialPostgres(background, w.p.writeURL)
+	if err != nil {
+		return fmt.Errorf("connect to PostgreSQL: %w", err)
+	}
+	w.conn = c
+	return nil
+}
+
+// register makes this process's row in log_writers and forgets processes gone for a month.
+func (w *pgWriter) register() error {
+	node, err := randomID()
+	if err != nil {
+		return err
+	}
+	now := time.Now()
+	if _, err := w.conn.exec(`DELETE FROM log_writers WHERE seen < $1`, []any{now.AddDate(0, -1, 0).UnixMilli()}); err != nil {
+		return err
+	}
+	_, err = w.conn.exec(`INSERT INTO log_writers (node, epoch, batch, base, seen) VALUES ($1, 1, 0, 0, $2)`, []any{node, now.UnixMilli()})
+	if err != nil {
+		return err
+	}
+	w.node, w.epoch, w.batch = node, 1, 0
+	return nil
+}
+
+// settle learns, after the connection was lost, whether the last batch was committed. Raising the
+// epoch waits for a transaction that still holds the row and makes a statement that comes later fail.
+// It tries until the database answers or the DB is closed: until then nobody can be told anything.
+func (w *pgWriter) settle() (committed bool, base int64, err error) {
+	if w.node == 0 {
+		return false, 0, nil
+	}
+	for wait := 50 * time.Millisecond; ; wait = min(2*wait, 2*time.Second) {
+		if err = w.dial(); err == nil {
+			tx := &Tx{ctx: background, pg: w.conn, write: true}
+			var batch, epoch int64
+			found, err := tx.Get(`UPDATE log_writers SET epoch = epoch + 1 WHERE node = $1 RETURNING batch, base, epoch`, []any{w.node}, &batch, &base, &epoch)
+			if err == nil {
+				if !found { // forgotten after a month of silence: nothing was committed
+					w.node = 0
+					return false, 0, nil
+				}
+				w.epoch = epoch
+				return batch == w.batch, base, nil
+			}
+			w.conn.bad = true
+		}
+		select {
+		case <-w.p.closing:
+			return false, 0, errUnsettled
+		case <-time.After(wait):
+		}
+	}
 }

@@ -2,8 +2,6 @@ package storage
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -166,9 +164,10 @@ func (s *lite) readOne(ctx context.Context, fn func(tx *Tx) error) error {
 }
 
 func (s *lite) load(context.Context) (head, generation int64, err error) {
-	var random [8]byte
-	rand.Read(random[:])
-	candidate := int64(binary.LittleEndian.Uint64(random[:]) >> 2)
+	candidate, err := randomID()
+	if err != nil {
+		return 0, 0, err
+	}
 	tx := &Tx{lite: s.writer, write: true}
 	_, err = tx.Exec(`INSERT INTO log_head (id, head, generation) VALUES (1, 0, $1) ON CONFLICT DO NOTHING`, candidate)
 	if err == nil {
@@ -219,6 +218,8 @@ func (s *lite) apply(tx *Tx, feature string, step migration) error {
 	c.control("ROLLBACK")
 	return err
 }
+
+func (s *lite) giveUp() {}
 
 func (s *lite) close() error {
 	var errs []error

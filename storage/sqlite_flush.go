@@ -99,11 +99,7 @@ func (s *lite) runSteps(u *Unit) error {
 		if err := tx.finish(tx.call(u.fn)); err != nil {
 			return err
 		}
-		u.Positions = 0
-		if tx.position != 0 {
-			u.Positions = 1
-		}
-		u.Notices = tx.notices
+		u.adopt(tx)
 		return nil
 	}
 	for i := range u.steps {

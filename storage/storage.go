@@ -2,6 +2,8 @@ package storage
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"runtime"
@@ -110,6 +112,8 @@ type engine interface {
 	flush(batch []*Unit)
 	// idle is called by the committer after a flush; busy says whether more units are waiting.
 	idle(busy bool)
+	// giveUp makes a flush that waits for a lost server answer with an error.
+	giveUp()
 	close() error
 }
 
@@ -150,6 +154,15 @@ func (db *DB) start(ctx context.Context, opt Options, schemas []Schema) error {
 	db.head.Store(head)
 	db.committer = newCommitter(db, opt.QueueUnits)
 	return nil
+}
+
+// randomID returns a random positive number.
+func randomID() (int64, error) {
+	var b [8]byte
+	if _, err := rand.Read(b[:]); err != nil {
+		return 0, err
+	}
+	return int64(binary.LittleEndian.Uint64(b[:])>>1) | 1, nil
 }
 
 // parseURL splits a database URL into its dialect and what the engine wants to know.
@@ -240,6 +253,7 @@ func (db *DB) Close(ctx context.Context) error {
 		return nil
 	}
 	if err := db.committer.close(ctx); err != nil {
+		db.engine.giveUp()
 		return fmt.Errorf("close database: %w", err)
 	}
 	return db.engine.close()

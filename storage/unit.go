@@ -279,7 +279,16 @@ func (u *Unit) start() bool {
 // asks, which also decides on failure.
 func (u *Unit) orphaned() bool { return u.After != nil && u.After.err != nil }
 
-// published makes the offsets of the notices absolute.
+// adopt takes over what a Write's function did with its transaction.
+func (u *Unit) adopt(tx *Tx) {
+	u.Positions, u.base = 0, 0
+	if tx.position != 0 {
+		u.Positions, u.base = 1, tx.base
+	}
+	u.Notices = tx.notices
+}
+
+// absolute makes the offsets of the notices absolute.
 func (u *Unit) absolute() {
 	if u.fn != nil {
 		return // Tx.finish did
