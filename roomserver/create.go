@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -61,6 +62,16 @@ func (s *Server) CreateRoom(ctx context.Context, n NewRoom) (string, error) {
 	if n.Version.CreatorsPrivileged {
 		n.trustInvited()
 	}
+	for {
+		id, err := s.createRoom(ctx, n)
+		// Another node of the cluster may have made the same room in the same millisecond.
+		if !errors.Is(err, storage.ErrConflict) || ctx.Err() != nil {
+			return id, err
+		}
+	}
+}
+
+func (s *Server) createRoom(ctx context.Context, n NewRoom) (string, error) {
 	t, err := s.newRoom(ctx, &n)
 	if err != nil {
 		return "", err
@@ -129,7 +140,7 @@ func (s *Server) newRoom(ctx context.Context, n *NewRoom) (*Turn, error) {
 	}
 	t := &Turn{ctx: ctx, s: s, room: room, head: room.next, unit: &storage.Unit{}, created: true}
 	empty := ""
-	e, err := t.Append(Draft{Sender: n.Creator, Type: "m.room.create", StateKey: &empty, Content: raw})
+	e, err := t.Append(Draft{Sender: n.Creator, Type: "m.room.create", StateKey: &empty, Content: raw, OriginServerTS: s.creationTime()})
 	if err != nil {
 		t.drop()
 		return nil, err
@@ -137,6 +148,18 @@ func (s *Server) newRoom(ctx context.Context, n *NewRoom) (*Turn, error) {
 	room.ID = e.RoomID
 	t.unit.Add(roomsTable, room.NID, room.ID, room.Version.ID, room.seed[:])
 	return t, nil
+}
+
+// creationTime is the time of a new room, in milliseconds, and a different one for each: from version 12 on
+// the id of a room is the hash of its first event, in which only the time may differ.
+func (s *Server) creationTime() int64 {
+	for {
+		last := s.lastCreation.Load()
+		ts := max(s.now().UnixMilli(), last+1)
+		if s.lastCreation.CompareAndSwap(last, ts) {
+			return ts
+		}
+	}
 }
 
 // randomLocalpart is the part of a room id before the colon.

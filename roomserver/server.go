@@ -47,6 +47,8 @@ type Server struct {
 	users  userTable
 	txns   txnTable
 
+	lastCreation atomic.Int64 // origin_server_ts of the newest room
+
 	// redactionEpoch grows with every redaction, under redactionLock, so that a reader that raced
 	// with one does not cache what it read.
 	redactionLock  sync.RWMutex
