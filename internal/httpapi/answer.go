@@ -134,7 +134,7 @@ func (rt *Router) write(w http.ResponseWriter, r *http.Request, status int, body
 		w.Write(body)
 		return
 	}
-	writeWithin(w, writeTime(len(body)), func() {
+	writeWithin(w, writeTime(int64(len(body))), func() {
 		w.WriteHeader(status)
 		w.Write(body)
 	})
@@ -148,8 +148,8 @@ const (
 	patientWrite = 32 << 10
 )
 
-// writeTime is how long the slowest client may take for n bytes.
-func writeTime(n int) time.Duration {
+// writeTime is how long the slowest client may take to send or read n bytes.
+func writeTime(n int64) time.Duration {
 	return time.Minute + time.Duration(n/minBytesPerSecond)*time.Second
 }
 

@@ -17,6 +17,8 @@ const maxParams = 6
 type node struct {
 	fixed map[string]*node
 	any   *node
+	// empty lets the wildcard that leads here match an empty segment.
+	empty bool
 	// routes are the endpoints that end here, one per method.
 	routes []*route
 }
@@ -42,15 +44,16 @@ func (n *node) add(rt *route) error {
 		if params++; params > maxParams {
 			return fmt.Errorf("more than %d wildcards", maxParams)
 		}
-		if mayBeEmpty(name, i == len(segments)-1) {
-			// The state key may be missing with the slash before it.
+		if at.any == nil {
+			at.any = &node{}
+		}
+		if name == "stateKey" && i == len(segments)-1 {
+			// An empty state key may stand there without the slash, too.
 			// spec: client-server-api v1.19, PUT /rooms/{roomId}/state/{eventType}/{stateKey}
 			if err := at.end(rt); err != nil {
 				return err
 			}
-		}
-		if at.any == nil {
-			at.any = &node{}
+			at.any.empty = true
 		}
 		at = at.any
 	}
@@ -67,10 +70,8 @@ func (n *node) end(rt *route) error {
 	return nil
 }
 
-// mayBeEmpty tells which wildcard matches an empty segment: a state key at the end of a path.
-func mayBeEmpty(name string, last bool) bool { return last && name == "stateKey" }
-
-// match finds where path (without its first slash) ends, and fills in the wildcards of the way.
+// match finds where path (without its first slash) ends, and fills in the wildcards of the way;
+// taken of them are filled in already. It returns nil, or a node with routes.
 // A segment is percent-decoded once, if escaped is set; "%2F" stays within its segment.
 func (n *node) match(path string, escaped bool, params *[maxParams]string, taken int) *node {
 	seg, rest, more := strings.Cut(path, "/")
@@ -81,34 +82,28 @@ func (n *node) match(path string, escaped bool, params *[maxParams]string, taken
 		}
 	}
 	if next := n.fixed[seg]; next != nil {
-		if !more {
-			if len(next.routes) > 0 {
-				return next
+		if !more && len(next.routes) > 0 {
+			clear(params[taken:])
+			return next
+		}
+		if more {
+			if end := next.match(rest, escaped, params, taken); end != nil {
+				return end
 			}
-		} else if found := next.match(rest, escaped, params, taken); found != nil {
-			return found
 		}
 	}
-	if n.any == nil || taken >= maxParams {
-		return nil
-	}
-	if !more {
-		if seg == "" && !n.any.takesEmpty() || len(n.any.routes) == 0 {
-			return nil
-		}
-		params[taken] = seg
-		return n.any
-	}
-	if seg == "" {
+	if n.any == nil || seg == "" && (more || !n.any.empty) {
 		return nil
 	}
 	params[taken] = seg
-	return n.any.match(rest, escaped, params, taken+1)
-}
-
-// takesEmpty reports whether the wildcard before n may be empty.
-func (n *node) takesEmpty() bool {
-	return slices.ContainsFunc(n.routes, func(rt *route) bool { return rt.emptyEnd })
+	if more {
+		return n.any.match(rest, escaped, params, taken+1)
+	}
+	if len(n.any.routes) == 0 {
+		return nil
+	}
+	clear(params[taken+1:])
+	return n.any
 }
 
 // route returns the endpoint for a method; HEAD is served by GET.

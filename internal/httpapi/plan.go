@@ -43,7 +43,7 @@ type memberField struct {
 	name     string
 	required bool
 	typ      reflect.Type
-	direct   bool // a plain string, boolean or integer, set without encoding/json
+	direct   bool // a plain string or boolean, set without encoding/json
 }
 
 // request is what a plan reads from. It is pooled: everything a handler gets is copied out of it.
@@ -347,7 +347,7 @@ func (p *plan) member(key []byte) int {
 // isDirect reports whether values of a type are set by memberField.decode itself.
 func isDirect(t reflect.Type) bool {
 	switch t.Kind() {
-	case reflect.String, reflect.Bool, reflect.Int, reflect.Int64:
+	case reflect.String, reflect.Bool:
 		return !reflect.PointerTo(t).Implements(reflect.TypeFor[json.Unmarshaler]())
 	}
 	return false

@@ -22,16 +22,20 @@ type rawWriter struct {
 // pace moves a connection's deadline on with the bytes that pass.
 type pace struct {
 	set   func(time.Time) error
-	start time.Time
+	free  int64 // bytes that may pass without a deadline
 	bytes int64
+	start time.Time // of the first deadline
 }
 
+// before allows time for n more bytes.
 func (p *pace) before(n int) {
+	if p.bytes += int64(n); p.bytes < p.free {
+		return
+	}
 	if p.start.IsZero() {
 		p.start = time.Now()
 	}
-	p.bytes += int64(n)
-	p.set(p.start.Add(time.Minute + time.Duration(p.bytes/minBytesPerSecond)*time.Second))
+	p.set(p.start.Add(writeTime(p.bytes)))
 }
 
 // newRawWriter wraps the answer and bounds the body of a raw request.
@@ -40,7 +44,7 @@ func newRawWriter(w http.ResponseWriter, r *http.Request, maxBody int64) *rawWri
 	if r.ContentLength != 0 && r.Body != nil {
 		r.Body = &rawBody{body: r.Body, w: w, left: maxBody, pace: pace{set: control.SetReadDeadline}}
 	}
-	return &rawWriter{ResponseWriter: w, pace: pace{set: control.SetWriteDeadline}}
+	return &rawWriter{ResponseWriter: w, pace: pace{set: control.SetWriteDeadline, free: patientWrite}}
 }
 
 // Unwrap gives http.ResponseController the connection.
@@ -52,6 +56,15 @@ func (w *rawWriter) WriteHeader(status int) {
 		w.status = status
 	}
 	w.ResponseWriter.WriteHeader(status)
+}
+
+// finish lifts the deadline, which would stand for the connection's next answer.
+func (w *rawWriter) finish() {
+	if w.pace.start.IsZero() {
+		return
+	}
+	http.NewResponseController(w.ResponseWriter).Flush() // what is buffered belongs to the deadline, too
+	w.pace.set(time.Time{})
 }
 
 // Write sends a part of the answer.

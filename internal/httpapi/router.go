@@ -56,17 +56,15 @@ type Router struct {
 	other   *routeMetrics // requests for nothing that is served
 	ids     requestIDs
 	gzip    gzipPool
-	verbose func() bool
 }
 
 // route is an endpoint as it is served.
 type route struct {
 	Endpoint
-	maxBody  int64
-	params   []string
-	checks   []func(string) error // for params, each
-	emptyEnd bool                 // the last wildcard may be empty
-	metrics  *routeMetrics
+	maxBody int64
+	params  []string
+	checks  []func(string) error // for params, each
+	metrics *routeMetrics
 }
 
 // NewRouter makes a Router for all endpoints, or says which declarations are wrong.
@@ -84,7 +82,6 @@ func NewRouter(cfg Config, endpoints ...Endpoint) (*Router, error) {
 		cfg.Log = logrus.NewEntry(silent)
 	}
 	rt := &Router{cfg: cfg, gzip: newGzipPool(), ids: newRequestIDs()}
-	rt.verbose = func() bool { return cfg.Log.Logger.IsLevelEnabled(logrus.DebugLevel) }
 	m, err := newMetrics(cfg.Registerer)
 	if err != nil {
 		return nil, fmt.Errorf("register HTTP metrics: %w", err)
@@ -117,10 +114,8 @@ func (rt *Router) add(e Endpoint) error {
 	if r.maxBody <= 0 {
 		r.maxBody = rt.cfg.MaxBody
 	}
-	for i, name := range r.params {
+	for _, name := range r.params {
 		r.checks = append(r.checks, paramCheck(name))
-		last := i == len(r.params)-1 && strings.HasSuffix(e.Path, "}")
-		r.emptyEnd = mayBeEmpty(name, last)
 	}
 	return rt.tree.add(r)
 }
@@ -130,7 +125,7 @@ func (rt *Router) add(e Endpoint) error {
 // come: cleaning them would redirect "//" and swallow empty state keys.
 func newFront(rt *Router, endpoints []Endpoint) *mux.Router {
 	front := mux.NewRouter().SkipClean(true)
-	serve := http.HandlerFunc(rt.serve)
+	serve := (*table)(rt)
 	front.NotFoundHandler = serve
 	known := make(map[string]bool)
 	for _, prefix := range []string{"/_matrix/client/", "/_matrix/federation/"} { // the busiest first
@@ -155,8 +150,23 @@ func newFront(rt *Router, endpoints []Endpoint) *mux.Router {
 // Routes added to it see what no API's prefix claims. It must not be changed once it serves.
 func (rt *Router) Front() *mux.Router { return rt.front }
 
+// table is the Router behind its front door.
+type table Router
+
+// ServeHTTP serves a request to an endpoint, or answers that there is none.
+func (t *table) ServeHTTP(w http.ResponseWriter, r *http.Request) { (*Router)(t).serve(w, r) }
+
 // ServeHTTP serves a request.
-func (rt *Router) ServeHTTP(w http.ResponseWriter, r *http.Request) { rt.front.ServeHTTP(w, r) }
+func (rt *Router) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	var m mux.RouteMatch
+	if rt.front.Match(r, &m) && m.Handler == http.Handler((*table)(rt)) {
+		// mux itself would pass on two copies of the request with contexts of its own, which a
+		// long-poll would hold as long as it waits.
+		rt.serve(w, r)
+		return
+	}
+	rt.front.ServeHTTP(w, r)
+}
 
 // requestIDs makes identifiers that are unique among the logs of a few servers.
 type requestIDs struct {

@@ -137,7 +137,7 @@ func (rt *Router) finish(c *call, found *route, r *http.Request, status int, sta
 		m, pattern = found.metrics, found.Path
 	}
 	m.observe(status, took)
-	if rt.verbose() {
+	if rt.cfg.Log.Logger.IsLevelEnabled(logrus.DebugLevel) {
 		rt.cfg.Log.WithFields(logrus.Fields{"request": c.id, "method": r.Method, "route": pattern, "status": status,
 			"took": took, "user": c.by.UserID, "origin": c.by.Origin, "addr": c.by.Addr}).Debug("request served")
 	}
@@ -174,7 +174,9 @@ func (rt *Router) run(c *call, e *route, w http.ResponseWriter, r *http.Request,
 			r.SetPathValue(name, req.params[i])
 		}
 		req.release()
-		if err := e.raw(c, &c.by, raw, r); err != nil {
+		err := e.raw(c, &c.by, raw, r)
+		raw.finish()
+		if err != nil {
 			if raw.status != 0 {
 				rt.logger(c, e).WithError(err).Warn("error after the answer had begun")
 				panic(http.ErrAbortHandler)
@@ -325,12 +327,10 @@ func checkParams(e *route, req *request) error {
 
 // readBody reads and checks the body, if the endpoint does not do so itself.
 func (rt *Router) readBody(e *route, w http.ResponseWriter, r *http.Request, req *request) error {
-	switch {
-	case e.Body == NoBody, e.Body == StreamBody:
-		endReading(w, r)
-		return nil
-	case r.ContentLength == 0:
-	default:
+	if r.ContentLength != 0 {
+		if e.Body == NoBody || e.Body == StreamBody {
+			return nil
+		}
 		if err := req.read(w, r, e.maxBody); err != nil {
 			return err
 		}

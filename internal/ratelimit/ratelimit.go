@@ -17,37 +17,37 @@ import (
 // Rate is the budget of one bucket.
 type Rate struct {
 	// PerSecond is how many requests a second are allowed in the long run; 0 means no limit.
-	PerSecond float64 `yaml:"per_second"`
+	PerSecond float64
 	// Burst is how many requests may come at once; at least 1.
-	Burst int `yaml:"burst"`
+	Burst int
 }
 
 // Config holds the budget of every class. DefaultConfig is the starting point.
 type Config struct {
 	// Enabled turns all limits on.
-	Enabled bool `yaml:"enabled"`
+	Enabled bool
 	// ExemptAdmins lets server administrators pass without limits.
-	ExemptAdmins bool `yaml:"exempt_admins"`
+	ExemptAdmins bool
 
-	Message      Rate `yaml:"message"`
-	State        Rate `yaml:"state"`
-	Create       Rate `yaml:"create"`
-	Join         Rate `yaml:"join"`
-	Invite       Rate `yaml:"invite"`
-	Login        Rate `yaml:"login"`
-	LoginAccount Rate `yaml:"login_account"`
-	Register     Rate `yaml:"register"`
-	Account      Rate `yaml:"account"`
-	Media        Rate `yaml:"media"`
-	Read         Rate `yaml:"read"`
-	Search       Rate `yaml:"search"`
-	Sync         Rate `yaml:"sync"`
-	Ephemeral    Rate `yaml:"ephemeral"`
-	Keys         Rate `yaml:"keys"`
-	ToDevice     Rate `yaml:"to_device"`
-	Delayed      Rate `yaml:"delayed"`
-	Federation   Rate `yaml:"federation"`
-	Admin        Rate `yaml:"admin"`
+	Message      Rate
+	State        Rate
+	Create       Rate
+	Join         Rate
+	Invite       Rate
+	Login        Rate
+	LoginAccount Rate
+	Register     Rate
+	Account      Rate
+	Media        Rate
+	Read         Rate
+	Search       Rate
+	Sync         Rate
+	Ephemeral    Rate
+	Keys         Rate
+	ToDevice     Rate
+	Delayed      Rate
+	Federation   Rate
+	Admin        Rate
 }
 
 // DefaultConfig is generous to people and their clients and slow for guessing and flooding.
@@ -106,6 +106,9 @@ type shard struct {
 	full map[bucketKey]int64 // guarded by mu
 }
 
+// maxWindow bounds how long a bucket takes to fill, in nanoseconds: a hundred years do not overflow.
+const maxWindow = float64(100 * 365 * 24 * time.Hour)
+
 // budget is a Rate in the limiter's units.
 type budget struct {
 	interval int64 // nanoseconds that one request costs; 0: not limited
@@ -133,10 +136,9 @@ func New(cfg Config) *Limiter {
 		if r.PerSecond <= 0 {
 			continue
 		}
-		// Rates below one an hour would overflow nothing but help nobody.
-		interval := int64(math.Min(float64(time.Second)/r.PerSecond, float64(time.Hour)))
-		interval = max(interval, 1)
-		l.budgets[class] = budget{interval, interval * int64(min(max(r.Burst, 1), 1<<20))}
+		interval := math.Max(float64(time.Second)/r.PerSecond, 1)
+		window := interval * float64(max(r.Burst, 1))
+		l.budgets[class] = budget{int64(math.Min(interval, maxWindow)), int64(math.Min(window, maxWindow))}
 	}
 	return l
 }
