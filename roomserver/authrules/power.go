@@ -1,7 +1,5 @@
 package authrules
 
-import "iter"
-
 // checkPowerLevels is the rule on m.room.power_levels. level is that of the sender under the current
 // levels.
 func (j *judge) checkPowerLevels(current *Levels, level int64) (rule, error) {
@@ -51,13 +49,13 @@ func (j *judge) tooLow(r rule, what string) (rule, error) {
 }
 
 // changedEntries judges the changes of events or of notifications.
-func changedEntries(all iter.Seq[change], level int64) (r rule, key string) {
-	for c := range all {
+func changedEntries(all []change, level int64) (r rule, key string) {
+	for _, c := range all {
 		if c.had && c.old > level {
 			return powerOldEntry, c.key
 		}
 	}
-	for c := range all {
+	for _, c := range all {
 		if c.has && c.new > level {
 			return powerNewEntry, c.key
 		}
@@ -67,13 +65,13 @@ func changedEntries(all iter.Seq[change], level int64) (r rule, key string) {
 
 // changedUsers judges the changes of users. A user of the sender's own level may only be changed by
 // themselves.
-func (j *judge) changedUsers(all iter.Seq[change], level int64) (r rule, key string) {
-	for c := range all {
+func (j *judge) changedUsers(all []change, level int64) (r rule, key string) {
+	for _, c := range all {
 		if c.had && c.old >= level && c.key != j.ev.Sender {
 			return powerOldUser, c.key
 		}
 	}
-	for c := range all {
+	for _, c := range all {
 		if c.has && c.new > level {
 			return powerNewUser, c.key
 		}
@@ -88,29 +86,24 @@ type change struct {
 	had, has bool
 }
 
-// changes yields what differs between two sets of entries, by key. A number that is only written
+// changes lists what differs between two sets of entries, by key. A number that is only written
 // differently does not differ.
-func changes(old, next entries) iter.Seq[change] {
-	return func(yield func(change) bool) {
-		for o, n := old, next; len(o) > 0 || len(n) > 0; {
-			var c change
-			switch {
-			case len(n) == 0 || len(o) > 0 && o[0].key < n[0].key:
-				c = change{key: o[0].key, old: o[0].level, had: true}
-				o = o[1:]
-			case len(o) == 0 || n[0].key < o[0].key:
-				c = change{key: n[0].key, new: n[0].level, has: true}
-				n = n[1:]
-			default:
-				c = change{o[0].key, o[0].level, n[0].level, true, true}
-				o, n = o[1:], n[1:]
+func changes(old, next entries) []change {
+	var list []change
+	for len(old) > 0 || len(next) > 0 {
+		switch {
+		case len(next) == 0 || len(old) > 0 && old[0].key < next[0].key:
+			list = append(list, change{key: old[0].key, old: old[0].level, had: true})
+			old = old[1:]
+		case len(old) == 0 || next[0].key < old[0].key:
+			list = append(list, change{key: next[0].key, new: next[0].level, has: true})
+			next = next[1:]
+		default:
+			if old[0].level != next[0].level {
+				list = append(list, change{old[0].key, old[0].level, next[0].level, true, true})
 			}
-			if c.had && c.has && c.old == c.new {
-				continue
-			}
-			if !yield(c) {
-				return
-			}
+			old, next = old[1:], next[1:]
 		}
 	}
+	return list
 }
