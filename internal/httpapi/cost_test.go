@@ -173,7 +173,7 @@ func BenchmarkMatch(b *testing.B) {
 func BenchmarkCheckObject(b *testing.B) {
 	b.SetBytes(int64(len(sendBody)))
 	for b.Loop() {
-		if err := checkObject([]byte(sendBody)); err != nil {
+		if err := checkObject([]byte(sendBody), clientDepth); err != nil {
 			b.Fatal(err)
 		}
 	}

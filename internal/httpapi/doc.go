@@ -23,5 +23,33 @@
 // 400 M_INVALID_PARAM; a body that is no JSON or no UTF-8 400 M_NOT_JSON; JSON of another shape
 // 400 M_BAD_JSON with the field's name; a body over the endpoint's bound 413 M_TOO_LARGE.
 // An empty body counts as {} unless the whole body is asked for or the endpoint says BodyRequired.
-// Query parameters: the first one counts.
+// Of a repeated query parameter the first one counts, of a repeated member the last one. Bodies may
+// be nested 100 deep, those of servers 10,000 deep.
+//
+// # Paths
+//
+// A wildcard takes one segment, percent-decoded once, so that "%2F" stays within it. It does not match
+// an empty segment, except {stateKey} at the end of a path, which may be missing with its slash. Before a
+// handler runs, wildcards are checked by name, with 400 M_INVALID_PARAM:
+//
+//	userId          "@", up to 255 bytes, no NUL, a server name after the first colon
+//	roomId          "!" and more, up to 255 bytes, no NUL
+//	eventId         "$" and more, up to 255 bytes, no NUL
+//	roomAlias       "#", up to 255 bytes, no NUL, a server name after the first colon
+//	roomIdOrAlias   one of the two
+//	serverName      the characters of a server name, up to 255 bytes
+//	others          UTF-8, up to 2,048 bytes
+//
+// # Order
+//
+// Who may call comes first, then the limit, the path, the body, query and headers. For servers the body
+// is read first, since their signature covers it.
+//
+// # Answers
+//
+// Every answer has the CORS headers and an X-Request-Id, under which failures are logged. OPTIONS is
+// answered for every path, HEAD by the endpoint for GET. An unknown path is 404 M_UNRECOGNIZED, an
+// unknown method of a known one 405 M_UNRECOGNIZED. An mxerr.Error is answered as it says; one without
+// a Code has only its Fields, as user-interactive authentication wants it. Any other error and a
+// panic are logged as a 500 M_UNKNOWN.
 package httpapi

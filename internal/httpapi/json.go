@@ -7,24 +7,29 @@ import (
 	"github.com/myelin-im/myelin/internal/mxerr"
 )
 
-// maxDepth bounds how deep the JSON of a request may be nested. No client comes near it; what is
-// stored and signed later is walked recursively by other servers with less stack than ours.
-const maxDepth = 128
+const (
+	// clientDepth bounds how deep the JSON of clients may be nested. None comes near it, and other
+	// servers refuse events that are a few levels deeper.
+	clientDepth = 100
+	// serverDepth bounds how deep the JSON of servers may be nested: only so far as it takes to be safe,
+	// since one strange event must not spoil the transaction around it.
+	serverDepth = 10_000
+)
 
 var (
 	errSyntax = errors.New("syntax error")
 	errDepth  = errors.New("nested too deeply")
 )
 
-// checkObject checks that body is one JSON object in UTF-8 (RFC 8259) within the depth limit:
+// checkObject checks that body is one JSON object in UTF-8 (RFC 8259), nested at most depth deep:
 // M_NOT_JSON if it is no JSON, M_BAD_JSON if it is another value or too deep.
 // spec: client-server-api v1.19 "API Standards"
-func checkObject(body []byte) *mxerr.Error {
+func checkObject(body []byte, depth int) *mxerr.Error {
 	if !utf8.Valid(body) {
 		return mxerr.NotJSON("The body is not valid UTF-8")
 	}
 	start := skipSpace(body, 0)
-	end, err := skipValue(body, start, 0)
+	end, err := skipValue(body, start, depth)
 	if err == nil && skipSpace(body, end) != len(body) {
 		err = errSyntax
 	}
@@ -53,7 +58,7 @@ func eachMember(body []byte, fn func(key, value []byte) error) error {
 		}
 		key := body[i+1 : end-1]
 		i = skipSpace(body, skipSpace(body, end)+1) // the colon
-		if end, err = skipValue(body, i, 1); err != nil {
+		if end, err = skipValue(body, i, serverDepth); err != nil {
 			return err
 		}
 		if err := fn(key, body[i:end]); err != nil {
@@ -72,17 +77,17 @@ func skipSpace(b []byte, i int) int {
 	return i
 }
 
-// skipValue returns the end of the JSON value that starts at i.
+// skipValue returns the end of the JSON value that starts at i and is nested at most depth deep.
 func skipValue(b []byte, i, depth int) (int, error) {
 	if i >= len(b) {
 		return i, errSyntax
 	}
 	switch c := b[i]; {
 	case c == '{' || c == '[':
-		if depth >= maxDepth {
+		if depth == 0 {
 			return i, errDepth
 		}
-		return skipComposite(b, i, depth+1)
+		return skipComposite(b, i, depth-1)
 	case c == '"':
 		return skipString(b, i)
 	case c == 't':

@@ -21,7 +21,7 @@ func FuzzCheckObject(f *testing.F) {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, body []byte) {
-		err := checkObject(body)
+		err := checkObject(body, clientDepth)
 		var members map[string]json.RawMessage
 		theirs := json.Unmarshal(body, &members)
 		object := theirs == nil && members != nil

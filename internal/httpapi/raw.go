@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"io"
+	"math"
 	"net/http"
 	"time"
 
@@ -88,11 +89,18 @@ func (w *rawWriter) ReadFrom(src io.Reader) (n int64, err error) {
 	if w.status == 0 {
 		w.status = http.StatusOK
 	}
+	// sendfile looks through one LimitedReader and not two; http.ServeContent brings one.
+	limited, ok := src.(*io.LimitedReader)
+	if !ok {
+		limited = &io.LimitedReader{R: src, N: math.MaxInt64}
+	}
 	for {
-		w.pace.before(readFromChunk)
-		part := io.LimitedReader{R: src, N: readFromChunk}
+		part := io.LimitedReader{R: limited.R, N: min(limited.N, readFromChunk)}
+		asked := part.N
+		w.pace.before(int(asked))
 		sent, err := to.ReadFrom(&part)
-		if n += sent; err != nil || sent < readFromChunk {
+		limited.N -= sent
+		if n += sent; err != nil || sent < asked || limited.N <= 0 {
 			return n, err
 		}
 	}

@@ -250,6 +250,12 @@ func TestAccess(t *testing.T) {
 	if w := do(rt, "POST", "/server", `{"a":1}`, "X-Test-Origin: remote.test", `X-Test-Signed: {"a":1}`); w.Code != 200 || !strings.Contains(w.Body.String(), "remote.test") {
 		t.Errorf("a signed request: %d %s", w.Code, w.Body)
 	}
+	deep := `{"a":` + strings.Repeat("[", 9_999) + strings.Repeat("]", 9_999) + `}`
+	for body, want := range map[string]int{deep: 200, `{"b":` + deep + `}`: 400} {
+		if w := do(rt, "POST", "/server", body, "X-Test-Origin: remote.test", "X-Test-Signed: "+body); w.Code != want {
+			t.Errorf("%d bytes of deep JSON from a server: %d %s", len(body), w.Code, w.Body)
+		}
+	}
 	// Where a token may stand.
 	for _, c := range []struct {
 		target, auth, want string
@@ -333,8 +339,8 @@ func TestBodies(t *testing.T) {
 		{"POST /typed", `"a"`, badJSON},
 		{"POST /typed", `null`, badJSON},
 		{"POST /typed", `7`, badJSON},
-		{"POST /typed", `{"name":"a","x":` + strings.Repeat("[", 127) + strings.Repeat("]", 127) + `}`, `{"name":"a"`},
-		{"POST /typed", `{"name":"a","x":` + strings.Repeat("[", 128) + strings.Repeat("]", 128) + `}`, badJSON},
+		{"POST /typed", `{"name":"a","x":` + strings.Repeat("[", 99) + strings.Repeat("]", 99) + `}`, `{"name":"a"`},
+		{"POST /typed", `{"name":"a","x":` + strings.Repeat("[", 100) + strings.Repeat("]", 100) + `}`, badJSON},
 		{"POST /typed", `{"name":"` + strings.Repeat("x", 2000) + `"}`, "413 M_TOO_LARGE"},
 		{"POST /optional", ``, `{"reason":""}`},
 		{"POST /optional", `{}`, `{"reason":""}`},
@@ -762,11 +768,11 @@ myelin_http_requests_total{code="404",method="other",route="other"} 1
 }
 
 func TestRequestID(t *testing.T) {
-	var inside string
+	var inside, addr string
 	rt := newTestRouter(t, Config{}, New("GET", "/x", Anyone, ratelimit.None, func(ctx context.Context, _ *Caller, _ *Empty) (*Empty, error) {
 		child, cancel := context.WithTimeout(ctx, time.Minute)
 		defer cancel()
-		inside = RequestID(child)
+		inside, addr = RequestID(child), ClientAddr(child)
 		return nil, nil
 	}))
 	first := do(rt, "GET", "/x", "").Header().Get("X-Request-Id")
@@ -776,8 +782,11 @@ func TestRequestID(t *testing.T) {
 	if second := do(rt, "GET", "/x", "").Header().Get("X-Request-Id"); second == first {
 		t.Error("two requests have one id")
 	}
-	if RequestID(t.Context()) != "" {
-		t.Error("an id outside of a request")
+	if addr != "192.0.2.1" { // what httptest sets
+		t.Errorf("address %q", addr)
+	}
+	if RequestID(t.Context()) != "" || ClientAddr(t.Context()) != "" {
+		t.Error("an id or address outside of a request")
 	}
 }
 

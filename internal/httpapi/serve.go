@@ -342,7 +342,11 @@ func (rt *Router) readBody(e *route, w http.ResponseWriter, r *http.Request, req
 		}
 		return nil
 	}
-	if err := checkObject(req.body); err != nil {
+	depth := clientDepth
+	if e.Who&Server != 0 {
+		depth = serverDepth
+	}
+	if err := checkObject(req.body, depth); err != nil {
 		return err
 	}
 	return nil
