@@ -57,7 +57,7 @@ func Canonical(raw []byte, mode Mode) ([]byte, error) {
 	if len(raw) > maxInput {
 		return nil, fmt.Errorf("%w: %d bytes are too many", ErrSyntax, len(raw))
 	}
-	// Room for an ordinary event, on the stack.
+	// Room for an ordinary event, lest they grow step by step.
 	var pending [24]node
 	var nodes [48]node
 	p := parser{in: raw, mode: mode, pending: pending[:0], nodes: nodes[:0]}

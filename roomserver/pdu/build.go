@@ -37,7 +37,7 @@ func (v *Version) Build(p *Proto, serverName, keyID string, key ed25519.PrivateK
 	if err != nil {
 		return nil, err
 	}
-	if err := p.checkText(); err != nil {
+	if err := v.check(p); err != nil {
 		return nil, err
 	}
 	var id string
@@ -95,8 +95,12 @@ func (v *Version) content(p *Proto) ([]byte, error) {
 	return content, nil
 }
 
-// checkText refuses text that would have to be altered to be written as JSON.
-func (p *Proto) checkText() error {
+// check refuses text that would have to be altered to be written as JSON, and
+// numbers that canonical JSON does not have.
+func (v *Version) check(p *Proto) error {
+	if v.StrictJSON && (max(p.Depth, p.OriginServerTS) > MaxDepth || min(p.Depth, p.OriginServerTS) < -MaxDepth) {
+		return fmt.Errorf("%w: depth or origin_server_ts beyond ±(2^53-1)", ErrBadJSON)
+	}
 	ok := utf8.ValidString(p.RoomID) && utf8.ValidString(p.Sender) && utf8.ValidString(p.Type) &&
 		utf8.ValidString(p.Redacts) && (p.StateKey == nil || utf8.ValidString(*p.StateKey))
 	for _, refs := range [...][]Ref{p.PrevEvents, p.AuthEvents} {
@@ -187,7 +191,7 @@ func (v *Version) Template(p *Proto) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := p.checkText(); err != nil {
+	if err := v.check(p); err != nil {
 		return nil, err
 	}
 	return v.appendTemplate(p, content), nil
