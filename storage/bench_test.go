@@ -1,10 +1,14 @@
+//go:build unix
+
 package storage_test
 
 import (
 	"fmt"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/myelin-im/myelin/storage"
 	"github.com/myelin-im/myelin/storage/storagetest"
@@ -30,9 +34,18 @@ func benchEach(b *testing.B, fn func(b *testing.B, db *storage.DB)) {
 		b.Run(d.String(), func(b *testing.B) {
 			db := storagetest.Open(b, d, testSchema)
 			b.ReportAllocs()
+			before := cpuTime()
 			fn(b, db)
+			b.ReportMetric(float64((cpuTime()-before).Microseconds())/float64(b.N), "cpu-µs/op")
 		})
 	}
+}
+
+// cpuTime is what this process used, the test's own work and setting up included.
+func cpuTime() time.Duration {
+	var r syscall.Rusage
+	syscall.Getrusage(syscall.RUSAGE_SELF, &r)
+	return time.Duration(r.Utime.Nano() + r.Stime.Nano())
 }
 
 func BenchmarkAppendAlone(b *testing.B) {

@@ -18,7 +18,8 @@ type postgres struct {
 	opt               Options
 
 	writer  *pgWriter     // owned by the committer
-	closing chan struct{} // closed when the DB must not wait for the server any more
+	closing chan struct{} // closed when nobody must wait for the server any more
+	closed  sync.Once     // closes it
 
 	slots chan struct{}
 	mu    sync.Mutex
@@ -82,6 +83,8 @@ func (p *postgres) acquire(ctx context.Context) (*pgConn, error) {
 		case p.slots <- struct{}{}:
 		case <-ctx.Done():
 			return nil, ctx.Err()
+		case <-p.closing:
+			return nil, ErrClosed
 		}
 	}
 	p.mu.Lock()
@@ -236,21 +239,24 @@ func (p *postgres) load(context.Context) (head, generation int64, err error) {
 	return head, generation, err
 }
 
-func (p *postgres) idle(bool) {}
+func (p *postgres) maintain(bool) {}
 
-func (p *postgres) giveUp() { close(p.closing) }
+func (p *postgres) quietDelay() time.Duration { return 0 }
+
+func (p *postgres) giveUp() { p.closed.Do(func() { close(p.closing) }) }
 
 func (p *postgres) close() error {
-	// Wait for the COMMITs of reads that have returned.
-	deadline := time.After(2 * time.Second)
-wait:
+	// Take all slots: reads in progress, and the COMMITs of reads that have returned, end first.
+	deadline := time.After(closePatience)
 	for range cap(p.slots) {
 		select {
 		case p.slots <- struct{}{}:
+			continue
 		case <-deadline:
-			break wait
 		}
+		break
 	}
+	p.giveUp()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, c := range p.free {

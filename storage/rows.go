@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"reflect"
+	"strconv"
 )
 
 // Rows is the result of a query:
@@ -177,13 +178,13 @@ func scanValue(i int, v any, dest any) error {
 		*d = string(b)
 		return err
 	case *int64:
-		n, ok := v.(int64)
+		n, ok := valueInt(v)
 		if !ok {
 			return errType(i, reflect.TypeOf(dest))
 		}
 		*d = n
 	case *int:
-		n, ok := v.(int64)
+		n, ok := valueInt(v)
 		if !ok {
 			return errType(i, reflect.TypeOf(dest))
 		}
@@ -198,6 +199,24 @@ func scanValue(i int, v any, dest any) error {
 		return errType(i, reflect.TypeOf(dest))
 	}
 	return nil
+}
+
+// valueInt reads a number. PostgreSQL's sum() of BIGINT is a NUMERIC, which comes as text, and a condition is a
+// BOOLEAN, which SQLite does not know.
+func valueInt(v any) (int64, bool) {
+	switch v := v.(type) {
+	case int64:
+		return v, true
+	case bool:
+		if v {
+			return 1, true
+		}
+		return 0, true
+	case []byte:
+		n, err := strconv.ParseInt(string(v), 10, 64)
+		return n, err == nil
+	}
+	return 0, false
 }
 
 func valueBytes(i int, v any, dest any) ([]byte, error) {

@@ -73,8 +73,8 @@ func supersede(units []*Unit, puts *keySet) {
 	}
 }
 
-// keep undoes supersede.
-func keep(units []*Unit) {
+// keepAll undoes supersede.
+func keepAll(units []*Unit) {
 	for _, u := range units {
 		for j := range u.steps {
 			u.steps[j].superseded = false

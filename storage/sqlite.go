@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"github.com/ncruces/go-sqlite3"
 )
@@ -26,7 +28,11 @@ type lite struct {
 	mu    sync.Mutex
 	free  []*liteConn // most recently used last, so that few stay warm
 
-	walPages int
+	puts keySet
+
+	gate      gate
+	interrupt atomic.Bool // readers must end now
+	wal       walState    // owned by the committer
 }
 
 func openLite(path string, opt Options) (*lite, error) {
@@ -56,7 +62,7 @@ func openLite(path string, opt Options) (*lite, error) {
 		return nil, err
 	}
 	s.writer.c.WALHook(func(_ *sqlite3.Conn, _ string, pages int) error {
-		s.walPages = pages
+		s.wal.grown(pages)
 		return nil
 	})
 	return s, nil
@@ -67,6 +73,7 @@ func (s *lite) openReader() (*liteConn, error) {
 	if err != nil {
 		return nil, err
 	}
+	c.watch.stop = &s.interrupt
 	err = c.pragmas(
 		"query_only = ON",
 		fmt.Sprintf("cache_size = -%d", s.opt.ReadCacheKiB),
@@ -82,6 +89,9 @@ func (s *lite) openReader() (*liteConn, error) {
 
 // acquire takes a reading connection from the pool, opening one if none is free.
 func (s *lite) acquire(ctx context.Context) (*liteConn, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
 	select {
 	case s.slots <- struct{}{}:
 	default:
@@ -90,6 +100,17 @@ func (s *lite) acquire(ctx context.Context) (*liteConn, error) {
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}
+	}
+	c, err := s.pick(ctx)
+	if err != nil {
+		<-s.slots
+	}
+	return c, err
+}
+
+func (s *lite) pick(ctx context.Context) (*liteConn, error) {
+	if err := s.gate.enter(ctx); err != nil {
+		return nil, err
 	}
 	s.mu.Lock()
 	if n := len(s.free); n > 0 {
@@ -101,7 +122,7 @@ func (s *lite) acquire(ctx context.Context) (*liteConn, error) {
 	s.mu.Unlock()
 	c, err := s.openReader()
 	if err != nil {
-		<-s.slots
+		s.gate.leave()
 		return nil, fmt.Errorf("open reading connection: %w", err)
 	}
 	return c, nil
@@ -111,19 +132,18 @@ func (s *lite) release(c *liteConn) {
 	s.mu.Lock()
 	s.free = append(s.free, c)
 	s.mu.Unlock()
+	s.gate.leave()
 	<-s.slots
 }
 
 func (s *lite) beginRead(ctx context.Context) (*Tx, error) {
-	if err := ctx.Err(); err != nil {
-		return nil, err
-	}
 	c, err := s.acquire(ctx)
 	if err != nil {
 		return nil, err
 	}
 	c.watch.arm(ctx)
 	if err := c.control("BEGIN"); err != nil {
+		c.watch.disarm()
 		s.release(c)
 		return nil, fmt.Errorf("begin read: %w", err)
 	}
@@ -138,6 +158,7 @@ func (s *lite) endRead(tx *Tx) {
 	if err := c.control("ROLLBACK"); err != nil {
 		// A connection whose transaction cannot be ended would pin the WAL.
 		c.close()
+		s.gate.leave()
 		<-s.slots
 		return
 	}
@@ -145,9 +166,6 @@ func (s *lite) endRead(tx *Tx) {
 }
 
 func (s *lite) readOne(ctx context.Context, fn func(tx *Tx) error) error {
-	if err := ctx.Err(); err != nil {
-		return err
-	}
 	c, err := s.acquire(ctx)
 	if err != nil {
 		return err
@@ -221,8 +239,12 @@ func (s *lite) apply(tx *Tx, feature string, step migration) error {
 
 func (s *lite) giveUp() {}
 
+// closePatience is how long close waits for reads in progress.
+const closePatience = 2 * time.Second
+
 func (s *lite) close() error {
 	var errs []error
+	s.gate.shutDown(closePatience)
 	s.mu.Lock()
 	for _, c := range s.free {
 		errs = append(errs, c.close())
@@ -231,7 +253,8 @@ func (s *lite) close() error {
 	s.mu.Unlock()
 	if s.writer != nil {
 		if s.broken == nil {
-			s.writer.c.WALCheckpoint("", sqlite3.CHECKPOINT_TRUNCATE)
+			_, _, err := s.writer.c.WALCheckpoint("", sqlite3.CHECKPOINT_TRUNCATE)
+			errs = append(errs, err)
 		}
 		errs = append(errs, s.writer.close())
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"sync/atomic"
 	"time"
 	"unsafe"
 
@@ -23,29 +24,26 @@ type liteConn struct {
 	stmts map[string]*liteStmt
 	clock uint64
 	open  []*liteStmt // statements being iterated
-	rows  map[*Table]*liteRowStmts
 }
 
 // liteStmt is a prepared statement.
 type liteStmt struct {
-	conn    *liteConn
-	s       *sqlite3.Stmt
-	params  int
-	columns int
-	busy    bool
-	cached  bool
-	used    uint64 // conn.clock at last use
+	conn     *liteConn
+	s        *sqlite3.Stmt
+	params   int
+	columns  int
+	readOnly bool
+	busy     bool
+	cached   bool
+	used     uint64 // conn.clock at last use
 }
-
-// liteRowStmts are the statements of a declared table.
-type liteRowStmts struct{ insert, remove *liteStmt }
 
 func openLiteConn(path string, flags sqlite3.OpenFlag, timeout time.Duration) (*liteConn, error) {
 	c, err := sqlite3.OpenFlags(path, flags)
 	if err != nil {
 		return nil, err
 	}
-	conn := &liteConn{c: c, stmts: map[string]*liteStmt{}, rows: map[*Table]*liteRowStmts{}}
+	conn := &liteConn{c: c, stmts: map[string]*liteStmt{}}
 	conn.watch.limit = timeout
 	c.SetInterrupt(&conn.watch)
 	if err := c.BusyTimeout(5 * time.Second); err != nil {
@@ -71,6 +69,7 @@ type watch struct {
 	limit    time.Duration
 	deadline time.Time // zero: not armed
 	ctx      context.Context
+	stop     *atomic.Bool // the WAL is too long: end now; nil for the writer
 	calls    uint32
 }
 
@@ -88,7 +87,7 @@ func (w *watch) Err() error {
 	if w.calls++; w.calls%32 != 0 {
 		return nil
 	}
-	if time.Now().After(w.deadline) {
+	if time.Now().After(w.deadline) || w.stop != nil && w.stop.Load() {
 		return context.DeadlineExceeded
 	}
 	return w.ctx.Err()
@@ -119,7 +118,7 @@ func (c *liteConn) prepare(sql string) (*liteStmt, error) {
 		s.Close()
 		return nil, errors.New("storage: want exactly one SQL statement")
 	}
-	fresh := &liteStmt{conn: c, s: s, params: s.BindCount(), columns: s.ColumnCount(), used: c.clock}
+	fresh := &liteStmt{conn: c, s: s, params: s.BindCount(), columns: s.ColumnCount(), readOnly: s.ReadOnly(), used: c.clock}
 	if st == nil { // else the same text is being iterated: a second copy lives until reset
 		c.evict()
 		fresh.cached = true
@@ -172,7 +171,7 @@ func (c *liteConn) query(rows *Rows, args []any) error {
 	if err != nil {
 		return err
 	}
-	if err := st.bind(args); err != nil {
+	if err := st.bind(args, 0); err != nil {
 		return err
 	}
 	st.busy = true
@@ -186,36 +185,37 @@ func (c *liteConn) exec(sql string, args []any) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	if err := st.bind(args); err != nil {
+	if err := st.bind(args, 0); err != nil {
 		return 0, err
 	}
 	return st.run()
 }
 
-// run executes a bound statement. Statements that are not INSERT, UPDATE or DELETE leave the count of
-// the last one that was, so the difference of the totals is taken.
+// run executes a bound statement and returns the rows it changed. (For a statement that changes no rows by
+// nature, such as CREATE TABLE, SQLite reports those of the statement before it.)
 func (s *liteStmt) run() (int64, error) {
-	before := s.conn.c.TotalChanges()
 	if err := s.s.Exec(); err != nil {
 		return 0, s.conn.wrap(err)
 	}
-	return s.conn.c.TotalChanges() - before, nil
+	if s.readOnly {
+		return 0, nil
+	}
+	return s.conn.c.Changes(), nil
 }
 
-// bind sets the parameters.
-func (s *liteStmt) bind(args []any) error {
+// bind sets the parameters; base is what Pos values count from.
+func (s *liteStmt) bind(args []any, base int64) error {
 	if len(args) != s.params {
 		return fmt.Errorf("storage: statement has %d parameters, got %d arguments", s.params, len(args))
 	}
 	for i, arg := range args {
-		if err := s.bindOne(i+1, arg, 0); err != nil {
+		if err := s.bindOne(i+1, arg, base); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// bindOne sets one parameter; base is what Pos values count from.
 func (s *liteStmt) bindOne(i int, arg any, base int64) error {
 	switch v := arg.(type) {
 	case nil:
@@ -410,7 +410,7 @@ func (c *liteConn) wrap(err error) error {
 		if ctxErr := c.watch.ctx.Err(); ctxErr != nil {
 			return ctxErr
 		}
-		return fmt.Errorf("storage: time limit of %s exceeded: %w", c.watch.limit, context.DeadlineExceeded)
+		return fmt.Errorf("storage: interrupted (a transaction may run for %s): %w", c.watch.limit, context.DeadlineExceeded)
 	}
 	return err
 }

@@ -8,19 +8,22 @@ import (
 	"github.com/ncruces/go-sqlite3"
 )
 
-// flush commits a batch in one transaction. It first runs the units without fences, because nearly
-// all succeed and a savepoint costs as much as a row; if a unit of rows fails, everything is rolled
-// back and run again with a savepoint around each unit. Units with statements or functions fail as a
-// matter of course, so they are always fenced when they are not alone.
+// flush commits a batch in one transaction. Units of rows run without fences at first, because nearly
+// all succeed and a savepoint costs as much as a row; if one fails, everything is rolled back and
+// run again with a savepoint around each unit. Units with statements or functions fail as a matter
+// of course, so they are always fenced, unless they are alone.
 func (s *lite) flush(batch []*Unit) {
-	if len(batch) == 0 {
-		return
+	if s.broken == nil {
+		supersede(batch, &s.puts)
+		if s.attempt(batch, false) {
+			return
+		}
 	}
-	if s.broken == nil && s.attempt(batch, len(batch) == 1) {
-		return
-	}
-	if s.broken == nil && s.attempt(batch, true) {
-		return
+	if s.broken == nil {
+		keepAll(batch)
+		if s.attempt(batch, true) {
+			return
+		}
 	}
 	for _, u := range batch {
 		u.err = s.broken
@@ -29,118 +32,118 @@ func (s *lite) flush(batch []*Unit) {
 
 // attempt runs the batch once and reports whether that settled it: committed, each unit with its
 // own outcome.
-func (s *lite) attempt(batch []*Unit, fenced bool) bool {
-	c := s.writer
-	head := s.head
-	if err := c.control("BEGIN IMMEDIATE"); err != nil {
+func (s *lite) attempt(batch []*Unit, fenceRows bool) bool {
+	if err := s.writer.control("BEGIN IMMEDIATE"); err != nil {
 		return s.stop(fmt.Errorf("begin: %w", err))
 	}
+	head := s.head
 	for _, u := range batch {
-		u.err = nil
-		u.base = head
-		err := s.runUnit(u, fenced || u.statements || u.fn != nil)
-		if err != nil && s.fatal(err) {
-			s.rollback()
-			return s.stop(err)
+		u.base = 0
+		if u.Positions > 0 || u.fn != nil {
+			u.base = head
 		}
-		if err != nil && !(fenced || u.statements || u.fn != nil) {
-			s.rollback()
-			return false
+		fence := len(batch) > 1 && (fenceRows || !u.rowsOnly())
+		u.err = s.runUnit(u, fence)
+		if u.err != nil {
+			if fatal(u.err) {
+				return s.stop(u.err)
+			}
+			if !fence {
+				s.rollback()
+				return len(batch) == 1
+			}
+			continue
 		}
-		if u.err = err; err == nil {
-			head += int64(u.Positions)
-		}
+		head += int64(u.Positions)
 	}
+	return s.commit(head)
+}
+
+// commit ends the transaction.
+func (s *lite) commit(head int64) bool {
 	if head != s.head {
-		if _, err := c.exec(`UPDATE log_head SET head = $1 WHERE id = 1`, []any{head}); err != nil {
-			s.rollback()
+		if _, err := s.writer.exec(`UPDATE log_head SET head = $1 WHERE id = 1`, []any{head}); err != nil {
 			return s.stop(err)
 		}
 	}
-	if err := c.control("COMMIT"); err != nil {
-		s.rollback()
+	if err := s.writer.control("COMMIT"); err != nil {
 		return s.stop(fmt.Errorf("commit: %w", err))
 	}
 	s.head = head
 	return true
 }
 
-// runUnit runs one unit, within a savepoint if fenced; an error leaves nothing of it behind.
-func (s *lite) runUnit(u *Unit, fenced bool) error {
-	if u.orphaned() {
-		return ErrAfter
-	}
+// runUnit runs one unit; with a fence, an error leaves nothing of it behind.
+func (s *lite) runUnit(u *Unit, fence bool) error {
 	c := s.writer
-	c.watch.arm(context.Background())
-	defer c.watch.disarm()
-	if !fenced {
-		return s.runSteps(u)
-	}
-	if err := c.control("SAVEPOINT unit"); err != nil {
-		return err
-	}
-	err := s.runSteps(u)
-	c.resetAll()
-	c.watch.disarm() // an exceeded time limit must not stop the cleaning up
-	if err != nil {
-		if err := c.control("ROLLBACK TO unit"); err != nil {
-			return errors.Join(errFatal, err)
+	if fence {
+		if err := c.control("SAVEPOINT unit"); err != nil {
+			return err
 		}
 	}
-	if err := c.control("RELEASE unit"); err != nil {
-		return errors.Join(errFatal, err)
+	err := s.runSteps(u)
+	if !fence {
+		return err
+	}
+	if err != nil {
+		if undo := c.control("ROLLBACK TO unit"); undo != nil {
+			return errors.Join(errFatal, undo, err)
+		}
+	}
+	if undo := c.control("RELEASE unit"); undo != nil {
+		return errors.Join(errFatal, undo)
 	}
 	return err
 }
 
 func (s *lite) runSteps(u *Unit) error {
+	if !u.rowsOnly() {
+		s.writer.watch.arm(context.Background())
+		defer s.writer.watch.disarm() // cleaning up must not be interrupted
+	}
 	if u.fn != nil {
 		tx := &Tx{ctx: context.Background(), lite: s.writer, write: true, base: u.base}
-		if err := tx.finish(tx.call(u.fn)); err != nil {
-			return err
+		err := tx.finish(tx.call(u.fn))
+		s.writer.resetAll()
+		if err == nil {
+			u.adopt(tx)
 		}
-		u.adopt(tx)
-		return nil
+		return err
 	}
 	for i := range u.steps {
-		if err := s.runStep(&u.steps[i], u.base); err != nil {
-			return err
+		if st := &u.steps[i]; !st.superseded {
+			if err := s.runStep(st, u.base); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
 }
 
 func (s *lite) runStep(st *step, base int64) error {
-	stmt, err := s.stepStmt(st)
-	if err != nil {
-		return err
-	}
-	if len(st.values) != stmt.params {
-		return fmt.Errorf("storage: statement has %d parameters, got %d arguments (in: %.120s)", stmt.params, len(st.values), st.sql)
-	}
-	for i, v := range st.values {
-		if err := stmt.bindOne(i+1, v, base); err != nil {
-			return err
+	sql := st.sql
+	if st.table != nil {
+		if sql = st.table.insertSQL; st.delete {
+			sql = st.table.deleteSQL
 		}
 	}
-	if st.want < 0 {
-		return s.writer.wrap(stmt.s.Exec())
+	stmt, err := s.writer.prepare(sql)
+	if err == nil {
+		err = stmt.bind(st.values, base)
 	}
-	affected, err := stmt.run()
-	if err == nil && affected != st.want {
-		err = st.unless
+	if err == nil && st.want < 0 {
+		err = s.writer.wrap(stmt.s.Exec())
+	} else if err == nil {
+		var affected int64
+		affected, err = stmt.run()
+		if err == nil && affected != st.want {
+			return st.unless
+		}
 	}
-	return err
-}
-
-func (s *lite) stepStmt(st *step) (*liteStmt, error) {
-	if st.table == nil {
-		return s.writer.prepare(st.sql)
+	if err != nil {
+		return fmt.Errorf("%w (in: %.120s)", err, sql)
 	}
-	if st.delete {
-		return s.writer.prepare(st.table.deleteSQL)
-	}
-	return s.writer.prepare(st.table.insertSQL)
+	return nil
 }
 
 func (s *lite) rollback() {
@@ -149,18 +152,21 @@ func (s *lite) rollback() {
 	}
 }
 
-// errFatal marks failures after which the state of the connection is unknown.
+// errFatal marks failures after which the state of the transaction is unknown.
 var errFatal = errors.New("storage: transaction lost")
 
 // fatal tells an error of the database from an error of a unit.
-func (s *lite) fatal(err error) bool {
+func fatal(err error) bool {
+	var code sqlite3.ErrorCode
 	if errors.Is(err, errFatal) {
 		return true
 	}
-	for _, code := range []sqlite3.ErrorCode{sqlite3.IOERR, sqlite3.FULL, sqlite3.CORRUPT, sqlite3.NOTADB, sqlite3.CANTOPEN, sqlite3.READONLY, sqlite3.PROTOCOL} {
-		if errors.Is(err, code) {
-			return true
-		}
+	if !errors.As(err, &code) {
+		return false
+	}
+	switch code {
+	case sqlite3.IOERR, sqlite3.FULL, sqlite3.CORRUPT, sqlite3.NOTADB, sqlite3.CANTOPEN, sqlite3.READONLY, sqlite3.PROTOCOL, sqlite3.PERM:
+		return true
 	}
 	return false
 }
@@ -168,26 +174,7 @@ func (s *lite) fatal(err error) bool {
 // stop ends all writing: after a failed write or fsync nothing is known about what is on the disk.
 // It returns false for attempt.
 func (s *lite) stop(err error) bool {
+	s.rollback()
 	s.broken = fmt.Errorf("%w: %w", ErrBroken, err)
 	return false
-}
-
-const (
-	checkpointIdle = 256  // WAL pages worth copying back when nothing else is to do
-	checkpointBusy = 2000 // and under load
-)
-
-// idle copies the WAL back into the database. The committer does it itself because a second
-// connection loses the race against a busy writer, and the WAL grows without bound.
-func (s *lite) idle(busy bool) {
-	if s.broken != nil || s.walPages < checkpointIdle || busy && s.walPages < checkpointBusy {
-		return
-	}
-	if _, _, err := s.writer.c.WALCheckpoint("", sqlite3.CHECKPOINT_PASSIVE); err != nil {
-		if s.fatal(err) {
-			s.stop(fmt.Errorf("checkpoint: %w", err))
-		}
-		return
-	}
-	s.walPages = 0
 }

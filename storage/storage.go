@@ -110,8 +110,10 @@ type engine interface {
 	// flush executes the units in order and sets base, err and notices of each. When it returns,
 	// every unit without an error is on disk.
 	flush(batch []*Unit)
-	// idle is called by the committer after a flush; busy says whether more units are waiting.
-	idle(busy bool)
+	// maintain is called by the committer after a flush, and with quiet if none followed within
+	// quietDelay (0: no need).
+	maintain(quiet bool)
+	quietDelay() time.Duration
 	// giveUp makes a flush that waits for a lost server answer with an error.
 	giveUp()
 	close() error
