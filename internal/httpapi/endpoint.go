@@ -70,7 +70,8 @@ func (Empty) AppendJSON(dst []byte) ([]byte, error) { return append(dst, '{', '}
 // documentation for types, further tags and errors.
 //
 // Out is marshalled as JSON without HTML escaping, or appends itself with
-// AppendJSON(dst []byte) ([]byte, error). A nil *Out without an error answers {}.
+// AppendJSON(dst []byte) ([]byte, error). A nil *Out without an error answers {}. The status is 200,
+// unless Out has a method HTTPStatus() int that says otherwise.
 func New[In, Out any](method, path string, who Access, class ratelimit.Class,
 	fn func(ctx context.Context, by *Caller, in *In) (*Out, error)) Endpoint {
 	e := Endpoint{Method: method, Path: path, Who: who, Class: class}

@@ -192,10 +192,14 @@ func (rt *Router) run(c *call, e *route, w http.ResponseWriter, r *http.Request,
 	if err != nil {
 		return rt.fail(c, e, w, r, err)
 	}
-	if err := rt.writeJSON(w, r, http.StatusOK, out); err != nil {
+	status = http.StatusOK
+	if s, ok := out.(interface{ HTTPStatus() int }); ok {
+		status = s.HTTPStatus()
+	}
+	if err := rt.writeJSON(w, r, status, out); err != nil {
 		return rt.fail(c, e, w, r, err)
 	}
-	return http.StatusOK
+	return status
 }
 
 // admit is everything before the handler: who calls, whether they may and how often, and a

@@ -1,0 +1,210 @@
+package accounts
+
+import (
+	"context"
+	"embed"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/sirupsen/logrus"
+
+	"github.com/myelin-im/myelin/appservice"
+	"github.com/myelin-im/myelin/internal/httpapi"
+	"github.com/myelin-im/myelin/internal/ratelimit"
+	"github.com/myelin-im/myelin/storage"
+)
+
+//go:embed migrations/*.sql
+var migrations embed.FS
+
+// Schema holds the tables of accounts.
+var Schema = storage.Schema{Feature: "accounts", FS: migrations}
+
+// Config is what an operator decides about accounts.
+type Config struct {
+	// ServerName is the domain of local user ids.
+	ServerName string
+	// Registration says who may make an account.
+	Registration Registration
+	// AccessTokenLifetime is how long access tokens of sessions that can refresh are valid; 0 takes 5 minutes.
+	AccessTokenLifetime time.Duration
+	// Hashing is the cost of passwords.
+	Hashing Hashing
+	// WellKnown is what the server says at /.well-known/matrix/.
+	WellKnown WellKnown
+	// DefaultRoomVersion and RoomVersions (version to "stable" or "unstable") are told to clients.
+	DefaultRoomVersion string
+	RoomVersions       map[string]string
+}
+
+// Registration says who may make an account.
+type Registration struct {
+	// Open lets strangers register.
+	Open bool
+	// RequireToken asks them for a registration token.
+	RequireToken bool
+	// Guests lets anyone make guest accounts.
+	Guests bool
+	// SharedSecret lets a tool that knows it make accounts at /_synapse/admin/v1/register; empty: nobody.
+	SharedSecret string
+	// Policies are the documents that have to be accepted, by policy id.
+	Policies map[string]Policy
+}
+
+// Policy is a document that users accept when they register.
+type Policy struct {
+	// Version of the document.
+	Version string
+	// Translations are its names and addresses by language code, for example "en".
+	Translations map[string]Translation
+}
+
+// Translation is a policy in one language.
+type Translation struct {
+	Name string `json:"name"`
+	URL  string `json:"url"`
+}
+
+// Rooms is what accounts ask of the rooms. Both may be called again for what is done already, and must then do
+// nothing. An error means: try again later.
+type Rooms interface {
+	// ProfileChanged puts a user's new display name or avatar into their memberships of the rooms they are joined to.
+	ProfileChanged(ctx context.Context, userID string, change ProfileChange) error
+	// LeaveAll makes a user leave all rooms and reject all invites and knocks.
+	LeaveAll(ctx context.Context, userID string) error
+}
+
+// ProfileChange is a changed member of membership events.
+type ProfileChange struct {
+	// Field is "displayname" or "avatar_url".
+	Field string `json:"field"`
+	// Old and New are its values; empty means absent.
+	Old string `json:"old"`
+	New string `json:"new"`
+	// OnlyUnchanged confines the change to rooms whose membership event has the old value (MSC4466).
+	OnlyUnchanged bool `json:"only_unchanged"`
+}
+
+// Hooks is what another feature deletes or notes together with accounts and devices, in the same transaction. Each
+// function may be nil; an error undoes the whole change. They may run more than once, like every Write.
+type Hooks struct {
+	// DevicesDeleted is called for devices that cease to exist.
+	DevicesDeleted func(tx *storage.Tx, userID string, deviceIDs []string) error
+	// DeviceRenamed is called when the display name of a device changes.
+	DeviceRenamed func(tx *storage.Tx, userID, deviceID string) error
+	// Deactivated is called when an account ends; erase asks for deletion of all that is not an event.
+	Deactivated func(tx *storage.Tx, userID string, erase bool) error
+}
+
+// Deps are the other parts of the server that accounts stand on.
+type Deps struct {
+	// DB must have been opened with Schema.
+	DB *storage.DB
+	// Rooms does the work in rooms.
+	Rooms Rooms
+	// Hooks of the features that stand above accounts.
+	Hooks []Hooks
+	// Appservices may act as and register users; nil: there are none.
+	Appservices *appservice.Set
+	// Limiter bounds password attempts; nil sets no limits.
+	Limiter *ratelimit.Limiter
+	// Log gets what operators should know.
+	Log *logrus.Entry
+	// Now is the clock; nil means time.Now.
+	Now func() time.Time
+}
+
+// API is the accounts of one server. It is safe for concurrent use.
+type API struct {
+	cfg      Config
+	db       *storage.DB
+	rooms    Rooms
+	hooks    []Hooks
+	services *appservice.Set
+	limiter  *ratelimit.Limiter
+	log      *logrus.Entry
+	now      func() time.Time
+
+	hasher   *hasher
+	cache    *tokenCache
+	seen     *lastSeen
+	jobs     *jobs
+	tokenIDs *storage.IDs
+	jobIDs   *storage.IDs
+	nonces   nonces
+	prune    pruner
+}
+
+// New makes the accounts on an open database. It must be called before the first write to the database.
+func New(cfg Config, deps Deps) (*API, error) {
+	if cfg.ServerName == "" || deps.DB == nil || deps.Rooms == nil || deps.Log == nil {
+		return nil, errors.New("accounts: server name, database, rooms and log are required")
+	}
+	if len(cfg.ServerName) > maxUserID-len("@a:") {
+		return nil, fmt.Errorf("accounts: server name %s is too long for user ids", cfg.ServerName)
+	}
+	if cfg.AccessTokenLifetime <= 0 {
+		cfg.AccessTokenLifetime = 5 * time.Minute
+	}
+	if deps.Now == nil {
+		deps.Now = time.Now
+	}
+	a := &API{
+		cfg: cfg, db: deps.DB, rooms: deps.Rooms, hooks: deps.Hooks, services: deps.Appservices,
+		limiter: deps.Limiter, log: deps.Log, now: deps.Now,
+		hasher: newHasher(cfg.Hashing), cache: newTokenCache(), seen: newLastSeen(),
+		tokenIDs: deps.DB.IDs("access_tokens"), jobIDs: deps.DB.IDs("account_jobs"),
+		nonces: newNonces(cfg.Registration.SharedSecret, deps.Now),
+	}
+	a.jobs = newJobs(a)
+	deps.DB.Subscribe(func(batch []storage.Notice, _ int64) {
+		for i := range batch {
+			if batch[i].Kind == storage.DeviceList {
+				a.cache.forget(batch[i].User)
+			}
+		}
+	})
+	return a, nil
+}
+
+// Run does what goes on in the background until ctx ends: it writes down when devices were last seen and works off
+// the jobs in rooms. It returns when both have stopped, with what was noted written.
+func (a *API) Run(ctx context.Context) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		a.jobs.run(ctx)
+	}()
+	a.writeLastSeen(ctx)
+	<-done
+}
+
+// Endpoints lists the endpoints of accounts.
+func (a *API) Endpoints() []httpapi.Endpoint {
+	var all []httpapi.Endpoint
+	for _, part := range [][]httpapi.Endpoint{
+		a.registerEndpoints(), a.loginEndpoints(), a.deviceEndpoints(), a.passwordEndpoints(),
+		a.accountDataEndpoints(), a.profileEndpoints(), a.filterEndpoints(), a.discoveryEndpoints(),
+	} {
+		all = append(all, part...)
+	}
+	return all
+}
+
+// nowMS is the time in milliseconds.
+func (a *API) nowMS() int64 { return a.now().UnixMilli() }
+
+// userID makes the user id of a localpart.
+func (a *API) userID(localpart string) string { return "@" + localpart + ":" + a.cfg.ServerName }
+
+// localpart returns the localpart of a local user id.
+func (a *API) localpart(userID string) (localpart string, local bool) {
+	rest, ok := strings.CutPrefix(userID, "@")
+	if !ok {
+		return "", false
+	}
+	localpart, domain, ok := strings.Cut(rest, ":")
+	return localpart, ok && domain == a.cfg.ServerName
+}

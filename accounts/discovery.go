@@ -1,0 +1,145 @@
+package accounts
+
+import (
+	"context"
+
+	"github.com/myelin-im/myelin/internal/httpapi"
+	"github.com/myelin-im/myelin/internal/mxerr"
+	"github.com/myelin-im/myelin/internal/ratelimit"
+)
+
+// SpecVersions are the versions of the client-server API that this server keeps to.
+var SpecVersions = []string{"v1.1", "v1.2", "v1.3", "v1.4", "v1.5", "v1.6"}
+
+// unstableFeatures are what of no released version this server does, or did before its release.
+var unstableFeatures = map[string]bool{
+	"computer.gingershaped.msc4466": true, // choice of rooms for profile changes
+	"org.matrix.msc3391":            true, // deleting account data
+	"org.matrix.msc4069":            true, // profile changes that stay out of rooms
+	"uk.tcpip.msc4133.stable":       true, // profile fields
+}
+
+// WellKnown is what the server says of itself under /.well-known/matrix/. What is empty is not served, so that a web
+// server in front may do it.
+type WellKnown struct {
+	// ClientURL is the base URL of the client-server API.
+	ClientURL string
+	// Server is where other servers reach this one, as host:port.
+	Server string
+	// Contacts and SupportPage are where users get help.
+	Contacts    []Contact
+	SupportPage string
+}
+
+// Contact is a way to reach those who run the server.
+type Contact struct {
+	MatrixID string `json:"matrix_id,omitempty"`
+	Email    string `json:"email_address,omitempty"`
+	// Role is m.role.admin or m.role.security.
+	Role string `json:"role"`
+}
+
+func (a *API) discoveryEndpoints() []httpapi.Endpoint {
+	return []httpapi.Endpoint{
+		httpapi.New("GET", "/_matrix/client/versions", httpapi.Anyone, ratelimit.None, a.versions),
+		httpapi.New("GET", v3+"/capabilities", httpapi.User, ratelimit.Read, a.capabilities),
+		httpapi.New("GET", "/.well-known/matrix/client", httpapi.Anyone, ratelimit.None, a.wellKnownClient),
+		httpapi.New("GET", "/.well-known/matrix/server", httpapi.Anyone, ratelimit.None, a.wellKnownServer),
+		httpapi.New("GET", "/.well-known/matrix/support", httpapi.Anyone, ratelimit.None, a.wellKnownSupport),
+	}
+}
+
+type versionsResponse struct {
+	Versions         []string        `json:"versions"`
+	UnstableFeatures map[string]bool `json:"unstable_features"`
+}
+
+// versions is the same for everyone, so it does not look at tokens, which may have expired.
+func (a *API) versions(context.Context, *httpapi.Caller, *httpapi.Empty) (*versionsResponse, error) {
+	return &versionsResponse{SpecVersions, unstableFeatures}, nil
+}
+
+type enabled struct {
+	Enabled bool `json:"enabled"`
+}
+
+type roomVersions struct {
+	Default   string            `json:"default"`
+	Available map[string]string `json:"available"`
+}
+
+type capabilitySet struct {
+	ChangePassword enabled      `json:"m.change_password"`
+	RoomVersions   roomVersions `json:"m.room_versions"`
+	ProfileFields  enabled      `json:"m.profile_fields"`
+	SetDisplayName enabled      `json:"m.set_displayname"`
+	SetAvatarURL   enabled      `json:"m.set_avatar_url"`
+	ThirdParty     enabled      `json:"m.3pid_changes"`
+	GetLoginToken  enabled      `json:"m.get_login_token"`
+	ForgetOnLeave  enabled      `json:"m.forget_forced_upon_leave"`
+}
+
+type capabilitiesResponse struct {
+	Capabilities capabilitySet `json:"capabilities"`
+}
+
+func (a *API) capabilities(_ context.Context, by *httpapi.Caller, _ *httpapi.Empty) (*capabilitiesResponse, error) {
+	person := enabled{by.Appservice == nil}
+	return &capabilitiesResponse{capabilitySet{
+		ChangePassword: person,
+		RoomVersions:   roomVersions{a.cfg.DefaultRoomVersion, a.cfg.RoomVersions},
+		ProfileFields:  enabled{true},
+		SetDisplayName: enabled{true},
+		SetAvatarURL:   enabled{true},
+		GetLoginToken:  person,
+	}}, nil
+}
+
+type baseURL struct {
+	BaseURL string `json:"base_url"`
+}
+
+type clientWellKnown struct {
+	Homeserver baseURL `json:"m.homeserver"`
+}
+
+// clientWellKnown is what clients are told of the client-server API's address, or nil.
+func (a *API) clientWellKnown() *clientWellKnown {
+	if a.cfg.WellKnown.ClientURL == "" {
+		return nil
+	}
+	return &clientWellKnown{baseURL{a.cfg.WellKnown.ClientURL}}
+}
+
+var errNotServed = mxerr.NotFound("This server does not serve this document")
+
+func (a *API) wellKnownClient(context.Context, *httpapi.Caller, *httpapi.Empty) (*clientWellKnown, error) {
+	if w := a.clientWellKnown(); w != nil {
+		return w, nil
+	}
+	return nil, errNotServed
+}
+
+type serverWellKnown struct {
+	Server string `json:"m.server"`
+}
+
+func (a *API) wellKnownServer(context.Context, *httpapi.Caller, *httpapi.Empty) (*serverWellKnown, error) {
+	if a.cfg.WellKnown.Server == "" {
+		return nil, errNotServed
+	}
+	return &serverWellKnown{a.cfg.WellKnown.Server}, nil
+}
+
+type supportWellKnown struct {
+	Contacts    []Contact `json:"contacts,omitempty"`
+	SupportPage string    `json:"support_page,omitempty"`
+}
+
+func (a *API) wellKnownSupport(context.Context, *httpapi.Caller, *httpapi.Empty) (*supportWellKnown, error) {
+	w := &a.cfg.WellKnown
+	if len(w.Contacts) == 0 && w.SupportPage == "" {
+		return nil, errNotServed
+	}
+	return &supportWellKnown{w.Contacts, w.SupportPage}, nil
+}

@@ -1,0 +1,215 @@
+package accounts
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+
+	"github.com/myelin-im/myelin/internal/httpapi"
+	"github.com/myelin-im/myelin/internal/mxerr"
+	"github.com/myelin-im/myelin/internal/ratelimit"
+	"github.com/myelin-im/myelin/storage"
+)
+
+func (a *API) passwordEndpoints() []httpapi.Endpoint {
+	return []httpapi.Endpoint{
+		httpapi.New("POST", "/_matrix/client/v3/account/password", httpapi.Optional, ratelimit.Login, a.changePassword),
+		httpapi.New("POST", "/_matrix/client/v3/account/deactivate", httpapi.Optional, ratelimit.Login, a.deactivate),
+	}
+}
+
+// confirmOwner is Confirm for endpoints that may be called without a token. It returns the user: the caller, or who
+// gave the password.
+func (a *API) confirmOwner(ctx context.Context, by *httpapi.Caller, c Challenge) (userID string, p *proof, err error) {
+	if by.Guest {
+		return "", nil, mxerr.New(http.StatusForbidden, "M_GUEST_ACCESS_FORBIDDEN", "Guests cannot do this")
+	}
+	if by.Appservice != nil {
+		return by.UserID, &proof{}, nil
+	}
+	flows, err := a.confirmFlows(ctx, by.UserID)
+	if err != nil {
+		return "", nil, err
+	}
+	p, err = a.interact(ctx, &interaction{Challenge: c, by: by.UserID, addr: by.Addr, flows: flows, bound: true})
+	if err != nil {
+		return "", nil, err
+	}
+	if by.UserID != "" {
+		return by.UserID, p, nil
+	}
+	return p.verified, p, nil
+}
+
+type passwordRequest struct {
+	Auth json.RawMessage `json:"auth"`
+	passwordParams
+}
+
+type passwordParams struct {
+	NewPassword   string `json:"new_password,omitempty"`
+	LogoutDevices *bool  `json:"logout_devices,omitempty"`
+}
+
+func (a *API) changePassword(ctx context.Context, by *httpapi.Caller, in *passwordRequest) (*httpapi.Empty, error) {
+	if by.Appservice != nil {
+		return nil, mxerr.Forbidden("Application services do not change passwords")
+	}
+	if in.NewPassword != "" {
+		if err := checkPassword(in.NewPassword); err != nil {
+			return nil, err
+		}
+	}
+	userID, p, err := a.confirmOwner(ctx, by, Challenge{Operation: "POST /account/password", Auth: in.Auth, Params: &in.passwordParams})
+	if err != nil {
+		return nil, err
+	}
+	if in.NewPassword == "" {
+		return nil, mxerr.MissingParam("Missing parameter new_password")
+	}
+	logout := in.LogoutDevices == nil || *in.LogoutDevices
+	if err := a.setPassword(ctx, userID, in.NewPassword, logout, by.DeviceID, p); err != nil {
+		return nil, err
+	}
+	return nil, nil
+}
+
+// setPassword changes a password and, if asked to, logs out all devices but one.
+func (a *API) setPassword(ctx context.Context, userID, password string, logout bool, keep string, p *proof) error {
+	if err := checkPassword(password); err != nil {
+		return err
+	}
+	hash, err := a.hasher.hash(ctx, password)
+	if err != nil {
+		return err
+	}
+	err = a.db.Write(ctx, func(tx *storage.Tx) error {
+		if err := p.consume(tx); err != nil {
+			return err
+		}
+		n, err := tx.Exec(`UPDATE accounts SET password_hash = $2 WHERE user_id = $1 AND deactivated_ts IS NULL`, userID, hash)
+		switch {
+		case err != nil:
+			return err
+		case n == 0:
+			return mxerr.NotFound("There is no such account")
+		}
+		// What was begun with the old password must not end after it.
+		if err := dropPending(tx, userID); err != nil {
+			return err
+		}
+		if !logout {
+			return nil
+		}
+		return a.removeOtherDevices(tx, userID, keep)
+	})
+	if err != nil {
+		return fmt.Errorf("set password: %w", err)
+	}
+	return nil
+}
+
+// dropPending deletes login tokens and authentication sessions of a user.
+func dropPending(tx *storage.Tx, userID string) error {
+	if _, err := tx.Exec(`DELETE FROM login_tokens WHERE user_id = $1`, userID); err != nil {
+		return err
+	}
+	_, err := tx.Exec(`DELETE FROM uia_sessions WHERE user_id = $1`, userID)
+	return err
+}
+
+type deactivateRequest struct {
+	Auth json.RawMessage `json:"auth"`
+	deactivateParams
+}
+
+type deactivateParams struct {
+	Erase bool `json:"erase,omitempty"`
+}
+
+type deactivateResponse struct {
+	// UnbindResult is always success: no identifiers are bound.
+	UnbindResult string `json:"id_server_unbind_result"`
+}
+
+func (a *API) deactivate(ctx context.Context, by *httpapi.Caller, in *deactivateRequest) (*deactivateResponse, error) {
+	userID, p, err := a.confirmOwner(ctx, by, Challenge{Operation: "POST /account/deactivate", Auth: in.Auth, Params: &in.deactivateParams})
+	if err != nil {
+		return nil, err
+	}
+	if err := a.end(ctx, userID, in.Erase, p); err != nil {
+		return nil, err
+	}
+	return &deactivateResponse{"success"}, nil
+}
+
+// end ends an account: nobody can log in again, its devices and tokens are gone, and it leaves its rooms, the last
+// in the background. With erase, everything of it that is not an event is deleted as well.
+func (a *API) end(ctx context.Context, userID string, erase bool, p *proof) error {
+	job, err := a.jobs.prepare(ctx, userID, jobLeaveAll, nil)
+	if err != nil {
+		return err
+	}
+	now := a.nowMS()
+	err = a.db.Write(ctx, func(tx *storage.Tx) error {
+		if err := p.consume(tx); err != nil {
+			return err
+		}
+		n, err := tx.Exec(`UPDATE accounts SET password_hash = NULL, admin = FALSE, erased = erased OR $3,
+			deactivated_ts = COALESCE(deactivated_ts, $2) WHERE user_id = $1`, userID, now, erase)
+		switch {
+		case err != nil:
+			return err
+		case n == 0:
+			return mxerr.NotFound("There is no such account")
+		}
+		if err := a.removeOtherDevices(tx, userID, ""); err != nil {
+			return err
+		}
+		if err := dropPending(tx, userID); err != nil {
+			return err
+		}
+		if erase {
+			if err := eraseData(tx, userID); err != nil {
+				return err
+			}
+		}
+		for _, h := range a.hooks {
+			if h.Deactivated == nil {
+				continue
+			}
+			if err := h.Deactivated(tx, userID, erase); err != nil {
+				return err
+			}
+		}
+		return job.write(tx)
+	})
+	if err != nil {
+		return fmt.Errorf("deactivate account: %w", err)
+	}
+	a.cache.forget(userID)
+	a.jobs.wake()
+	return nil
+}
+
+// eraseData deletes what accounts keep of a user beyond the account itself.
+func eraseData(tx *storage.Tx, userID string) error {
+	for _, sql := range []string{
+		`DELETE FROM account_data WHERE user_id = $1`,
+		`DELETE FROM profiles WHERE user_id = $1`,
+		`DELETE FROM filters WHERE user_id = $1`,
+	} {
+		if _, err := tx.Exec(sql, userID); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Erased tells whether a local user asked for erasure of their content: who had no part in a room when their events
+// were sent gets them redacted (client-server API v1.19, "Account deactivation", erase).
+func Erased(tx *storage.Tx, userID string) (erased bool, err error) {
+	_, err = tx.Get(`SELECT erased FROM accounts WHERE user_id = $1`, []any{userID}, &erased)
+	return erased, err
+}
