@@ -185,6 +185,9 @@ func (c *committer) run() {
 		batch = c.startable(batch)
 		if len(batch) > 0 {
 			c.db.engine.flush(batch)
+			for _, u := range batch {
+				u.After = nil // decided; a chain of units must not keep all of them in memory
+			}
 			c.handOver(batch, more)
 		}
 		c.db.engine.maintain(false)

@@ -33,6 +33,9 @@ func (p *postgres) flush(batch []*Unit) {
 }
 
 func (w *pgWriter) flush(units []*Unit) {
+	if units = refuseOrphans(units); len(units) == 0 {
+		return
+	}
 	err := w.commit(units)
 	switch {
 	case err == nil:
@@ -178,8 +181,13 @@ func (w *pgWriter) transaction(units []*Unit) error {
 	}
 	fenced := false
 	for i := 0; i < len(units) && err == nil; {
+		if units[i].orphaned() {
+			units[i].err = ErrAfter
+			i++
+			continue
+		}
 		run := i
-		for run < len(units) && units[run].rowsOnly() {
+		for run < len(units) && units[run].rowsOnly() && !units[run].orphaned() {
 			run++
 		}
 		if run > i {

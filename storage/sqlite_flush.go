@@ -75,6 +75,9 @@ func (s *lite) commit(head int64) bool {
 
 // runUnit runs one unit; with a fence, an error leaves nothing of it behind.
 func (s *lite) runUnit(u *Unit, fence bool) error {
+	if u.orphaned() {
+		return ErrAfter
+	}
 	c := s.writer
 	if fence {
 		if err := c.control("SAVEPOINT unit"); err != nil {

@@ -275,9 +275,28 @@ func (u *Unit) start() bool {
 	return u.state.CompareAndSwap(unitQueued, unitRunning)
 }
 
-// orphaned reports whether the unit that this one was built on failed. Only the committer's goroutine
-// asks, which also decides on failure.
+// orphaned reports whether the unit that this one was built on failed. Only the goroutine that flushes
+// asks; it also decides on failure.
 func (u *Unit) orphaned() bool { return u.After != nil && u.After.err != nil }
+
+// refuseOrphans fails the orphaned units with ErrAfter and returns the others.
+func refuseOrphans(units []*Unit) []*Unit {
+	for i, u := range units {
+		if !u.orphaned() {
+			continue
+		}
+		rest := append([]*Unit(nil), units[:i]...)
+		for _, u := range units[i:] {
+			if u.orphaned() {
+				u.err = ErrAfter
+			} else {
+				rest = append(rest, u)
+			}
+		}
+		return rest
+	}
+	return units
+}
 
 // adopt takes over what a Write's function did with its transaction.
 func (u *Unit) adopt(tx *Tx) {
