@@ -15,7 +15,7 @@ var (
 )
 
 func TestSamples(t *testing.T) {
-	if !IsCanonical([]byte(sampleCanonical), Strict) || IsCanonical([]byte(sampleLoose), Strict) {
+	if !isCanonical([]byte(sampleCanonical), Strict) || isCanonical([]byte(sampleLoose), Strict) {
 		t.Fatal("the samples are not what they are named")
 	}
 	if got, err := Canonical([]byte(sampleLoose), Strict); err != nil || string(got) != sampleCanonical {

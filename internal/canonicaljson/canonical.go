@@ -51,7 +51,7 @@ var (
 // with the same name the last one counts and the others are removed. The error
 // wraps ErrSyntax or ErrNumber.
 func Canonical(raw []byte, mode Mode) ([]byte, error) {
-	if IsCanonical(raw, mode) {
+	if isCanonical(raw, mode) {
 		return raw, nil
 	}
 	if len(raw) > maxInput {

@@ -154,8 +154,8 @@ func TestIsCanonicalRefuses(t *testing.T) {
 		``, ` {}`, `{} `, `{"a": 1}`, `{"b":1,"a":1}`, `{"a":1,"a":1}`, `[1, 2]`, `"\/"`, `"\u0041"`, `"\u000a"`, `"\u000B"`, `"\u001F"`,
 		`-0`, `1.0`, `1e1`, `01`, `-`, `{"a":1,}`, `[1,]`, `{"a"}`, `[`, `{`, `{"a":`, `"`, `x`, "\"\xff\"", `9007199254740992`, `[[1]`, `[1]]`, `{"a":1]`,
 	} {
-		if IsCanonical([]byte(in), Strict) {
-			t.Errorf("IsCanonical(%q) is true", in)
+		if isCanonical([]byte(in), Strict) {
+			t.Errorf("isCanonical(%q) is true", in)
 		}
 	}
 }
@@ -172,7 +172,7 @@ func TestAppendString(t *testing.T) {
 		if string(got) != "x"+c.want {
 			t.Errorf("AppendString(%q) = %s, want %s", c.in, got[1:], c.want)
 		}
-		if !IsCanonical(got[1:], Strict) {
+		if !isCanonical(got[1:], Strict) {
 			t.Errorf("AppendString(%q) is not canonical", c.in)
 		}
 	}
@@ -249,7 +249,7 @@ func FuzzCanonical(f *testing.F) {
 func checkCanonical(t *testing.T, in []byte, mode Mode) {
 	p := parser{in: in, mode: mode}
 	root, err := p.document()
-	fast := IsCanonical(in, mode)
+	fast := isCanonical(in, mode)
 	if err != nil {
 		if fast {
 			t.Fatalf("%q is called canonical but is not accepted: %v", in, err)

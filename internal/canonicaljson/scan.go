@@ -7,7 +7,7 @@ import (
 	"unicode/utf8"
 )
 
-// scanDepth is the nesting that IsCanonical follows without allocating. Deeper
+// scanDepth is the nesting that isCanonical follows without allocating. Deeper
 // values take the slow path, which produces the same bytes.
 const scanDepth = 48
 
@@ -19,11 +19,11 @@ type level struct {
 	named  bool
 }
 
-// IsCanonical reports whether raw is known to have the form that Canonical
+// isCanonical reports whether raw is known to have the form that Canonical
 // would give it. It is one pass without allocation. It may answer false for
 // rare canonical values (member names with escapes, very deep nesting); it
 // never answers true wrongly.
-func IsCanonical(raw []byte, mode Mode) bool {
+func isCanonical(raw []byte, mode Mode) bool {
 	var open [scanDepth]level
 	depth, i := 0, 0
 	for {

@@ -56,6 +56,15 @@ func (w *Walker) Next() bool {
 	return true
 }
 
+// DecodedName returns the member's name without escapes. Where it had none, it
+// is Name itself. ok is false if the escapes are malformed.
+func (w *Walker) DecodedName() (name []byte, ok bool) {
+	if bytes.IndexByte(w.Name, '\\') < 0 {
+		return w.Name, true
+	}
+	return unescape(nil, w.Name)
+}
+
 // Member returns the value of the named member of a canonical object, or nil.
 func Member(obj []byte, name string) []byte {
 	for w := Walk(obj); w.Next(); {

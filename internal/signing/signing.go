@@ -127,28 +127,19 @@ type Signature struct {
 func Signatures(signatures []byte, entity string) []Signature {
 	var list []Signature
 	for w := canonicaljson.Walk(signatures); w.Next(); {
-		who, ok := memberName(&w)
-		if !ok || entity != "" && who != entity || w.Value[0] != '{' {
+		who, ok := w.DecodedName()
+		if !ok || entity != "" && string(who) != entity || w.Value[0] != '{' {
 			continue
 		}
 		for k := canonicaljson.Walk(w.Value); k.Next(); {
-			id, ok := memberName(&k)
+			id, ok := k.DecodedName()
 			value, isString := canonicaljson.DecodeString(k.Value)
-			if ok && isString && strings.HasPrefix(id, Algorithm) {
-				list = append(list, Signature{Entity: who, KeyID: id, Value: string(value)})
+			if ok && isString && bytes.HasPrefix(id, []byte(Algorithm)) {
+				list = append(list, Signature{Entity: string(who), KeyID: string(id), Value: string(value)})
 			}
 		}
 	}
 	return list
-}
-
-func memberName(w *canonicaljson.Walker) (string, bool) {
-	if bytes.IndexByte(w.Name, '\\') < 0 {
-		return string(w.Name), true
-	}
-	quoted := append(append([]byte{'"'}, w.Name...), '"')
-	name, ok := canonicaljson.DecodeString(quoted)
-	return string(name), ok
 }
 
 // AddSignature returns the canonical object with one more signature in its
@@ -160,7 +151,7 @@ func AddSignature(canonical []byte, entity, keyID, signature string) ([]byte, er
 		existing = []byte("{}")
 	}
 	for w := canonicaljson.Walk(existing); w.Next(); {
-		if name, ok := memberName(&w); ok && name == entity && w.Value[0] == '{' {
+		if name, ok := w.DecodedName(); ok && string(name) == entity && w.Value[0] == '{' {
 			of = w.Value
 		}
 	}
