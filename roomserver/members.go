@@ -1,6 +1,8 @@
 package roomserver
 
 import (
+	"context"
+	"fmt"
 	"slices"
 	"strings"
 	"sync"
@@ -114,4 +116,34 @@ func (r *Room) Servers() []string {
 		out = append(out, name)
 	}
 	return out
+}
+
+// heroCount is how many members a room without a name is named after.
+const heroCount = 5
+
+// Heroes returns the users after whom a room without a name is named: the first joined or invited members except
+// the reader, else those who left (client-server API v1.19, "Calculating the display name for a room").
+func (s *Server) Heroes(ctx context.Context, room *Room, reader string) ([]string, error) {
+	heroes := []string{}
+	err := s.db.Read(ctx, func(tx *storage.Tx) error {
+		for _, pair := range [][2]string{{Join, Invite}, {Leave, Ban}} {
+			heroes = heroes[:0]
+			rows := tx.Query(`SELECT user_id FROM room_members
+				WHERE room = $1 AND user_id <> $2 AND (membership = $3 OR membership = $4) ORDER BY event LIMIT $5`,
+				room.NID, reader, pair[0], pair[1], int64(heroCount))
+			var user string
+			for rows.Next() {
+				rows.Scan(&user)
+				heroes = append(heroes, user)
+			}
+			if err := rows.Close(); err != nil || len(heroes) > 0 {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("heroes of %s: %w", room.ID, err)
+	}
+	return heroes, nil
 }

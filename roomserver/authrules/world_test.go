@@ -98,7 +98,7 @@ func (w *world) event(l line, o eventOptions) (*pdu.Event, error) {
 	id := w.eventID(seed, pdu.ServerOf(d.sender))
 	m := map[string]any{
 		"type": d.typ, "sender": d.sender, "content": d.content, "depth": w.events, "origin_server_ts": 1,
-		"hashes": map[string]any{}, "signatures": map[string]any{}, "room_id": w.roomID,
+		"hashes": map[string]any{"sha256": "AAAA"}, "signatures": map[string]any{}, "room_id": w.roomID,
 		"auth_events": w.refs(o.authEvents), "prev_events": w.prevEvents(o.after),
 	}
 	if d.typ == pdu.TypeCreate && w.v.RoomIDIsCreateHash {
@@ -304,16 +304,18 @@ func keyNamed(name string) ed25519.PrivateKey {
 	return ed25519.NewKeyFromSeed(seed[:])
 }
 
+func encodeKey(key []byte) string { return base64.RawStdEncoding.EncodeToString(key) }
+
 // offer is m.room.third_party_invite. The first key stands in public_key, all in public_keys.
 func (d *description) offer(token string, keys []string) {
 	d.state(pdu.TypeThirdPartyInvite, token)
 	var list []map[string]string
 	for _, name := range keys {
-		encoding := base64.RawStdEncoding
+		encode := encodeKey
 		if plain, ok := strings.CutPrefix(name, "urlsafe:"); ok {
-			name, encoding = plain, base64.RawURLEncoding
+			name, encode = plain, base64.RawURLEncoding.EncodeToString
 		}
-		list = append(list, map[string]string{"public_key": encoding.EncodeToString(keyNamed(name).Public().(ed25519.PublicKey))})
+		list = append(list, map[string]string{"public_key": encode(keyNamed(name).Public().(ed25519.PublicKey))})
 	}
 	d.set("display_name", "someone")
 	d.set("public_key", list[0]["public_key"])

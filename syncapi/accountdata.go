@@ -1,0 +1,172 @@
+package syncapi
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/tidwall/gjson"
+
+	"github.com/myelin-im/myelin/accounts"
+	"github.com/myelin-im/myelin/internal/canonicaljson"
+	"github.com/myelin-im/myelin/internal/httpapi"
+	"github.com/myelin-im/myelin/internal/mxerr"
+	"github.com/myelin-im/myelin/storage"
+	"github.com/myelin-im/myelin/syncapi/filter"
+)
+
+// noFilter lets everything pass.
+var noFilter = func() *filter.Filter {
+	f, err := filter.Parse([]byte("{}"))
+	if err != nil {
+		panic("syncapi: the empty filter does not parse: " + err.Error())
+	}
+	return f
+}()
+
+// filter finds the filter of a request: JSON, or the id of one that was stored.
+func (a *API) filter(ctx context.Context, by *httpapi.Caller, f string) (*filter.Filter, error) {
+	if f == "" {
+		return noFilter, nil
+	}
+	if f[0] == '{' {
+		return filter.Parse([]byte(f))
+	}
+	key := by.UserID + " " + f
+	if known, ok := a.filters.GetIfPresent(key); ok {
+		return known, nil
+	}
+	var raw []byte
+	err := a.db.Read(ctx, func(tx *storage.Tx) (err error) {
+		raw, err = accounts.Filter(tx, by.UserID, f)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read filter: %w", err)
+	}
+	if raw == nil {
+		return nil, mxerr.InvalidParam("There is no filter with that id")
+	}
+	parsed, err := filter.Parse(raw)
+	if err == nil {
+		a.filters.Set(key, parsed) // the id is a hash of the text, so it never means another one
+	}
+	return parsed, err
+}
+
+// accountData reads what changed in the user's account data and appends what belongs to no room.
+func (l *look) accountData(ctx context.Context, out []byte) ([]byte, error) {
+	l.data = nil
+	if !l.initial() && !l.api.tracker.userChanged(l.user, l.since.Pos) {
+		return out, nil
+	}
+	var data []accounts.Datum
+	err := l.api.db.Read(ctx, func(tx *storage.Tx) (err error) {
+		if l.initial() {
+			data, err = accounts.AccountData(tx, l.user)
+		} else {
+			data, err = accounts.AccountDataBetween(tx, l.user, l.since.Pos, l.upTo)
+		}
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("account data of %s: %w", l.user, err)
+	}
+	begun := false
+	for _, d := range data {
+		if d.Room != "" {
+			if l.data == nil {
+				l.data = map[string][]accounts.Datum{}
+			}
+			l.data[d.Room] = append(l.data[d.Room], d)
+			continue
+		}
+		if !l.filter.AccountData.Match(d.Type, l.user) {
+			continue
+		}
+		if !begun {
+			out = append(out, `,"account_data":{"events":[`...)
+		} else {
+			out = append(out, ',')
+		}
+		begun = true
+		out = appendDatum(out, d)
+	}
+	if begun {
+		out = append(out, "]}"...)
+	}
+	return out, nil
+}
+
+func appendDatum(b []byte, d accounts.Datum) []byte {
+	b = append(b, `{"content":`...)
+	if d.Content == nil {
+		b = append(b, "{}"...)
+	} else {
+		b = append(b, d.Content...)
+	}
+	return append(canonicaljson.AppendString(append(b, `,"type":`...), d.Type), '}')
+}
+
+// roomData appends the room's account data that changed, or all of it where the client does not know the room.
+func (p *roomPart) roomData(ctx context.Context, b []byte) ([]byte, error) {
+	l := p.look
+	data := l.data[p.room.ID]
+	if p.fresh && !l.initial() {
+		var all []accounts.Datum
+		err := l.api.db.Read(ctx, func(tx *storage.Tx) (err error) {
+			all, err = accounts.AccountData(tx, l.user)
+			return err
+		})
+		if err != nil {
+			return nil, fmt.Errorf("account data of %s: %w", l.user, err)
+		}
+		data = nil
+		for _, d := range all {
+			if d.Room == p.room.ID {
+				data = append(data, d)
+			}
+		}
+	}
+	f := &l.filter.Room.AccountData
+	begun := false
+	for _, d := range data {
+		if !f.Allows(p.room.ID) || !f.EventFilter.Match(d.Type, l.user) {
+			continue
+		}
+		if !begun {
+			b = append(b, `,"account_data":{"events":[`...)
+		} else {
+			b = append(b, ',')
+		}
+		begun = true
+		b = appendDatum(b, d)
+	}
+	if begun {
+		b = append(b, "]}"...)
+	}
+	return b, nil
+}
+
+// ignored returns the users whom the user ignores (client-server API v1.19, "Ignoring users").
+func (l *look) ignored(ctx context.Context) (map[string]bool, error) {
+	if l.ignoredKnown {
+		return l.ignoredUsers, nil
+	}
+	var raw []byte
+	err := l.api.db.Read(ctx, func(tx *storage.Tx) (err error) {
+		raw, err = accounts.AccountDatum(tx, l.user, "", "m.ignored_user_list")
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("ignored users of %s: %w", l.user, err)
+	}
+	gjson.GetBytes(raw, "ignored_users").ForEach(func(user, _ gjson.Result) bool {
+		if l.ignoredUsers == nil {
+			l.ignoredUsers = map[string]bool{}
+		}
+		l.ignoredUsers[user.String()] = true
+		return true
+	})
+	l.ignoredKnown = true
+	return l.ignoredUsers, nil
+}

@@ -1,0 +1,73 @@
+package syncapi
+
+import (
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/maypok86/otter/v2"
+
+	"github.com/myelin-im/myelin/internal/httpapi"
+	"github.com/myelin-im/myelin/internal/ratelimit"
+	"github.com/myelin-im/myelin/roomserver"
+	"github.com/myelin-im/myelin/storage"
+	"github.com/myelin-im/myelin/syncapi/filter"
+)
+
+// API serves the endpoints of this package.
+type API struct {
+	db      *storage.DB
+	rooms   *roomserver.Server
+	tracker *tracker
+	lazy    *lazyCache
+	filters *otter.Cache[string, *filter.Filter]
+	now     func() time.Time
+}
+
+// maxFilters bounds the compiled filters kept in memory.
+const maxFilters = 2000
+
+// New makes the API. It must be made before the first write after start, since it follows the log from there.
+func New(db *storage.DB, rooms *roomserver.Server) (*API, error) {
+	filters, err := otter.New(&otter.Options[string, *filter.Filter]{MaximumSize: maxFilters})
+	if err != nil {
+		return nil, fmt.Errorf("make cache of filters: %w", err)
+	}
+	a := &API{
+		db: db, rooms: rooms, tracker: newTracker(rooms, db.Head()),
+		lazy: newLazyCache(), filters: filters, now: time.Now,
+	}
+	db.Subscribe(a.tracker.committed)
+	return a, nil
+}
+
+const (
+	v3 = "/_matrix/client/v3"
+	v1 = "/_matrix/client/v1"
+
+	anyUser = httpapi.User | httpapi.Guest
+)
+
+// Endpoints is the table of routes.
+func (a *API) Endpoints() []httpapi.Endpoint {
+	get := http.MethodGet
+	return []httpapi.Endpoint{
+		httpapi.New(get, v3+"/sync", anyUser, ratelimit.Sync, a.sync),
+		httpapi.New(get, v3+"/rooms/{roomId}/messages", anyUser, ratelimit.Read, a.messages),
+		httpapi.New(get, v3+"/rooms/{roomId}/context/{eventId}", anyUser, ratelimit.Read, a.context),
+		httpapi.New(get, v3+"/rooms/{roomId}/event/{eventId}", anyUser, ratelimit.Read, a.event),
+		httpapi.New(get, v3+"/rooms/{roomId}/members", anyUser, ratelimit.Read, a.members),
+		httpapi.New(get, v3+"/rooms/{roomId}/joined_members", anyUser, ratelimit.Read, a.joinedMembers),
+		httpapi.New(get, v3+"/rooms/{roomId}/state", anyUser, ratelimit.Read, a.state),
+		httpapi.New(get, v3+"/rooms/{roomId}/state/{eventType}/{stateKey}", anyUser, ratelimit.Read, a.stateEvent),
+		httpapi.New(get, v3+"/rooms/{roomId}/initialSync", anyUser, ratelimit.Read, a.roomInitialSync),
+		httpapi.New(get, v1+"/rooms/{roomId}/timestamp_to_event", anyUser, ratelimit.Read, a.timestampToEvent),
+		httpapi.New(get, v3+"/joined_rooms", anyUser, ratelimit.Read, a.joinedRooms),
+	}
+}
+
+// rawJSON is an answer that was built as bytes.
+type rawJSON []byte
+
+// AppendJSON appends the answer.
+func (r rawJSON) AppendJSON(dst []byte) ([]byte, error) { return append(dst, r...), nil }

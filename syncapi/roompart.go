@@ -1,0 +1,398 @@
+package syncapi
+
+import (
+	"context"
+	"encoding/json"
+	"slices"
+	"strings"
+
+	"github.com/tidwall/gjson"
+
+	"github.com/myelin-im/myelin/roomserver"
+	"github.com/myelin-im/myelin/roomserver/snapshot"
+	"github.com/myelin-im/myelin/syncapi/filter"
+)
+
+// roomPart is what one look finds in one room: timeline and state in (from, to].
+type roomPart struct {
+	look *look
+	room *roomserver.Room
+	from int64
+	to   int64
+	// fresh tells that the client does not know the room: everything up to the end is news.
+	fresh bool
+
+	viewer   *roomserver.Viewer
+	timeline []*roomserver.Event
+	limited  bool
+	prev     roomserver.HistoryToken
+	state    []*roomserver.Event
+	members  bool // memberships changed
+}
+
+const (
+	defaultTimeline = 10
+	maxTimeline     = 1000
+	// maxFilterPages bounds how far a timeline is searched for events that pass a filter.
+	maxFilterPages = 5
+)
+
+// read finds timeline and state.
+func (p *roomPart) read(ctx context.Context) error {
+	rooms := p.look.api.rooms
+	end, err := rooms.StateAt(ctx, p.room, p.to)
+	if err != nil {
+		return err
+	}
+	var begin snapshot.Ref
+	if !p.fresh {
+		if begin, err = rooms.StateAt(ctx, p.room, p.from); err != nil {
+			return err
+		}
+	}
+	if p.viewer, err = rooms.Viewer(ctx, p.room, p.look.user, p.to); err != nil {
+		return err
+	}
+	if err := p.readTimeline(ctx); err != nil {
+		return err
+	}
+	if p.look.fullState {
+		begin = 0
+	}
+	return p.readState(ctx, begin, end)
+}
+
+// readTimeline finds the newest events that the user may see and wants.
+func (p *roomPart) readTimeline(ctx context.Context) error {
+	f := &p.look.filter.Room.Timeline
+	limit := f.Limit(defaultTimeline, maxTimeline)
+	from := p.from
+	if p.fresh {
+		from = 0
+	}
+	if !f.Allows(p.room.ID) {
+		limit = 0
+	}
+	events, more, err := p.look.api.rooms.Timeline(ctx, p.room, from, p.to, max(limit, 1))
+	if err != nil {
+		return err
+	}
+	p.prev = roomserver.AfterPosition(p.to)
+	if limit == 0 {
+		p.limited = len(events) > 0
+		return nil
+	}
+	p.limited = more
+	if len(events) > 0 {
+		p.prev = events[0].Token()
+	}
+	p.timeline, err = p.pass(ctx, events, f)
+	if err != nil {
+		return err
+	}
+	for page := 0; p.limited && len(p.timeline) < limit && page < maxFilterPages; page++ {
+		if err := p.extendTimeline(ctx, f, from, limit); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// extendTimeline goes one page further back, for filters that let few events pass.
+func (p *roomPart) extendTimeline(ctx context.Context, f *filter.RoomEventFilter, from int64, limit int) error {
+	const page = 100
+	older, err := p.look.api.rooms.HistoryBefore(ctx, p.room, p.prev, page)
+	if err != nil {
+		return err
+	}
+	p.limited = len(older) == page
+	for i, e := range older {
+		if from > 0 && (e.Anchor <= from || e.Sub != 0) {
+			older, p.limited = older[:i], false
+			break
+		}
+	}
+	if len(older) == 0 {
+		return nil
+	}
+	last := older[len(older)-1]
+	slices.Reverse(older)
+	passed, err := p.pass(ctx, older, f)
+	if err != nil {
+		return err
+	}
+	p.prev = last.Token()
+	if space := limit - len(p.timeline); len(passed) > space {
+		passed = passed[len(passed)-space:]
+		p.prev, p.limited = passed[0].Token(), true
+	}
+	p.timeline = append(passed, p.timeline...)
+	return nil
+}
+
+// pass keeps the events that the user may see and the filter lets through.
+func (p *roomPart) pass(ctx context.Context, events []*roomserver.Event, f *filter.RoomEventFilter) ([]*roomserver.Event, error) {
+	events, err := p.viewer.Filter(ctx, events)
+	if err != nil {
+		return nil, err
+	}
+	ignored, err := p.look.ignored(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return keep(events, func(e *roomserver.Event) bool {
+		return (len(ignored) == 0 || e.IsState() || !ignored[e.Sender]) && matches(f, e)
+	}), nil
+}
+
+// keep returns the events for which ok holds, without copying when all do.
+func keep(events []*roomserver.Event, ok func(*roomserver.Event) bool) []*roomserver.Event {
+	for i, e := range events {
+		if ok(e) {
+			continue
+		}
+		kept := append(make([]*roomserver.Event, 0, len(events)), events[:i]...)
+		for _, e := range events[i+1:] {
+			if ok(e) {
+				kept = append(kept, e)
+			}
+		}
+		return kept
+	}
+	return events
+}
+
+// matches applies a filter to an event. The room itself was judged before.
+func matches(f *filter.RoomEventFilter, e *roomserver.Event) bool {
+	if f.MatchesAll() {
+		return true
+	}
+	fe := filter.Event{Type: e.Type, Sender: e.Sender, RoomID: e.RoomID}
+	if f.LooksAtContent() {
+		fe.HasURL = gjson.GetBytes(e.Content(), "url").Type == gjson.String
+		fe.RelType = gjson.GetBytes(e.Content(), `m\.relates_to.rel_type`).Str
+	}
+	return f.Match(&fe)
+}
+
+// stateKey names a place in the state.
+type stateKey struct{ typ, key string }
+
+// readState finds the state events that, followed by the timeline (or instead of it, with state_after),
+// take the client from one state to the other.
+func (p *roomPart) readState(ctx context.Context, begin, end snapshot.Ref) error {
+	f := &p.look.filter.Room.State
+	rooms := p.look.api.rooms
+	deltas, err := rooms.StateDiff(ctx, p.room, begin, end)
+	if err != nil {
+		return err
+	}
+	inTimeline := map[stateKey]bool{}
+	if !p.look.stateAfter {
+		for _, e := range p.timeline {
+			if e.IsState() {
+				inTimeline[stateKey{e.Type, *e.StateKey}] = true
+			}
+		}
+	}
+	start := end
+	if len(p.timeline) > 0 && !p.look.stateAfter {
+		start = p.timeline[0].StateBefore
+	}
+	for _, d := range deltas {
+		if e := d.New; e != nil {
+			p.members = p.members || e.Type == "m.room.member"
+			if !inTimeline[stateKey{e.Type, *e.StateKey}] {
+				p.state = append(p.state, e)
+			}
+		}
+	}
+	// What the timeline changes, the client first needs as it was at its start.
+	for k := range inTimeline {
+		if start == begin {
+			break
+		}
+		e, err := rooms.StateEvent(ctx, p.room, start, k.typ, k.key)
+		if err != nil {
+			return err
+		}
+		if e != nil && (begin == 0 || e.Anchor > p.from || e.Anchor == 0) {
+			p.state = append(p.state, e)
+		}
+	}
+	if f.LazyLoadMembers {
+		if err := p.lazyLoad(ctx, start, end); err != nil {
+			return err
+		}
+	}
+	if !f.Allows(p.room.ID) {
+		p.state = nil
+	}
+	p.state = keep(p.state, func(e *roomserver.Event) bool { return matches(f, e) })
+	slices.SortFunc(p.state, func(a, b *roomserver.Event) int { return int(min(1, max(-1, a.NID-b.NID))) })
+	return nil
+}
+
+// lazyLoad keeps of the membership events those of the timeline's senders and the user's own, and adds those that
+// the device was not sent before (client-server API v1.19, "Lazy-loading room members").
+func (p *roomPart) lazyLoad(ctx context.Context, start, end snapshot.Ref) error {
+	l := p.look
+	known := deviceRoom{l.user, l.device, p.room.NID}
+	if p.fresh {
+		l.api.lazy.forget(known)
+	}
+	wanted := map[string]bool{}
+	if p.fresh {
+		wanted[l.user] = true
+	}
+	for _, e := range p.timeline {
+		wanted[e.Sender] = true
+	}
+	had := map[string]bool{}
+	p.state = keep(p.state, func(e *roomserver.Event) bool {
+		if e.Type != "m.room.member" {
+			return true
+		}
+		if !wanted[*e.StateKey] {
+			return false
+		}
+		had[*e.StateKey] = true
+		l.api.lazy.sent(known, *e.StateKey, e.NID)
+		return true
+	})
+	at := start
+	if l.stateAfter {
+		at = end
+	}
+	for user := range wanted {
+		if had[user] {
+			continue
+		}
+		e, err := l.api.rooms.StateEvent(ctx, p.room, at, "m.room.member", user)
+		if err != nil {
+			return err
+		}
+		if e == nil || !l.filter.Room.State.IncludeRedundantMembers && l.api.lazy.knows(known, user, e.NID) {
+			continue
+		}
+		l.api.lazy.sent(known, user, e.NID)
+		p.state = append(slices.Clip(p.state), e)
+	}
+	for _, e := range p.timeline {
+		if e.Type == "m.room.member" && e.IsState() {
+			l.api.lazy.sent(known, *e.StateKey, e.NID)
+		}
+	}
+	return nil
+}
+
+// empty tells that neither timeline nor state has anything new.
+func (p *roomPart) empty() bool {
+	return len(p.timeline) == 0 && len(p.state) == 0 && !p.limited && !p.fresh
+}
+
+// appendTimelineAndState appends the members timeline and state (or state_after).
+func (p *roomPart) appendTimelineAndState(ctx context.Context, b []byte) ([]byte, error) {
+	reader := &roomserver.Reader{User: p.look.user, Device: p.look.device, Now: p.look.now, Membership: p.viewer}
+	b = append(b, `"timeline":{"events":`...)
+	b, err := p.appendEvents(ctx, b, p.timeline, reader)
+	if err != nil {
+		return nil, err
+	}
+	b = append(b, `,"limited":`...)
+	if p.limited {
+		b = append(b, "true"...)
+	} else {
+		b = append(b, "false"...)
+	}
+	b = append(append(append(b, `,"prev_batch":"`...), historyToken(p.prev)...), '"', '}')
+	if p.look.stateAfter {
+		b = append(b, `,"state_after":{"events":`...)
+	} else {
+		b = append(b, `,"state":{"events":`...)
+	}
+	if b, err = p.appendEvents(ctx, b, p.state, reader); err != nil {
+		return nil, err
+	}
+	return append(b, '}'), nil
+}
+
+// appendEvents appends an array of events in the form that the filter asks for.
+func (p *roomPart) appendEvents(ctx context.Context, b []byte, events []*roomserver.Event, r *roomserver.Reader) ([]byte, error) {
+	return p.look.api.appendEvents(ctx, b, p.room, events, r, p.look.filter)
+}
+
+// appendEvents appends an array of events in the form that a filter asks for: client or federation format, all
+// fields or some.
+func (a *API) appendEvents(ctx context.Context, b []byte, room *roomserver.Room, events []*roomserver.Event, r *roomserver.Reader, f *filter.Filter) ([]byte, error) {
+	if f == nil || f.Fields == nil && !f.Federation {
+		return a.rooms.AppendClientEvents(ctx, b, room, events, r)
+	}
+	var scratch []byte
+	b = append(b, '[')
+	for i, e := range events {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		var err error
+		if f.Federation {
+			scratch = append(scratch[:0], e.JSON()...)
+		} else if scratch, err = a.rooms.AppendClientEvent(ctx, scratch[:0], room, e, r); err != nil {
+			return nil, err
+		}
+		if f.Fields != nil {
+			b = f.Fields.Project(b, scratch)
+		} else {
+			b = append(b, scratch...)
+		}
+	}
+	return append(b, ']'), nil
+}
+
+// rest gives the members of a joined room beside timeline, state and summary, each with a leading comma: none
+// where nothing changed.
+func (p *roomPart) rest(ctx context.Context) ([]byte, error) {
+	return p.roomData(ctx, nil)
+}
+
+// appendSummary appends the room summary, if memberships changed or the room is new to the client.
+func (p *roomPart) appendSummary(ctx context.Context, b []byte) ([]byte, error) {
+	if !p.fresh && !p.members {
+		return b, nil
+	}
+	joined, invited := p.room.MemberCounts()
+	summary := map[string]any{"m.joined_member_count": joined, "m.invited_member_count": invited}
+	named, err := p.named(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if !named {
+		heroes, err := p.look.api.rooms.Heroes(ctx, p.room, p.look.user)
+		if err != nil {
+			return nil, err
+		}
+		summary["m.heroes"] = heroes
+	}
+	raw, err := json.Marshal(summary)
+	if err != nil {
+		return nil, err
+	}
+	return append(append(b, `,"summary":`...), raw...), nil
+}
+
+// named tells whether the room has a name or an alias to show, so that nobody need be named as hero.
+func (p *roomPart) named(ctx context.Context) (bool, error) {
+	root := p.room.Head().State
+	for _, k := range [][2]string{{"m.room.name", "name"}, {"m.room.canonical_alias", "alias"}} {
+		e, err := p.look.api.rooms.StateEvent(ctx, p.room, root, k[0], "")
+		if err != nil {
+			return false, err
+		}
+		if e != nil {
+			if v, _ := e.ContentString(k[1]); strings.TrimSpace(v) != "" {
+				return true, nil
+			}
+		}
+	}
+	return false, nil
+}

@@ -1,0 +1,294 @@
+package syncapi
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+
+	"github.com/myelin-im/myelin/internal/httpapi"
+	"github.com/myelin-im/myelin/internal/mxerr"
+	"github.com/myelin-im/myelin/roomserver"
+)
+
+func isUnknownEvent(err error) bool { return errors.Is(err, roomserver.ErrUnknownEvent) }
+
+type roomRequest struct {
+	RoomID string `path:"roomId"`
+}
+
+// state: client-server API v1.19, GET /rooms/{roomId}/state.
+func (a *API) state(ctx context.Context, by *httpapi.Caller, in *roomRequest) (*rawJSON, error) {
+	acc, err := a.enter(ctx, by, in.RoomID)
+	if err != nil {
+		return nil, err
+	}
+	events, err := a.rooms.StateEvents(ctx, acc.room, acc.root)
+	if err != nil {
+		return nil, err
+	}
+	b, err := a.rooms.AppendClientEvents(ctx, nil, acc.room, events, a.reader(by, nil))
+	if err != nil {
+		return nil, err
+	}
+	out := rawJSON(b)
+	return &out, nil
+}
+
+type stateEventRequest struct {
+	RoomID   string `path:"roomId"`
+	Type     string `path:"eventType"`
+	StateKey string `path:"stateKey"`
+	Format   string `query:"format" enum:"content|event"`
+}
+
+// stateEvent: client-server API v1.19, GET /rooms/{roomId}/state/{eventType}/{stateKey}.
+func (a *API) stateEvent(ctx context.Context, by *httpapi.Caller, in *stateEventRequest) (*rawJSON, error) {
+	acc, err := a.enter(ctx, by, in.RoomID)
+	if err != nil {
+		return nil, err
+	}
+	e, err := a.rooms.StateEvent(ctx, acc.room, acc.root, in.Type, in.StateKey)
+	if err != nil {
+		return nil, err
+	}
+	if e == nil {
+		return nil, mxerr.NotFound("The room has no such state event")
+	}
+	out := rawJSON(e.Content())
+	if in.Format == "event" {
+		b, err := a.rooms.AppendClientEvent(ctx, nil, acc.room, e, a.reader(by, nil))
+		if err != nil {
+			return nil, err
+		}
+		out = b
+	}
+	return &out, nil
+}
+
+type membersRequest struct {
+	RoomID        string `path:"roomId"`
+	At            string `query:"at"`
+	Membership    string `query:"membership" enum:"join|invite|knock|leave|ban"`
+	NotMembership string `query:"not_membership" enum:"join|invite|knock|leave|ban"`
+}
+
+// members: client-server API v1.19, GET /rooms/{roomId}/members.
+func (a *API) members(ctx context.Context, by *httpapi.Caller, in *membersRequest) (*rawJSON, error) {
+	acc, err := a.enter(ctx, by, in.RoomID)
+	if err != nil {
+		return nil, err
+	}
+	root := acc.root
+	if in.At != "" {
+		t, err := parsePlace(in.At)
+		if err != nil {
+			return nil, err
+		}
+		if root, err = a.rooms.StateAt(ctx, acc.room, min(t.Anchor-1, acc.upTo)); err != nil {
+			return nil, err
+		}
+	}
+	events, err := a.rooms.StateEventsOfType(ctx, acc.room, root, "m.room.member")
+	if err != nil {
+		return nil, err
+	}
+	events = keep(events, func(e *roomserver.Event) bool {
+		m := e.Membership()
+		return (in.Membership == "" || m == in.Membership) && (in.NotMembership == "" || m != in.NotMembership)
+	})
+	b, err := a.rooms.AppendClientEvents(ctx, []byte(`{"chunk":`), acc.room, events, a.reader(by, nil))
+	if err != nil {
+		return nil, err
+	}
+	out := rawJSON(append(b, '}'))
+	return &out, nil
+}
+
+type joinedMembersResponse struct {
+	Joined map[string]joinedMember `json:"joined"`
+}
+
+type joinedMember struct {
+	DisplayName *string `json:"display_name,omitempty"`
+	AvatarURL   *string `json:"avatar_url,omitempty"`
+}
+
+// joinedMembers: client-server API v1.19, GET /rooms/{roomId}/joined_members.
+func (a *API) joinedMembers(ctx context.Context, by *httpapi.Caller, in *roomRequest) (*joinedMembersResponse, error) {
+	acc, err := a.enter(ctx, by, in.RoomID)
+	if err != nil {
+		return nil, err
+	}
+	if acc.membership != roomserver.Join {
+		return nil, errNoAccess
+	}
+	events, err := a.rooms.StateEventsOfType(ctx, acc.room, acc.root, "m.room.member")
+	if err != nil {
+		return nil, err
+	}
+	out := &joinedMembersResponse{Joined: map[string]joinedMember{}}
+	for _, e := range events {
+		if e.Membership() != roomserver.Join {
+			continue
+		}
+		var m joinedMember
+		if name, ok := e.ContentString("displayname"); ok {
+			m.DisplayName = &name
+		}
+		if avatar, ok := e.ContentString("avatar_url"); ok {
+			m.AvatarURL = &avatar
+		}
+		out.Joined[*e.StateKey] = m
+	}
+	return out, nil
+}
+
+type joinedRoomsResponse struct {
+	JoinedRooms []string `json:"joined_rooms"`
+}
+
+// joinedRooms: client-server API v1.19, GET /joined_rooms.
+func (a *API) joinedRooms(ctx context.Context, by *httpapi.Caller, _ *httpapi.Empty) (*joinedRoomsResponse, error) {
+	rooms, err := a.rooms.UserRooms(ctx, by.UserID)
+	if err != nil {
+		return nil, err
+	}
+	out := &joinedRoomsResponse{JoinedRooms: []string{}}
+	for _, r := range rooms {
+		if r.Membership == roomserver.Join {
+			out.JoinedRooms = append(out.JoinedRooms, r.RoomID)
+		}
+	}
+	return out, nil
+}
+
+type timestampRequest struct {
+	RoomID string `path:"roomId"`
+	TS     int64  `query:"ts" required:"true" min:"0"`
+	Dir    string `query:"dir" required:"true" enum:"b|f"`
+}
+
+type timestampResponse struct {
+	EventID        string `json:"event_id"`
+	OriginServerTS int64  `json:"origin_server_ts"`
+}
+
+// timestampToEvent: client-server API v1.19, GET /rooms/{roomId}/timestamp_to_event.
+func (a *API) timestampToEvent(ctx context.Context, by *httpapi.Caller, in *timestampRequest) (*timestampResponse, error) {
+	acc, err := a.enter(ctx, by, in.RoomID)
+	if err != nil {
+		return nil, err
+	}
+	v, err := a.rooms.Viewer(ctx, acc.room, by.UserID, acc.room.Head().Pos)
+	if err != nil {
+		return nil, err
+	}
+	const tries = 50 // events the user may not see are passed over, up to a bound
+	ts := in.TS
+	for range tries {
+		e, err := a.rooms.EventNear(ctx, acc.room, ts, in.Dir == "f")
+		if err != nil {
+			return nil, err
+		}
+		if e == nil {
+			break
+		}
+		ok, err := v.Sees(ctx, e)
+		if err != nil {
+			return nil, err
+		}
+		if ok {
+			return &timestampResponse{e.ID, e.OriginServerTS}, nil
+		}
+		if ts = e.OriginServerTS - 1; in.Dir == "f" {
+			ts = e.OriginServerTS + 1
+		}
+	}
+	return nil, mxerr.NotFound("There is no event near that time")
+}
+
+type eventRequest struct {
+	RoomID  string `path:"roomId"`
+	EventID string `path:"eventId"`
+}
+
+// event: client-server API v1.19, GET /rooms/{roomId}/event/{eventId}.
+func (a *API) event(ctx context.Context, by *httpapi.Caller, in *eventRequest) (*rawJSON, error) {
+	acc, e, v, err := a.visibleEvent(ctx, by, in.RoomID, in.EventID)
+	if errors.Is(err, errNoAccess) {
+		err = mxerr.NotFound("Event not found")
+	}
+	if err != nil {
+		return nil, err
+	}
+	b, err := a.rooms.AppendClientEvent(ctx, nil, acc.room, e, a.reader(by, v))
+	if err != nil {
+		return nil, err
+	}
+	out := rawJSON(b)
+	return &out, nil
+}
+
+type initialSyncRequest struct {
+	RoomID string `path:"roomId"`
+	Limit  int    `query:"limit" default:"10" min:"0" max:"1000"`
+}
+
+type initialSyncResponse struct {
+	RoomID      string          `json:"room_id"`
+	Membership  string          `json:"membership"`
+	Visibility  string          `json:"visibility"`
+	Messages    json.RawMessage `json:"messages"`
+	State       json.RawMessage `json:"state"`
+	AccountData []any           `json:"account_data"`
+}
+
+// roomInitialSync: client-server API v1.19, GET /rooms/{roomId}/initialSync.
+func (a *API) roomInitialSync(ctx context.Context, by *httpapi.Caller, in *initialSyncRequest) (*initialSyncResponse, error) {
+	acc, err := a.enter(ctx, by, in.RoomID)
+	if err != nil {
+		return nil, err
+	}
+	v, err := a.rooms.Viewer(ctx, acc.room, by.UserID, acc.upTo)
+	if err != nil {
+		return nil, err
+	}
+	events, _, err := a.rooms.Timeline(ctx, acc.room, 0, acc.upTo, in.Limit)
+	if err != nil {
+		return nil, err
+	}
+	end := roomserver.AfterPosition(acc.upTo)
+	start := end
+	if len(events) > 0 {
+		start = events[0].Token()
+	}
+	if events, err = v.Filter(ctx, events); err != nil {
+		return nil, err
+	}
+	r := a.reader(by, v)
+	chunk, err := a.rooms.AppendClientEvents(ctx, []byte(`{"chunk":`), acc.room, events, r)
+	if err != nil {
+		return nil, err
+	}
+	chunk = append(chunk, `,"start":"`+historyToken(start)+`","end":"`+historyToken(end)+`"}`...)
+	state, err := a.rooms.StateEvents(ctx, acc.room, acc.root)
+	if err != nil {
+		return nil, err
+	}
+	rendered, err := a.rooms.AppendClientEvents(ctx, nil, acc.room, state, r)
+	if err != nil {
+		return nil, err
+	}
+	visibility := "private"
+	public, err := a.rooms.Public(ctx, acc.room.ID)
+	if err != nil {
+		return nil, err
+	}
+	if public {
+		visibility = "public"
+	}
+	return &initialSyncResponse{
+		RoomID: acc.room.ID, Membership: acc.membership, Visibility: visibility,
+		Messages: chunk, State: rendered, AccountData: []any{},
+	}, nil
+}

@@ -1,0 +1,342 @@
+package syncapi
+
+import (
+	"context"
+	"time"
+
+	"github.com/myelin-im/myelin/accounts"
+	"github.com/myelin-im/myelin/internal/canonicaljson"
+	"github.com/myelin-im/myelin/internal/httpapi"
+	"github.com/myelin-im/myelin/roomserver"
+	"github.com/myelin-im/myelin/syncapi/filter"
+)
+
+type syncRequest struct {
+	Filter      string `query:"filter"`
+	Since       string `query:"since"`
+	FullState   bool   `query:"full_state"`
+	SetPresence string `query:"set_presence" enum:"online|offline|unavailable"`
+	Timeout     int64  `query:"timeout" min:"0"`
+	StateAfter  bool   `query:"use_state_after"`
+	// UnstableStateAfter is the name that clients used before MSC4222 was accepted.
+	UnstableStateAfter bool `query:"org.matrix.msc4222.use_state_after"`
+}
+
+// maxTimeout bounds how long a request waits, whatever it asks for.
+const maxTimeout = 10 * time.Minute
+
+// sync: client-server API v1.19, GET /sync.
+func (a *API) sync(ctx context.Context, by *httpapi.Caller, in *syncRequest) (*rawJSON, error) {
+	l := &look{
+		api: a, user: by.UserID, device: by.DeviceID,
+		stateAfter: in.StateAfter || in.UnstableStateAfter, fullState: in.FullState,
+	}
+	var err error
+	if l.filter, err = a.filter(ctx, by, in.Filter); err != nil {
+		return nil, err
+	}
+	if in.Since != "" {
+		if l.since, err = parseToken(in.Since); err != nil {
+			return nil, err
+		}
+		// A token of another log, or of a future that a restored backup does not have, gives a
+		// fresh sync and never a silent gap.
+		if l.since.Generation != a.db.Generation() || l.since.Pos > a.db.Head() {
+			l.since = Token{}
+		}
+	}
+	timeout := min(time.Duration(in.Timeout)*time.Millisecond, maxTimeout)
+	if l.since.Pos == 0 || in.FullState {
+		timeout = 0
+	}
+	return a.poll(ctx, l, timeout)
+}
+
+// poll looks until there is something to tell or the time is over.
+func (a *API) poll(ctx context.Context, l *look, timeout time.Duration) (*rawJSON, error) {
+	if timeout <= 0 {
+		out, _, err := l.take(ctx)
+		return out, err
+	}
+	w, done := a.tracker.wait(l.user)
+	defer done()
+	deadline := time.NewTimer(timeout)
+	defer deadline.Stop()
+	for {
+		out, found, err := l.take(ctx)
+		if err != nil || found {
+			return out, err
+		}
+		select {
+		case <-w.wake:
+		case <-deadline.C:
+			return out, nil
+		case <-ctx.Done():
+			return out, nil
+		}
+	}
+}
+
+// look is one request's view of the log: what (since, upTo] holds for one device.
+type look struct {
+	api          *API
+	user, device string
+	filter       *filter.Filter
+	since        Token
+	stateAfter   bool
+	fullState    bool
+
+	upTo    int64
+	now     int64
+	changed []roomserver.UserRoom // reused between looks
+	// data is the account data of rooms that changed, by room id.
+	data map[string][]accounts.Datum
+	// ignoredUsers are those whose messages and invites are hidden, once ignoredKnown.
+	ignoredUsers map[string]bool
+	ignoredKnown bool
+}
+
+// initial tells that the client knows nothing yet.
+func (l *look) initial() bool { return l.since.Pos == 0 }
+
+// take builds the answer up to the present head, and tells whether there is anything in it.
+func (l *look) take(ctx context.Context) (*rawJSON, bool, error) {
+	l.upTo = l.api.db.Head()
+	l.now = l.api.now().UnixMilli()
+	l.ignoredUsers, l.ignoredKnown = nil, false
+	next := Token{Generation: l.api.db.Generation(), Pos: l.upTo}
+	out := make([]byte, 0, 128)
+	out = append(out, `{"next_batch":"`...)
+	out = append(append(out, next.String()...), '"')
+	start := len(out)
+	out, err := l.accountData(ctx, out)
+	if err != nil {
+		return nil, false, err
+	}
+	if out, err = l.rooms(ctx, out); err != nil {
+		return nil, false, err
+	}
+	found := len(out) > start
+	raw := rawJSON(append(out, '}'))
+	return &raw, found, nil
+}
+
+// rooms appends the rooms section, if there is anything in it.
+func (l *look) rooms(ctx context.Context, out []byte) ([]byte, error) {
+	rooms, err := l.api.rooms.UserRooms(ctx, l.user)
+	if err != nil {
+		return nil, err
+	}
+	if !l.initial() && !l.fullState {
+		l.changed = l.api.tracker.changedRooms(rooms, l.since.Pos, l.data, l.changed[:0])
+		rooms = l.changed
+	}
+	if len(rooms) == 0 {
+		return out, nil
+	}
+	var s sections
+	for _, r := range rooms {
+		if !l.filter.Room.Allows(r.RoomID) {
+			continue
+		}
+		if err := l.room(ctx, &s, r); err != nil {
+			return nil, err
+		}
+	}
+	return s.append(out), nil
+}
+
+// The sections of rooms in an answer.
+const (
+	sectionJoin = iota
+	sectionInvite
+	sectionKnock
+	sectionLeave
+	sectionCount
+)
+
+var sectionNames = [sectionCount]string{"join", "invite", "knock", "leave"}
+
+// sections collects rooms by what the user is in them.
+type sections [sectionCount][]byte
+
+// begin starts a room in a section: appends its key.
+func (s *sections) begin(section int, roomID string) []byte {
+	b := s[section]
+	if len(b) > 0 {
+		b = append(b, ',')
+	}
+	return append(canonicaljson.AppendString(b, roomID), ':')
+}
+
+// append appends the non-empty sections as the member "rooms".
+func (s *sections) append(out []byte) []byte {
+	first := true
+	for i, b := range s {
+		if len(b) == 0 {
+			continue
+		}
+		if first {
+			out = append(out, `,"rooms":{"`...)
+		} else {
+			out = append(out, `,"`...)
+		}
+		first = false
+		out = append(out, sectionNames[i]...)
+		out = append(append(append(out, `":{`...), b...), '}')
+	}
+	if !first {
+		out = append(out, '}')
+	}
+	return out
+}
+
+// membership is what the user is and was in a room at both ends of a look.
+type membership struct {
+	now, before string
+	// event is the membership event at the end; nil if the user never had one.
+	event *roomserver.Event
+	// since is the position of the last change.
+	since int64
+}
+
+// membershipIn finds the user's memberships. What memory knows may be newer than the end of the look;
+// then the state at the end decides.
+func (l *look) membershipIn(ctx context.Context, room *roomserver.Room, r roomserver.UserRoom) (m membership, err error) {
+	m.now, m.before, m.since = r.Membership, r.Membership, r.Pos
+	if r.Pos <= l.since.Pos && !l.initial() {
+		return m, nil
+	}
+	at := func(pos int64) (*roomserver.Event, error) {
+		root, err := l.api.rooms.StateAt(ctx, room, pos)
+		if err != nil {
+			return nil, err
+		}
+		return l.api.rooms.StateEvent(ctx, room, root, "m.room.member", l.user)
+	}
+	if m.event, err = at(l.upTo); err != nil {
+		return m, err
+	}
+	m.now, m.before, m.since = roomserver.Leave, roomserver.Leave, 0
+	if m.event != nil {
+		m.now, m.since = m.event.Membership(), m.event.Anchor
+	}
+	if l.initial() {
+		return m, nil
+	}
+	old, err := at(l.since.Pos)
+	if err != nil {
+		return m, err
+	}
+	if old != nil {
+		m.before = old.Membership()
+	}
+	// Left and joined again within the look: for the client it is a new join.
+	if m.now == roomserver.Join && m.before == roomserver.Join && old.NID != m.event.NID {
+		prev, err := l.api.rooms.MembershipAt(ctx, room, m.event.StateBefore, l.user)
+		if err != nil {
+			return m, err
+		}
+		m.before = prev
+	}
+	return m, nil
+}
+
+// room adds one room to the section where it belongs.
+func (l *look) room(ctx context.Context, s *sections, r roomserver.UserRoom) error {
+	if l.initial() && r.Pos <= l.upTo && (r.Membership == roomserver.Leave || r.Membership == roomserver.Ban) &&
+		(!l.filter.Room.IncludeLeave || r.Forgotten) {
+		return nil
+	}
+	room, err := l.api.rooms.RoomByNID(ctx, r.NID)
+	if err != nil {
+		return err
+	}
+	m, err := l.membershipIn(ctx, room, r)
+	if err != nil {
+		return err
+	}
+	switch m.now {
+	case roomserver.Join:
+		return l.joined(ctx, s, room, m)
+	case roomserver.Invite, roomserver.Knock:
+		if m.since > l.since.Pos {
+			return l.stripped(ctx, s, room, m)
+		}
+	case roomserver.Leave, roomserver.Ban:
+		return l.left(ctx, s, room, r, m)
+	}
+	return nil
+}
+
+// stripped adds an invite or a knock with the state that the user is shown.
+func (l *look) stripped(ctx context.Context, s *sections, room *roomserver.Room, m membership) error {
+	section, member := sectionInvite, `{"invite_state":{"events":[`
+	if m.now == roomserver.Knock {
+		section, member = sectionKnock, `{"knock_state":{"events":[`
+	}
+	ignored, err := l.ignored(ctx)
+	if err != nil || m.now == roomserver.Invite && ignored[m.event.Sender] {
+		return err
+	}
+	events, err := l.api.rooms.Stripped(ctx, room, m.event)
+	if err != nil {
+		return err
+	}
+	b := append(s.begin(section, room.ID), member...)
+	for i, e := range events {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = e.AppendStripped(b)
+	}
+	s[section] = append(b, "]}}"...)
+	return nil
+}
+
+// left adds a room that the user has left since, with the timeline up to the leave.
+func (l *look) left(ctx context.Context, s *sections, room *roomserver.Room, r roomserver.UserRoom, m membership) error {
+	if m.event == nil || r.Forgotten || m.since <= l.since.Pos {
+		return nil
+	}
+	part := roomPart{look: l, room: room, from: l.since.Pos, to: m.since}
+	if l.initial() || m.before != roomserver.Join {
+		// The client does not know the room: it may see what the user saw last.
+		part.fresh = true
+	}
+	if err := part.read(ctx); err != nil {
+		return err
+	}
+	b := append(s.begin(sectionLeave, room.ID), '{')
+	b, err := part.appendTimelineAndState(ctx, b)
+	if err != nil {
+		return err
+	}
+	s[sectionLeave] = append(b, '}')
+	return nil
+}
+
+// joined adds a room that the user is in, if anything in it changed.
+func (l *look) joined(ctx context.Context, s *sections, room *roomserver.Room, m membership) error {
+	part := roomPart{look: l, room: room, from: l.since.Pos, to: l.upTo, fresh: l.initial() || m.before != roomserver.Join}
+	if err := part.read(ctx); err != nil {
+		return err
+	}
+	rest, err := part.rest(ctx)
+	if err != nil {
+		return err
+	}
+	if part.empty() && len(rest) == 0 {
+		return nil
+	}
+	b := append(s.begin(sectionJoin, room.ID), '{')
+	if b, err = part.appendTimelineAndState(ctx, b); err != nil {
+		return err
+	}
+	b = append(b, rest...)
+	if b, err = part.appendSummary(ctx, b); err != nil {
+		return err
+	}
+	s[sectionJoin] = append(b, '}')
+	return nil
+}

@@ -1,0 +1,92 @@
+package syncapi
+
+import (
+	"fmt"
+	"math"
+	"strconv"
+	"strings"
+
+	"github.com/myelin-im/myelin/internal/mxerr"
+	"github.com/myelin-im/myelin/roomserver"
+)
+
+// Token is a place in the log as /sync hands it out.
+type Token struct {
+	// Generation is that of the log; a restored backup has another.
+	Generation int64
+	// Pos is the log position up to which the client knows everything.
+	Pos int64
+	// ToDevice is the position up to which the device has received to-device messages.
+	ToDevice int64
+	// Volatile is how far the client knows what is not in the log: typing and presence.
+	Volatile Volatile
+}
+
+// Volatile stamps what only memory knows: the counters of one boot.
+type Volatile struct {
+	Boot     int64
+	Typing   int64
+	Presence int64
+}
+
+// String is the token's wire form: version, then the fields.
+func (t Token) String() string {
+	return fmt.Sprintf("s1_%s_%d_%d_%s_%d_%d", strconv.FormatInt(t.Generation, 36), t.Pos, t.ToDevice,
+		strconv.FormatInt(t.Volatile.Boot, 36), t.Volatile.Typing, t.Volatile.Presence)
+}
+
+// parseToken reads a token of this server; anything else is 400 M_INVALID_PARAM.
+func parseToken(s string) (Token, error) {
+	bad := mxerr.InvalidParam("That is not a sync token of this server")
+	parts := strings.Split(s, "_")
+	if len(parts) != 7 || parts[0] != "s1" {
+		return Token{}, bad
+	}
+	var n [6]int64
+	for i, p := range parts[1:] {
+		base := 10
+		if i == 0 || i == 3 {
+			base = 36
+		}
+		v, err := strconv.ParseInt(p, base, 64)
+		if err != nil || v < 0 {
+			return Token{}, bad
+		}
+		n[i] = v
+	}
+	return Token{n[0], n[1], n[2], Volatile{n[3], n[4], n[5]}}, nil
+}
+
+// historyToken is the wire form of a place in a room's history order.
+func historyToken(t roomserver.HistoryToken) string {
+	if t.Sub == math.MinInt64 {
+		return fmt.Sprintf("p%d", t.Anchor)
+	}
+	return fmt.Sprintf("t%d_%d", t.Anchor, t.Sub)
+}
+
+// parsePlace reads a token where the specification takes one for a place in a room: a history token, or a
+// sync token, which is the place after all that it covers.
+func parsePlace(s string) (roomserver.HistoryToken, error) {
+	bad := mxerr.InvalidParam("That is not a token of this server")
+	switch {
+	case strings.HasPrefix(s, "s1_"):
+		t, err := parseToken(s)
+		return roomserver.AfterPosition(t.Pos), err
+	case strings.HasPrefix(s, "p"):
+		anchor, err := strconv.ParseInt(s[1:], 10, 64)
+		if err != nil || anchor < 0 {
+			return roomserver.HistoryToken{}, bad
+		}
+		return roomserver.HistoryToken{Anchor: anchor, Sub: math.MinInt64}, nil
+	case strings.HasPrefix(s, "t"):
+		a, b, ok := strings.Cut(s[1:], "_")
+		anchor, err1 := strconv.ParseInt(a, 10, 64)
+		sub, err2 := strconv.ParseInt(b, 10, 64)
+		if !ok || err1 != nil || err2 != nil || anchor < 0 {
+			return roomserver.HistoryToken{}, bad
+		}
+		return roomserver.HistoryToken{Anchor: anchor, Sub: sub}, nil
+	}
+	return roomserver.HistoryToken{}, bad
+}

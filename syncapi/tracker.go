@@ -1,0 +1,139 @@
+package syncapi
+
+import (
+	"context"
+	"sync"
+
+	"github.com/myelin-im/myelin/accounts"
+	"github.com/myelin-im/myelin/roomserver"
+	"github.com/myelin-im/myelin/storage"
+)
+
+// tracker knows, for what happened since the process started, the last position of each room and user, and
+// which requests wait for whom.
+type tracker struct {
+	rooms *roomserver.Server
+	start int64 // the log's head when tracking began
+
+	mu      sync.RWMutex
+	roomPos map[int64]int64
+	userPos map[string]int64
+	waiters map[string][]*waiter
+	names   []string // scratch for members of a room
+}
+
+// waiter is one request that waits.
+type waiter struct{ wake chan struct{} }
+
+func newTracker(rooms *roomserver.Server, head int64) *tracker {
+	return &tracker{
+		rooms: rooms, start: head,
+		roomPos: map[int64]int64{}, userPos: map[string]int64{}, waiters: map[string][]*waiter{},
+	}
+}
+
+// committed takes note of a batch and wakes whom it concerns. It is called in commit order.
+func (t *tracker) committed(batch []storage.Notice, _ int64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var last int64
+	for _, n := range batch {
+		if n.Room != 0 {
+			t.roomPos[n.Room] = n.Pos
+		}
+		if n.User != "" {
+			t.userPos[n.User] = n.Pos
+			t.wakeLocked(n.User)
+		}
+		// Account data, push rules and forgetting concern one user and not the room's members.
+		if n.Room != 0 && n.Room != last && (n.Kind == storage.Event || n.Kind == storage.State || n.Kind == storage.Receipt) {
+			t.wakeRoomLocked(n.Room)
+			last = n.Room
+		}
+	}
+}
+
+func (t *tracker) wakeLocked(user string) {
+	for _, w := range t.waiters[user] {
+		select {
+		case w.wake <- struct{}{}:
+		default: // it is awake already
+		}
+	}
+}
+
+// wakeRoomLocked wakes the joined members of a room that wait.
+func (t *tracker) wakeRoomLocked(nid int64) {
+	if len(t.waiters) == 0 {
+		return
+	}
+	room, err := t.rooms.RoomByNID(context.Background(), nid)
+	if err != nil {
+		return // it was committed a moment ago, so it is in memory; else the next look finds it
+	}
+	t.names = room.LocalMembers(t.names[:0])
+	for _, user := range t.names {
+		t.wakeLocked(user)
+	}
+}
+
+// wakeRoom wakes the members of a room for what is not in the log (typing).
+func (t *tracker) wakeRoom(nid int64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.wakeRoomLocked(nid)
+}
+
+// wakeUsers wakes users for what is not in the log (presence).
+func (t *tracker) wakeUsers(users []string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, u := range users {
+		t.wakeLocked(u)
+	}
+}
+
+// wait registers a request of a user before it looks; the returned function takes it away.
+func (t *tracker) wait(user string) (w *waiter, done func()) {
+	w = &waiter{make(chan struct{}, 1)}
+	t.mu.Lock()
+	t.waiters[user] = append(t.waiters[user], w)
+	t.mu.Unlock()
+	return w, func() {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		list := t.waiters[user]
+		for i, o := range list {
+			if o == w {
+				list[i] = list[len(list)-1]
+				list = list[:len(list)-1]
+				break
+			}
+		}
+		if len(list) == 0 {
+			delete(t.waiters, user)
+		} else {
+			t.waiters[user] = list
+		}
+	}
+}
+
+// changedRooms appends to dst those rooms that may have changed after a position: known to have, or not
+// known not to have, or with account data.
+func (t *tracker) changedRooms(rooms []roomserver.UserRoom, since int64, data map[string][]accounts.Datum, dst []roomserver.UserRoom) []roomserver.UserRoom {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	for _, r := range rooms {
+		if r.Pos > since || since < t.start || t.roomPos[r.NID] > since || len(data) > 0 && data[r.RoomID] != nil {
+			dst = append(dst, r)
+		}
+	}
+	return dst
+}
+
+// userChanged tells whether something that concerns the user alone may have changed after a position.
+func (t *tracker) userChanged(user string, since int64) bool {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return since < t.start || t.userPos[user] > since
+}
