@@ -1,6 +1,7 @@
 package push
 
 import (
+	"context"
 	"embed"
 
 	"github.com/myelin-im/myelin/internal/httpapi"
@@ -51,6 +52,27 @@ func (a *API) RulesAt(tx *storage.Tx, user string, pos int64) (*rules.Compiled, 
 		return nil, err
 	}
 	return v.compiled, nil
+}
+
+// RulesSpan is RulesAt for readers that judge one event after the other: it also returns up to which
+// position the rules are known to stay the same. It opens a snapshot of its own if it must.
+func (a *API) RulesSpan(ctx context.Context, user string, pos int64) (compiled *rules.Compiled, until int64, err error) {
+	if h, upTo, ok := a.versions.cached(user, pos); ok && h.at(pos) == h.last() {
+		return h.latest.compiled, upTo, nil
+	}
+	err = a.db.Read(ctx, func(tx *storage.Tx) error {
+		v, err := a.versions.at(tx, user, pos)
+		if err != nil {
+			return err
+		}
+		h, err := a.versions.history(tx, user, pos)
+		if err != nil {
+			return err
+		}
+		compiled, until = v.compiled, h.until(pos, max(pos, h.upTo))
+		return nil
+	})
+	return compiled, until, err
 }
 
 // RulesChangedBetween tells whether the user changed rules after position since, up to and

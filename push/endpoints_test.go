@@ -108,6 +108,23 @@ func (s *server) sound(pos int64) string {
 	return c.Evaluate(rules.Prepare(e), &rules.Room{MemberCount: 3}, "").Sound
 }
 
+// spans goes through the positions up to the head and returns the sound of each span with the same
+// rules, with its last position.
+func (s *server) spans() string {
+	s.t.Helper()
+	out := ""
+	for pos := int64(1); pos <= s.db.Head(); pos++ {
+		c, until, err := s.api.RulesSpan(s.t.Context(), alice, pos)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		e := &rules.Event{Type: "m.room.message", Sender: bob, Content: []byte(`{}`)}
+		out += fmt.Sprintf("%s:%d ", c.Evaluate(rules.Prepare(e), &rules.Room{MemberCount: 3}, "").Sound, until)
+		pos = until
+	}
+	return out
+}
+
 func setSound(sound string) string {
 	return fmt.Sprintf(`{"actions":["notify",{"set_tweak":"sound","value":%q}]}`, sound)
 }
@@ -322,6 +339,28 @@ func TestRulesChangedBetween(t *testing.T) {
 			}
 			if got != c.want {
 				t.Errorf("(%d,%d]: %v, want %v", c.since, c.until, got, c.want)
+			}
+		}
+	})
+}
+
+func TestRulesSpan(t *testing.T) {
+	each(t, func(t *testing.T, s *server) {
+		change := func(user, sound string) {
+			s.do(user, "PUT", "global/underride/.m.rule.message/actions", setSound(sound))
+		}
+		change(bob, "x")
+		change(alice, "a")
+		change(bob, "x")
+		change(alice, "b")
+		change(alice, "c")
+		change(bob, "x")
+		if s.db.Head() != 6 {
+			t.Fatalf("head %d after 6 changes", s.db.Head())
+		}
+		for range 2 { // with and without cache
+			if got, want := s.spans(), ":1 a:3 b:4 c:6 "; got != want {
+				t.Errorf("spans %q, want %q", got, want)
 			}
 		}
 	})

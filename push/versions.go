@@ -54,6 +54,19 @@ func (h *history) at(pos int64) int64 {
 	return h.from[i-1]
 }
 
+// until returns up to which position the version at pos is known to be valid, if the history is
+// complete up to upTo.
+func (h *history) until(pos, upTo int64) int64 {
+	i, found := slices.BinarySearch(h.from, pos)
+	if found {
+		i++
+	}
+	if i < len(h.from) {
+		return h.from[i] - 1
+	}
+	return upTo
+}
+
 // last returns where the latest version starts.
 func (h *history) last() int64 { return h.at(now) }
 
@@ -97,10 +110,20 @@ func (s *versionStore) forget(batch []storage.Notice, _ int64) {
 	}
 }
 
+// cached returns the user's history from the cache, if it is there and complete up to pos, and the
+// position up to which it is complete.
+func (s *versionStore) cached(user string, pos int64) (h *history, upTo int64, ok bool) {
+	upTo = s.db.Head() // before the look into the cache, see versionStore
+	if h, ok = s.histories.Get(user); !ok {
+		return nil, 0, false
+	}
+	upTo = max(upTo, h.upTo)
+	return h, upTo, pos <= upTo
+}
+
 // history returns the user's history, complete at least up to pos or to the transaction's snapshot.
 func (s *versionStore) history(tx *storage.Tx, user string, pos int64) (*history, error) {
-	head := s.db.Head() // before the look into the cache, see versionStore
-	if h, ok := s.histories.Get(user); ok && (pos <= head || pos <= h.upTo) {
+	if h, _, ok := s.cached(user, pos); ok {
 		return h, nil
 	}
 	h := &history{}

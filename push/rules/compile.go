@@ -10,6 +10,7 @@ type Compiled struct {
 	changed        map[int]*Actions    // of predefined rules whose actions the user set
 	own            [kinds][]ownRule    // enabled rules of Override, Content, Underride
 	rooms, senders map[string]*Actions // enabled rules of these kinds by room and user ID
+	needsName      bool                // a rule asks for the display name
 }
 
 // ownRule is a rule of the user.
@@ -68,10 +69,14 @@ func (c *Compiled) add(k Kind, r *Rule) {
 		own := ownRule{conditions: make([]condition, len(r.Conditions)), actions: actions}
 		for i, raw := range r.Conditions {
 			own.conditions[i] = compileCondition(raw)
+			c.needsName = c.needsName || own.conditions[i].op == opDisplayName
 		}
 		c.own[k] = append(c.own[k], own)
 	}
 }
+
+// NeedsDisplayName tells whether Evaluate looks at the display name: no predefined rule does.
+func (c *Compiled) NeedsDisplayName() bool { return c.needsName }
 
 // Evaluate gives the actions of the most important rule that matches, for the user whose rules
 // these are and who is called displayName in the room (empty if the user has no name there). It

@@ -230,6 +230,16 @@ func TestContainsDisplayName(t *testing.T) {
 			t.Errorf("name %q in %q: %v, want %v", c.name, c.body, got, c.want)
 		}
 	}
+	o := &Overlay{}
+	if Compile(o, alice).NeedsDisplayName() {
+		t.Error("the predefined rules need no name")
+	}
+	if err := o.Put(Override, Rule{ID: "x", Conditions: list(condition)}, "", ""); err != nil {
+		t.Fatal(err)
+	}
+	if !Compile(o, alice).NeedsDisplayName() {
+		t.Error("a rule with the condition needs the name")
+	}
 	if holds(condition, message("m.room.message", `{"body":["Alice"]}`), group, "Alice") {
 		t.Error("matches a body that is no string")
 	}

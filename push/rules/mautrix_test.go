@@ -27,7 +27,7 @@ func (r mautrixRoom) GetPowerLevels() *event.PowerLevelsEventContent { return r.
 func TestAgreesWithMautrix(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(1, 2))
 	pick := func(from ...string) string { return from[rnd.IntN(len(from))] }
-	for i := range 3000 {
+	for i := range 1000 {
 		o := &Overlay{}
 		for range rnd.IntN(4) {
 			r := Rule{ID: fmt.Sprint(rnd.IntN(9)), Actions: list(`"notify"`, fmt.Sprintf(`{"set_tweak":"sound","value":"s%d"}`, rnd.IntN(3)))}
