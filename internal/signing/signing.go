@@ -49,7 +49,7 @@ func Sign(message []byte, key ed25519.PrivateKey) string {
 func Verify(message []byte, signature string, key ed25519.PublicKey) error {
 	sig, err := DecodeBase64(signature)
 	if err != nil {
-		return fmt.Errorf("%w: %v", ErrInvalid, err)
+		return fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
 	if len(key) != ed25519.PublicKeySize || len(sig) != ed25519.SignatureSize || !ed25519.Verify(key, message, sig) {
 		return ErrInvalid

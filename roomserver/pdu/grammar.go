@@ -39,22 +39,15 @@ func validHashID(id string, sigil byte) bool {
 //
 // spec: appendices v1.19 "Server Name"
 func ValidServerName(name string) bool {
-	host, port := name, ""
 	if strings.HasPrefix(name, "[") {
 		end := strings.IndexByte(name, ']')
-		if end < 0 || !validIPv6(name[1:end]) {
-			return false
-		}
-		host, port = "", name[end+1:]
-	} else {
-		if i := strings.IndexByte(name, ':'); i >= 0 {
-			host, port = name[:i], name[i:]
-		}
-		if !validDNSName(host) {
-			return false
-		}
+		return end > 0 && validIPv6(name[1:end]) && validPort(name[end+1:])
 	}
-	return port == "" || validPort(port)
+	host, port := name, ""
+	if i := strings.IndexByte(name, ':'); i >= 0 {
+		host, port = name[:i], name[i:]
+	}
+	return validDNSName(host) && validPort(port)
 }
 
 func validDNSName(host string) bool {
@@ -82,8 +75,11 @@ func validIPv6(host string) bool {
 	return true
 }
 
-// validPort takes the colon as well.
+// validPort takes the colon as well, or nothing.
 func validPort(port string) bool {
+	if port == "" {
+		return true
+	}
 	if len(port) < 2 || len(port) > 6 || port[0] != ':' {
 		return false
 	}

@@ -48,15 +48,15 @@ func appendWithout(dst, obj []byte, drop string) []byte {
 func contentHash(event []byte) [sha256.Size]byte {
 	buf := getBuffer()
 	defer buf.put()
-	dst := append(buf.b, '{')
+	buf.b = append(buf.b, '{')
 	for w := canonicaljson.Walk(event); w.Next(); {
 		switch string(w.Name) {
 		case "unsigned", "signatures", "hashes":
 			continue
 		}
-		dst = appendMember(dst, 0, w.Name, w.Value)
+		buf.b = appendMember(buf.b, 0, w.Name, w.Value)
 	}
-	buf.b = append(dst, '}')
+	buf.b = append(buf.b, '}')
 	return sha256.Sum256(buf.b)
 }
 

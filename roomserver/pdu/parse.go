@@ -30,7 +30,7 @@ const (
 
 	// maxRawSize is how much of an event is looked at before it is known how
 	// large its canonical form without unsigned is.
-	maxRawSize = 1 << 20
+	maxRawSize = 512 << 10
 )
 
 var (

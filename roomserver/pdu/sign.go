@@ -24,16 +24,15 @@ func (e *Event) Signatures(server string) []signing.Signature {
 // whole key identifier ("ed25519:a_b"). The error wraps signing.ErrMissing or
 // signing.ErrInvalid.
 func (e *Event) VerifySignature(server, keyID string, key ed25519.PublicKey) error {
-	for _, s := range e.Signatures(server) {
-		if s.KeyID != keyID {
-			continue
-		}
-		buf := getBuffer()
-		defer buf.put()
-		buf.b = e.appendSigned(buf.b)
-		return signing.Verify(buf.b, s.Value, key)
+	made := e.Signatures(server)
+	i := slices.IndexFunc(made, func(s signing.Signature) bool { return s.KeyID == keyID })
+	if i < 0 {
+		return fmt.Errorf("%w: %s by %s", signing.ErrMissing, keyID, server)
 	}
-	return fmt.Errorf("%w: %s by %s", signing.ErrMissing, keyID, server)
+	buf := getBuffer()
+	defer buf.put()
+	buf.b = e.appendSigned(buf.b)
+	return signing.Verify(buf.b, made[i].Value, key)
 }
 
 // Sign returns the event with a signature of another server (that of the
