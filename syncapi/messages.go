@@ -40,7 +40,7 @@ func (a *API) messages(ctx context.Context, by *httpapi.Caller, in *messagesRequ
 		return nil, err
 	}
 	p := &page{acc: acc}
-	if p.filter, err = filter.ParseRoomEvents([]byte(in.Filter)); err != nil {
+	if p.filter, err = parseRoomFilter(in.Filter); err != nil {
 		return nil, err
 	}
 	from, to, err := in.places(acc)
@@ -55,6 +55,14 @@ func (a *API) messages(ctx context.Context, by *httpapi.Caller, in *messagesRequ
 		return nil, err
 	}
 	return a.appendPage(ctx, by, p, from)
+}
+
+// parseRoomFilter reads the filter parameter of /messages and /context.
+func parseRoomFilter(f string) (*filter.RoomEventFilter, error) {
+	if f == "" {
+		return &noFilter.Room.Timeline, nil
+	}
+	return filter.ParseRoomEvents([]byte(f))
 }
 
 // places reads the ends of the page; without from, it is the end of the room that dir leads away from.
@@ -171,7 +179,7 @@ type contextRequest struct {
 
 // context: client-server API v1.19, GET /rooms/{roomId}/context/{eventId}.
 func (a *API) context(ctx context.Context, by *httpapi.Caller, in *contextRequest) (*rawJSON, error) {
-	f, err := filter.ParseRoomEvents([]byte(in.Filter))
+	f, err := parseRoomFilter(in.Filter)
 	if err != nil {
 		return nil, err
 	}
