@@ -63,7 +63,7 @@ func (h *Head) depth() int64 {
 	for _, e := range h.Extremities {
 		d = max(d, e.Depth)
 	}
-	return min(d+1, pdu.MaxDepth)
+	return min(d, pdu.MaxDepth-1) + 1
 }
 
 // maxRooms bounds the rooms that are kept in memory at once.
