@@ -228,6 +228,9 @@ func (p *postgres) load(context.Context) (head, generation int64, err error) {
 	if err != nil {
 		return 0, 0, err
 	}
+	if err := p.fence(); err != nil {
+		return 0, 0, err
+	}
 	tx := &Tx{pg: p.writer.conn, write: true}
 	_, err = tx.Exec(`INSERT INTO log_head (id, head, generation) VALUES (1, 0, $1) ON CONFLICT DO NOTHING`, candidate)
 	if err == nil {
@@ -237,6 +240,18 @@ func (p *postgres) load(context.Context) (head, generation int64, err error) {
 		err = p.writer.register()
 	}
 	return head, generation, err
+}
+
+// fence waits for what a process that was killed left under way, and makes it fail if it comes later, so
+// that the head read next does not move by a dead hand. A living node notices and registers anew.
+func (p *postgres) fence() error {
+	c := p.writer.conn
+	err := c.simple(fmt.Sprintf(`BEGIN; SET LOCAL statement_timeout = %d; SELECT pg_advisory_xact_lock(%d); UPDATE log_writers SET epoch = epoch + 1; COMMIT`,
+		3*p.opt.ReadTimeout.Milliseconds(), int64(schemaLock)))
+	if err != nil && !c.bad {
+		c.simple("ROLLBACK")
+	}
+	return err
 }
 
 func (p *postgres) maintain(bool) {}

@@ -24,22 +24,29 @@ type pgWriter struct {
 	puts keySet
 }
 
-// flush commits a batch. It is tried as a whole; if that fails because of one unit, in halves, so that
-// one bad unit among a thousand costs twenty commits and not a thousand.
+// flush commits a batch. It is tried as a whole; if that fails because of some unit, in halves, and when those are
+// short, as one transaction with a savepoint around each unit. So one bad unit among a thousand costs a
+// few more commits, and many bad ones not much more.
 func (p *postgres) flush(batch []*Unit) {
 	if len(batch) > 0 {
 		p.writer.flush(batch)
 	}
 }
 
+// fencedUnits is how many units may share a transaction with a savepoint, that is two or three round trips, each.
+const fencedUnits = 32
+
 func (w *pgWriter) flush(units []*Unit) {
 	if units = refuseOrphans(units); len(units) == 0 {
 		return
 	}
-	err := w.commit(units)
+	err := w.commit(units, false)
+	if err != nil && 1 < len(units) && len(units) <= fencedUnits && !hopeless(err) {
+		err = w.commit(units, true)
+	}
 	switch {
 	case err == nil:
-	case len(units) == 1 || errors.Is(err, errUnsettled) || errors.Is(err, errUnreachable):
+	case len(units) == 1 || hopeless(err):
 		for _, u := range units {
 			u.err = err
 		}
@@ -47,6 +54,11 @@ func (w *pgWriter) flush(units []*Unit) {
 		w.flush(units[:len(units)/2])
 		w.flush(units[len(units)/2:])
 	}
+}
+
+// hopeless reports whether no unit of the batch can succeed now.
+func hopeless(err error) bool {
+	return errors.Is(err, errUnsettled) || errors.Is(err, errUnreachable)
 }
 
 const (
@@ -65,8 +77,8 @@ var (
 )
 
 // commit tries to commit the units. An error means that nothing of them was committed. Without an
-// error, each unit has its own outcome.
-func (w *pgWriter) commit(units []*Unit) error {
+// error, each unit has its own outcome. With fenced, units of rows get savepoints too.
+func (w *pgWriter) commit(units []*Unit, fenced bool) error {
 	var err error
 	for try := range flushTries {
 		if err = w.connect(); err != nil {
@@ -77,7 +89,7 @@ func (w *pgWriter) commit(units []*Unit) error {
 			u.err = nil
 			u.base = 0
 		}
-		if err = w.attempt(units); err == nil {
+		if err = w.attempt(units, fenced); err == nil {
 			return nil
 		}
 		if w.conn.bad {
@@ -121,7 +133,11 @@ func code(err error) pqerror.Code {
 }
 
 // attempt runs the units once: as one statement if they are only rows, else as one transaction.
-func (w *pgWriter) attempt(units []*Unit) error {
+func (w *pgWriter) attempt(units []*Unit, fenced bool) error {
+	if w.single = false; fenced {
+		keepAll(units)
+		return w.transaction(units, true)
+	}
 	supersede(units, &w.puts)
 	simple := true
 	for _, u := range units {
@@ -129,7 +145,7 @@ func (w *pgWriter) attempt(units []*Unit) error {
 	}
 	w.single = simple && w.rows.fill(units)
 	if !w.single {
-		return w.transaction(units)
+		return w.transaction(units, false)
 	}
 	base, err := w.insert([]any{w.batch, time.Now().UnixMilli(), w.node, w.epoch})
 	if err != nil {
@@ -169,9 +185,9 @@ func spread(units []*Unit, base int64) {
 	}
 }
 
-// transaction runs the units in order: neighbouring units of rows as one statement, the others each
-// within a savepoint, so that their failures, which are normal, cost nobody else a second run.
-func (w *pgWriter) transaction(units []*Unit) error {
+// transaction runs the units in order: neighbouring units of rows as one statement (unless fenceRows), the others
+// each within a savepoint, so that their failures, which are normal, cost nobody else a second run.
+func (w *pgWriter) transaction(units []*Unit, fenceRows bool) error {
 	// Noting the batch first shares the round trip of BEGIN.
 	begin := fmt.Sprintf("BEGIN; UPDATE log_writers SET batch = %d, base = 0, seen = %d WHERE node = %d AND epoch = %d",
 		w.batch, time.Now().UnixMilli(), w.node, w.epoch)
@@ -179,7 +195,7 @@ func (w *pgWriter) transaction(units []*Unit) error {
 	if err == nil && noted != 1 {
 		err = errEpoch
 	}
-	fenced := false
+	open := false
 	for i := 0; i < len(units) && err == nil; {
 		if units[i].orphaned() {
 			units[i].err = ErrAfter
@@ -187,7 +203,7 @@ func (w *pgWriter) transaction(units []*Unit) error {
 			continue
 		}
 		run := i
-		for run < len(units) && units[run].rowsOnly() && !units[run].orphaned() {
+		for !fenceRows && run < len(units) && units[run].rowsOnly() && !units[run].orphaned() {
 			run++
 		}
 		if run > i {
@@ -195,7 +211,7 @@ func (w *pgWriter) transaction(units []*Unit) error {
 			i = run
 			continue
 		}
-		fenced, err = w.runFenced(units[i], fenced, len(units) == 1)
+		open, err = w.runFenced(units[i], open, len(units) == 1)
 		i++
 	}
 	w.conn.drain(false)
@@ -209,7 +225,7 @@ func (w *pgWriter) transaction(units []*Unit) error {
 
 // runRows runs neighbouring units of rows.
 func (w *pgWriter) runRows(units []*Unit) error {
-	if w.rows.fill(units) {
+	if len(units) > 1 && w.rows.fill(units) {
 		base, err := w.insert(nil)
 		if err == nil {
 			spread(units, base)
@@ -224,7 +240,7 @@ func (w *pgWriter) runRows(units []*Unit) error {
 	return nil
 }
 
-// runFenced runs one unit of statements or a function. An error of the unit is its own; the returned
+// runFenced runs one unit within a savepoint (unless it is alone). An error of the unit is its own; the returned
 // error is one of the transaction. open says whether a savepoint is left from the unit before.
 func (w *pgWriter) runFenced(u *Unit, open, alone bool) (nowOpen bool, err error) {
 	if alone {
@@ -246,12 +262,18 @@ func (w *pgWriter) runFenced(u *Unit, open, alone bool) (nowOpen bool, err error
 	if w.conn.bad || passing(u.err) {
 		return true, u.err
 	}
-	u.base, u.Notices = 0, nil
 	return true, w.conn.simple("ROLLBACK TO SAVEPOINT unit")
 }
 
-// runSteps runs one unit statement by statement.
+// runSteps runs one unit.
 func (w *pgWriter) runSteps(u *Unit) error {
+	if u.rowsOnly() && w.rows.fill([]*Unit{u}) {
+		base, err := w.insert(nil)
+		if u.Positions > 0 {
+			u.base = base
+		}
+		return err
+	}
 	if u.fn != nil {
 		tx := &Tx{ctx: background, pg: w.conn, write: true}
 		if err := tx.finish(tx.call(u.fn)); err != nil {

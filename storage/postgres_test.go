@@ -1,0 +1,227 @@
+package storage_test
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"net/url"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/myelin-im/myelin/storage"
+	"github.com/myelin-im/myelin/storage/storagetest"
+)
+
+// lossyProxy stands between the server and the database and breaks connections at chosen moments.
+type lossyProxy struct {
+	network, address string
+	loseAnswer       atomic.Bool // pass on the next message, but break before its answer
+	loseRequest      atomic.Bool // break instead of passing on the next message
+	breaks           atomic.Int64
+}
+
+// startProxy returns the proxy of a database URL, and the URL that leads through it.
+func startProxy(t *testing.T, target string) (*lossyProxy, string) {
+	t.Helper()
+	u, err := url.Parse(target)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &lossyProxy{network: "tcp", address: u.Host}
+	q := u.Query()
+	if host := q.Get("host"); strings.HasPrefix(host, "/") {
+		p.network, p.address = "unix", filepath.Join(host, ".s.PGSQL.5432")
+	} else if u.Port() == "" {
+		p.address += ":5432"
+	}
+	dir := t.TempDir()
+	l, err := net.Listen("unix", filepath.Join(dir, ".s.PGSQL.5432"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go p.serve(c)
+		}
+	}()
+	q.Set("host", dir)
+	u.Host = ""
+	u.RawQuery = q.Encode()
+	return p, u.String()
+}
+
+func (p *lossyProxy) serve(client net.Conn) {
+	defer client.Close()
+	server, err := net.Dial(p.network, p.address)
+	if err != nil {
+		return
+	}
+	defer server.Close()
+	var mute atomic.Bool
+	go func() {
+		defer client.Close()
+		buf := make([]byte, 1<<16)
+		for {
+			n, err := server.Read(buf)
+			if err != nil || mute.Load() {
+				io.Copy(io.Discard, server)
+				return
+			}
+			client.Write(buf[:n])
+		}
+	}()
+	buf := make([]byte, 1<<16)
+	for {
+		n, err := client.Read(buf)
+		if err != nil {
+			return
+		}
+		if p.loseRequest.CompareAndSwap(true, false) {
+			p.breaks.Add(1)
+			return
+		}
+		lose := p.loseAnswer.CompareAndSwap(true, false)
+		mute.Store(lose)
+		server.Write(buf[:n])
+		if lose {
+			p.breaks.Add(1)
+			time.Sleep(50 * time.Millisecond) // let the server commit
+			return
+		}
+	}
+}
+
+// TestLostConnection breaks the connection at each step of a commit. Whatever the moment, the writer gets
+// an answer that is true, and nothing is written twice.
+func TestLostConnection(t *testing.T) {
+	p, url := startProxy(t, storagetest.URL(t, storage.PostgreSQL))
+	db := storagetest.OpenURL(t, url, testSchema)
+	nid := int64(0)
+	insert := func(tx *storage.Tx) error {
+		pos, err := tx.Position()
+		if err != nil {
+			return err
+		}
+		_, err = tx.Exec(`INSERT INTO events (nid, room, pos, id) VALUES ($1, 1, $2, $3)`, nid, pos, fmt.Sprint(nid))
+		return err
+	}
+	rows := func() error {
+		u := &storage.Unit{Positions: 1}
+		u.Add(events, nid, 1, storage.Pos(1), fmt.Sprint(nid), nil)
+		base, err := do(db, u)
+		if err == nil && base != nid-1 {
+			t.Errorf("unit %d has base %d", nid, base)
+		}
+		return err
+	}
+	cases := []struct {
+		name string
+		fn   func() error
+	}{
+		{"rows, request lost", func() error { p.loseRequest.Store(true); return rows() }},
+		{"rows, answer lost", func() error { p.loseAnswer.Store(true); return rows() }},
+		{"begin lost", func() error { p.loseRequest.Store(true); return db.Write(t.Context(), insert) }},
+		{"statement lost", func() error {
+			return db.Write(t.Context(), func(tx *storage.Tx) error {
+				p.loseRequest.Store(p.breaks.Load() == 3)
+				return insert(tx)
+			})
+		}},
+		{"commit lost", func() error {
+			return db.Write(t.Context(), func(tx *storage.Tx) error {
+				err := insert(tx)
+				p.loseRequest.Store(p.breaks.Load() == 4)
+				return err
+			})
+		}},
+		{"answer to commit lost", func() error {
+			return db.Write(t.Context(), func(tx *storage.Tx) error {
+				err := insert(tx)
+				p.loseAnswer.Store(p.breaks.Load() == 5)
+				return err
+			})
+		}},
+	}
+	for i, c := range cases {
+		nid++
+		if err := c.fn(); err != nil {
+			t.Errorf("%s: %v", c.name, err)
+		}
+		if got := p.breaks.Load(); got != int64(i+1) {
+			t.Fatalf("%s: %d breaks, want %d", c.name, got, i+1)
+		}
+		if n := number(t, db, `SELECT count(*) FROM events WHERE nid = $1 AND pos = $1`, nid); n != 1 {
+			t.Errorf("%s: not there exactly once at position %d", c.name, nid)
+		}
+	}
+	if db.Head() != nid {
+		t.Errorf("head %d, want %d", db.Head(), nid)
+	}
+	// Reads replace connections that died while they lay in the pool.
+	p.loseRequest.Store(true)
+	if n := number(t, db, `SELECT count(*) FROM events`); n != nid {
+		t.Errorf("%d events, want %d", n, nid)
+	}
+	p.loseRequest.Store(true)
+	if err := db.Read(t.Context(), func(*storage.Tx) error { return nil }); err != nil {
+		t.Errorf("Read on a dead connection: %v", err)
+	}
+}
+
+// TestTwoNodes runs two DBs on one PostgreSQL database, like two nodes of a cluster: positions stay one
+// sequence, ordered like the commits.
+func TestTwoNodes(t *testing.T) {
+	url := storagetest.URL(t, storage.PostgreSQL)
+	nodes := []*storage.DB{storagetest.OpenURL(t, url, testSchema), storagetest.OpenURL(t, url, testSchema)}
+	if nodes[0].Generation() != nodes[1].Generation() {
+		t.Error("generations differ")
+	}
+	var wg sync.WaitGroup
+	for w := range 8 {
+		wg.Go(func() {
+			db := nodes[w%2]
+			for i := range 20 {
+				nid := int64(100*w + i)
+				if i%4 == 0 {
+					err := db.Write(t.Context(), func(tx *storage.Tx) error {
+						if err := tx.Lock("counter"); err != nil {
+							return err
+						}
+						var last int64 // look, then write what was looked for
+						if _, err := tx.Get(`SELECT coalesce(max(last), 0) FROM rooms`, nil, &last); err != nil {
+							return err
+						}
+						_, err := tx.Exec(`INSERT INTO rooms (room, last, note) VALUES ($1, $2, $3)`, nid, last+1, "")
+						return err
+					})
+					if err != nil {
+						t.Error(err)
+					}
+					continue
+				}
+				u := &storage.Unit{Positions: 1}
+				u.Add(events, nid, 1, storage.Pos(1), fmt.Sprint(nid), nil)
+				if _, err := do(db, u); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	db := nodes[0]
+	if n := number(t, db, `SELECT count(DISTINCT pos) FROM events`); n != 120 || number(t, db, `SELECT max(pos) FROM events`) != 120 {
+		t.Errorf("%d positions for 120 events", n)
+	}
+	if n := number(t, db, `SELECT count(DISTINCT last) FROM rooms`); n != 40 {
+		t.Errorf("Lock did not serialise: %d different values of 40", n)
+	}
+}

@@ -1,0 +1,149 @@
+package storage
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"testing/fstest"
+	"time"
+)
+
+var blobs = DeclareTable("blobs", Put, Key("id", Int), Col("data", Bytes))
+
+func openBlobs(t *testing.T, path string) *DB {
+	t.Helper()
+	schema := Schema{Feature: "test", FS: fstest.MapFS{"migrations/0001_a.sql": {Data: []byte("CREATE TABLE blobs (id BIGINT PRIMARY KEY, data BYTEA);")}}}
+	db, err := Open(t.Context(), Options{URL: path}, schema)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { db.Close(context.Background()) })
+	return db
+}
+
+func putBlob(db *DB, id int64, data []byte) error {
+	done := make(chan error, 1)
+	u := &Unit{Done: func(_ int64, err error) { done <- err }}
+	u.Add(blobs, id, data)
+	db.Append(u)
+	return <-done
+}
+
+func TestLockedBySecondProcess(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "x.db")
+	db := openBlobs(t, path)
+	if _, err := Open(t.Context(), Options{URL: "sqlite://" + path}); !errors.Is(err, ErrLocked) {
+		t.Errorf("second open: %v", err)
+	}
+	if err := db.Close(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	if wal, err := os.Stat(path + "-wal"); err == nil && wal.Size() > 0 {
+		t.Errorf("WAL of %d bytes left after Close", wal.Size())
+	}
+	openBlobs(t, path)
+}
+
+func TestDiskFullStopsWriting(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "x.db")
+	db := openBlobs(t, path)
+	if err := putBlob(db, 1, []byte("first")); err != nil {
+		t.Fatal(err)
+	}
+	// A limit on pages gives the error of a full disk.
+	if err := db.engine.(*lite).writer.c.Exec("PRAGMA max_page_count = 40"); err != nil {
+		t.Fatal(err)
+	}
+	if err := putBlob(db, 2, make([]byte, 1<<20)); !errors.Is(err, ErrBroken) {
+		t.Errorf("write to a full disk: %v", err)
+	}
+	if err := putBlob(db, 3, []byte("small")); !errors.Is(err, ErrBroken) {
+		t.Errorf("write after a failed one: %v", err)
+	}
+	if err := db.Write(t.Context(), func(*Tx) error { return nil }); !errors.Is(err, ErrBroken) {
+		t.Errorf("Write after a failed one: %v", err)
+	}
+	count := func(db *DB) (n int) {
+		if _, err := db.Get(t.Context(), `SELECT count(*) FROM blobs`, nil, &n); err != nil {
+			t.Error(err)
+		}
+		return n
+	}
+	if n := count(db); n != 1 {
+		t.Errorf("reads see %d rows, want 1", n)
+	}
+	db.Close(context.Background())
+	db = openBlobs(t, path)
+	if err := putBlob(db, 4, []byte("again")); err != nil || count(db) != 2 {
+		t.Errorf("after a restart: %v, %d rows", err, count(db))
+	}
+}
+
+// TestWALStaysShort writes under readers whose snapshots overlap all the time, which alone would keep
+// SQLite from ever beginning the WAL anew.
+func TestWALStaysShort(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "x.db")
+	db := openBlobs(t, path)
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	for i := range 3 {
+		wg.Go(func() {
+			time.Sleep(time.Duration(i) * time.Millisecond)
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				err := db.Read(t.Context(), func(tx *Tx) error {
+					var n int
+					_, err := tx.Get(`SELECT count(*) FROM blobs`, nil, &n)
+					time.Sleep(3 * time.Millisecond)
+					return err
+				})
+				if err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	data := make([]byte, 1<<18)
+	const megabytes = 60
+	for i := range 4 * megabytes {
+		for j := range data {
+			data[j] = byte(i * j)
+		}
+		if err := putBlob(db, int64(i%8), data); err != nil {
+			t.Fatal(err)
+		}
+	}
+	close(stop)
+	wg.Wait()
+	wal, err := os.Stat(path + "-wal")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if limit := int64(megabytes << 20 * 7 / 10); wal.Size() > limit {
+		t.Errorf("WAL of %d bytes after writing %d MB", wal.Size(), megabytes)
+	}
+	t.Logf("WAL of %d bytes after writing %d MB", wal.Size(), megabytes)
+}
+
+// TestQuietCheckpoint: when nothing is written for a while, the WAL is copied back.
+func TestQuietCheckpoint(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "x.db")
+	db := openBlobs(t, path)
+	if err := putBlob(db, 1, make([]byte, 100<<10)); err != nil {
+		t.Fatal(err)
+	}
+	for range 100 {
+		if info, err := os.Stat(path); err == nil && info.Size() > 100<<10 {
+			return
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	t.Error("the WAL was not copied back within 5 s")
+}
