@@ -1,12 +1,12 @@
 package httpapi
 
 import (
+	"bufio"
 	"io"
 	"math"
+	"net"
 	"net/http"
 	"time"
-
-	"github.com/myelin-im/myelin/internal/mxerr"
 )
 
 // minBytesPerSecond is how slow a client may send or read before it is given up.
@@ -43,7 +43,7 @@ func (p *pace) before(n int) {
 func newRawWriter(w http.ResponseWriter, r *http.Request, maxBody int64) *rawWriter {
 	control := http.NewResponseController(w)
 	if r.ContentLength != 0 && r.Body != nil {
-		r.Body = &rawBody{body: r.Body, w: w, left: maxBody, pace: pace{set: control.SetReadDeadline}}
+		r.Body = &rawBody{body: r.Body, left: maxBody, pace: pace{set: control.SetReadDeadline}}
 	}
 	return &rawWriter{ResponseWriter: w, pace: pace{set: control.SetWriteDeadline, free: patientWrite}}
 }
@@ -51,9 +51,18 @@ func newRawWriter(w http.ResponseWriter, r *http.Request, maxBody int64) *rawWri
 // Unwrap gives http.ResponseController the connection.
 func (w *rawWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
+// Hijack hands the connection over, for WebSockets.
+func (w *rawWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	conn, buf, err := http.NewResponseController(w.ResponseWriter).Hijack()
+	if err == nil && w.status == 0 {
+		w.status = http.StatusSwitchingProtocols
+	}
+	return conn, buf, err
+}
+
 // WriteHeader sends the status.
 func (w *rawWriter) WriteHeader(status int) {
-	if w.status == 0 && status >= http.StatusOK {
+	if w.status == 0 && (status >= http.StatusOK || status == http.StatusSwitchingProtocols) {
 		w.status = status
 	}
 	w.ResponseWriter.WriteHeader(status)
@@ -109,7 +118,6 @@ func (w *rawWriter) ReadFrom(src io.Reader) (n int64, err error) {
 // rawBody bounds the body of a raw request in size and time.
 type rawBody struct {
 	body io.ReadCloser
-	w    http.ResponseWriter
 	left int64
 	pace pace
 }
@@ -123,8 +131,7 @@ func (b *rawBody) Read(p []byte) (int, error) {
 	n, err := b.body.Read(p)
 	b.pace.bytes += int64(n)
 	if b.left -= int64(n); b.left < 0 {
-		b.w.Header().Set("Connection", "close")
-		return 0, mxerr.TooLarge("The request body is too large")
+		return 0, errTooLarge
 	}
 	if err == io.EOF {
 		b.pace.set(time.Time{})

@@ -121,6 +121,9 @@ func TestPaths(t *testing.T) {
 		raw("GET", "/_matrix/federation/v1/query/directory/{a}/x", "a"),
 		raw("GET", "/_matrix/federation/v1/query/{queryType}/{b}/y", "queryType", "b"),
 		raw("GET", "/.well-known/matrix/client"),
+		raw("GET", "/way/dead/{a}/{b}/{c}/end"),
+		raw("GET", "/way/{x}/s/t/{stateKey}", "x", "stateKey"),
+		raw("GET", "/way/{x}/s/u/{y}/{stateKey}", "x", "y", "stateKey"),
 	)
 	for _, c := range []struct {
 		target string
@@ -159,6 +162,8 @@ func TestPaths(t *testing.T) {
 		{"/_matrix/federation/v1/query", 404, ""},
 		{"/.well-known/matrix/client", 200, ""},
 		{"/.well-known/matrix", 404, ""},
+		{"/way/dead/s/t", 200, "[dead][]"},
+		{"/way/dead/s/u/1", 200, "[dead][1][]"},
 		{"/", 404, ""},
 		{"/_matrix/client/r0/login", 404, ""},
 	} {
@@ -274,7 +279,23 @@ func TestAccess(t *testing.T) {
 			t.Errorf("%s with %q: %s, want %s", c.target, c.auth, got, c.want)
 		}
 	}
-	if by := accounts["alice"]; by.Addr != "" {
+}
+
+func TestCallersAddress(t *testing.T) {
+	var got string
+	handler := func(_ context.Context, by *Caller, _ *Empty) (*Empty, error) {
+		got = by.Addr
+		return nil, nil
+	}
+	rt := newTestRouter(t, Config{}, New("POST", "/anyone", Anyone, ratelimit.None, handler),
+		New("POST", "/user", User, ratelimit.None, handler), New("POST", "/server", Server, ratelimit.None, handler))
+	for _, path := range []string{"/anyone", "/user", "/server"} {
+		got = ""
+		if do(rt, "POST", path, "", "X-Test-Origin: remote.test"); got != "192.0.2.1" { // what httptest sets
+			t.Errorf("%s: %q", path, got)
+		}
+	}
+	if accounts["alice"].Addr != "" {
 		t.Error("the caller that Authenticate returned was changed")
 	}
 }
@@ -374,6 +395,36 @@ func TestBodies(t *testing.T) {
 				continue
 			}
 			t.Errorf("%s %.80s (chunked %v): %d %s, want %s", c.target, c.body, chunked, w.Code, w.Body, c.want)
+		}
+	}
+}
+
+// TestBodiesAreNotShared: what a handler keeps does not change with the next request.
+func TestBodiesAreNotShared(t *testing.T) {
+	type in struct {
+		Body   json.RawMessage `body:"raw"`
+		Name   string          `json:"name"`
+		Member json.RawMessage `json:"member"`
+	}
+	var kept []*in
+	rt := newTestRouter(t, Config{}, New("PUT", "/x", Anyone, ratelimit.None, func(_ context.Context, _ *Caller, in *in) (*Empty, error) {
+		kept = append(kept, in)
+		return nil, nil
+	}), New("POST", "/x", Anyone, ratelimit.None, func(_ context.Context, _ *Caller, given *struct {
+		Name   string          `json:"name"`
+		Member json.RawMessage `json:"member"`
+	}) (*Empty, error) {
+		kept = append(kept, &in{Name: given.Name, Member: given.Member})
+		return nil, nil
+	}))
+	for i := range 50 {
+		body := fmt.Sprintf(`{"name":"n%02d","member":[%02d]}`, i, i+10)
+		do(rt, "PUT", "/x", body)
+		do(rt, "POST", "/x", body)
+		for _, in := range kept[:2] {
+			if in.Name != "n00" || string(in.Member) != "[10]" || in.Body != nil && string(in.Body) != `{"name":"n00","member":[10]}` {
+				t.Fatalf("after request %d the first one says %s %s %s", i, in.Name, in.Member, in.Body)
+			}
 		}
 	}
 }
@@ -610,8 +661,8 @@ func TestFailures(t *testing.T) {
 	cancel()
 	w := httptest.NewRecorder()
 	rt.ServeHTTP(w, httptest.NewRequest("GET", "/canceled", nil).WithContext(ctx))
-	if out.Len() > 0 || w.Body.Len() > 0 {
-		t.Errorf("a client that hung up was logged: %s, or answered: %s", out.String(), w.Body)
+	if out.Len() > 0 || w.Code != statusClientGone {
+		t.Errorf("a client that hung up: %d, logged %s", w.Code, out.String())
 	}
 }
 

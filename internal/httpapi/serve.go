@@ -164,7 +164,7 @@ func (rt *Router) run(c *call, e *route, w http.ResponseWriter, r *http.Request,
 		}
 		status = rt.writeError(w, r, errInternal)
 	}()
-	if err := rt.admit(c, e, w, r, req); err != nil {
+	if err := rt.admit(c, e, r, req); err != nil {
 		req.release()
 		return rt.fail(c, e, w, r, err)
 	}
@@ -204,11 +204,11 @@ func (rt *Router) run(c *call, e *route, w http.ResponseWriter, r *http.Request,
 
 // admit is everything before the handler: who calls, whether they may and how often, and a
 // request that can be decoded.
-func (rt *Router) admit(c *call, e *route, w http.ResponseWriter, r *http.Request, req *request) error {
+func (rt *Router) admit(c *call, e *route, r *http.Request, req *request) error {
 	c.by.Addr = rt.clientAddr(r)
 	if e.Who&Server != 0 {
 		// The signature covers the body, so it is read before anything is known of the caller.
-		if err := rt.readBody(e, w, r, req); err != nil {
+		if err := rt.readBody(e, r, req); err != nil {
 			return err
 		}
 		if err := rt.authenticateServer(c, r, req.body); err != nil {
@@ -230,7 +230,7 @@ func (rt *Router) admit(c *call, e *route, w http.ResponseWriter, r *http.Reques
 	if err := checkParams(e, req); err != nil {
 		return err
 	}
-	return rt.readBody(e, w, r, req)
+	return rt.readBody(e, r, req)
 }
 
 // authenticate finds the caller by access token and checks that the endpoint is for them.
@@ -330,16 +330,15 @@ func checkParams(e *route, req *request) error {
 }
 
 // readBody reads and checks the body, if the endpoint does not do so itself.
-func (rt *Router) readBody(e *route, w http.ResponseWriter, r *http.Request, req *request) error {
+func (rt *Router) readBody(e *route, r *http.Request, req *request) error {
 	if r.ContentLength != 0 {
 		if e.Body == NoBody || e.Body == StreamBody {
 			return nil
 		}
-		if err := req.read(w, r, e.maxBody); err != nil {
+		if err := req.read(r, e.maxBody); err != nil {
 			return err
 		}
 	}
-	endReading(w, r)
 	if len(req.body) == 0 {
 		if e.Body == RequiredBody {
 			return mxerr.NotJSON("The request has no body")
@@ -357,9 +356,9 @@ func (rt *Router) readBody(e *route, w http.ResponseWriter, r *http.Request, req
 }
 
 // read reads the body into the request's buffer, which grows with what really arrives.
-func (req *request) read(w http.ResponseWriter, r *http.Request, limit int64) error {
+func (req *request) read(r *http.Request, limit int64) error {
 	if r.ContentLength > limit {
-		return tooLarge(w)
+		return errTooLarge
 	}
 	buf := req.buf[:0]
 	if need := min(r.ContentLength, maxPooled); int64(cap(buf)) < need+1 {
@@ -372,7 +371,7 @@ func (req *request) read(w http.ResponseWriter, r *http.Request, limit int64) er
 		n, err := r.Body.Read(buf[len(buf):min(int64(cap(buf)), limit+1)])
 		buf = buf[:len(buf)+n]
 		if int64(len(buf)) > limit {
-			return tooLarge(w)
+			return errTooLarge
 		}
 		if err == io.EOF {
 			req.buf, req.body = buf, buf
@@ -384,27 +383,16 @@ func (req *request) read(w http.ResponseWriter, r *http.Request, limit int64) er
 	}
 }
 
-// tooLarge refuses a body and the connection with it, rather than reading the rest.
-func tooLarge(w http.ResponseWriter) error {
-	w.Header().Set("Connection", "close")
-	return mxerr.TooLarge("The request body is too large")
-}
+// errTooLarge refuses a body. Whether the rest is worth reading to keep the connection, net/http decides.
+var errTooLarge = mxerr.TooLarge("The request body is too large")
 
 // errBodyLost is a body that ended too early or came too slowly.
 type errBodyLost struct{ error }
 
-// endReading lifts the server's limit on the time a request may take to arrive; without this it would
-// cancel a long-poll (see NewServer).
-func endReading(w http.ResponseWriter, r *http.Request) {
-	if r.ProtoMajor != 1 {
-		return // HTTP/2 applies it to bodies only
-	}
-	if d, ok := w.(interface{ SetReadDeadline(time.Time) error }); ok {
-		d.SetReadDeadline(time.Time{})
-	}
-}
-
-var errInternal = mxerr.New(http.StatusInternalServerError, "M_UNKNOWN", "Internal server error")
+var (
+	errClientGone = mxerr.New(statusClientGone, "M_UNKNOWN", "The client closed the request")
+	errInternal   = mxerr.New(http.StatusInternalServerError, "M_UNKNOWN", "Internal server error")
+)
 
 // logger is the log with the request's marks.
 func (rt *Router) logger(c *call, e *route) *logrus.Entry {
@@ -413,7 +401,7 @@ func (rt *Router) logger(c *call, e *route) *logrus.Entry {
 }
 
 // fail answers with an error: a Matrix error as it is, anything else as a logged 500 that tells the
-// client nothing. A client that hung up gets and causes nothing.
+// client nothing. A client that hung up is not logged.
 func (rt *Router) fail(c *call, e *route, w http.ResponseWriter, r *http.Request, err error) int {
 	var lost errBodyLost
 	if errors.As(err, &lost) {
@@ -421,7 +409,8 @@ func (rt *Router) fail(c *call, e *route, w http.ResponseWriter, r *http.Request
 		return rt.writeError(w, r, mxerr.New(http.StatusRequestTimeout, "M_UNKNOWN", "The request body did not arrive"))
 	}
 	if c.Err() != nil && errors.Is(err, context.Canceled) {
-		return statusClientGone
+		// Were nothing written, net/http would answer 200 to a client that only closed its sending half.
+		return rt.writeError(w, r, errClientGone)
 	}
 	me := mxerr.As(err)
 	if me == nil {

@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
+	"math"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -77,12 +79,13 @@ func TestLongPolls(t *testing.T) {
 				r, _ = http.NewRequest(method, server.URL+"/wait", strings.NewReader("{}"))
 			}
 			res, err := server.Client().Do(r)
-			if err != nil || res.StatusCode != 200 {
-				t.Errorf("HTTP/2 %v, %s: %v %v", http2, method, res, err)
-			} else {
-				io.Copy(io.Discard, res.Body)
-				res.Body.Close()
+			if err != nil {
+				t.Fatal(err)
 			}
+			if body, _ := io.ReadAll(res.Body); res.StatusCode != 200 || string(body) != "{}" {
+				t.Errorf("HTTP/2 %v, %s: %s %s", http2, method, res.Status, body)
+			}
+			res.Body.Close()
 		}
 	}
 }
@@ -139,7 +142,7 @@ func TestSlowBodies(t *testing.T) {
 		t.Errorf("slow upload: %s %s", res.Status, body)
 	}
 	for _, head := range []string{"Content-Length: 11\r\n\r\nabcdefghijk", "Transfer-Encoding: chunked\r\n\r\nb\r\nabcdefghijk\r\n0\r\n\r\n"} {
-		if res := exchange(t, server, 0, "POST /raw HTTP/1.1\r\nHost: x\r\n"+head); res.StatusCode != 413 || !res.Close {
+		if res := exchange(t, server, 0, "POST /raw HTTP/1.1\r\nHost: x\r\n"+head); res.StatusCode != 413 {
 			t.Errorf("an upload over the bound: %s", res.Status)
 		}
 	}
@@ -168,12 +171,11 @@ func TestRawAnswers(t *testing.T) {
 			return http.NewResponseController(w).Flush()
 		}),
 		raw("/hijack", func(_ context.Context, _ *Caller, w http.ResponseWriter, _ *http.Request) error {
-			w.WriteHeader(http.StatusSwitchingProtocols)
 			conn, _, err := http.NewResponseController(w).Hijack()
 			if err != nil {
 				return err
 			}
-			io.WriteString(conn, "hello")
+			io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\n\r\n")
 			return conn.Close()
 		}),
 		raw("/late", func(_ context.Context, _ *Caller, w http.ResponseWriter, _ *http.Request) error {
@@ -186,7 +188,8 @@ func TestRawAnswers(t *testing.T) {
 			panic("late")
 		}),
 	)
-	server.Config.ErrorLog = nil
+	var complaints bytes.Buffer
+	server.Config.ErrorLog = log.New(&complaints, "", 0)
 	for range 2 {
 		for path, want := range map[string]int{"/file": 200, "/copy": 202, "/nothing": 200, "/flush": 200} {
 			res, err := server.Client().Get(server.URL + path)
@@ -200,6 +203,16 @@ func TestRawAnswers(t *testing.T) {
 			}
 		}
 	}
+	part, _ := http.NewRequest("GET", server.URL+"/file", nil)
+	part.Header.Set("Range", "bytes=1-2000000")
+	res, err := server.Client().Do(part)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if body, err := io.ReadAll(res.Body); err != nil || !bytes.Equal(body, content[1:2_000_001]) {
+		t.Errorf("range of a file: %s, %d bytes, %v", res.Status, len(body), err)
+	}
+	res.Body.Close()
 	for _, path := range []string{"/late", "/latepanic"} {
 		if res, err := server.Client().Get(server.URL + path); err == nil {
 			if body, err := io.ReadAll(res.Body); err == nil {
@@ -207,9 +220,56 @@ func TestRawAnswers(t *testing.T) {
 			}
 		}
 	}
-	res := exchange(t, server, 0, "GET /hijack HTTP/1.1\r\nHost: x\r\n\r\n")
+	res = exchange(t, server, 0, "GET /hijack HTTP/1.1\r\nHost: x\r\n\r\n")
 	if res.StatusCode != 101 {
 		t.Errorf("hijacked: %s", res.Status)
+	}
+	server.Close()
+	if complaints.Len() > 0 {
+		t.Errorf("net/http complains: %s", complaints.String())
+	}
+}
+
+// sink takes what is given to ReadFrom, as the connection of a real answer does.
+type sink struct {
+	nowhere
+	bytes.Buffer
+	sources []io.Reader
+}
+
+func (s *sink) Write(p []byte) (int, error) { return s.Buffer.Write(p) }
+
+func (s *sink) ReadFrom(src io.Reader) (int64, error) {
+	s.sources = append(s.sources, src.(*io.LimitedReader).R)
+	return s.Buffer.ReadFrom(src)
+}
+
+// TestReadFrom: files reach the connection in a form that sendfile understands, and no byte too many is read.
+func TestReadFrom(t *testing.T) {
+	content := bytes.Repeat([]byte("0123456789"), readFromChunk/4)
+	for _, n := range []int64{0, 10, readFromChunk, 2*readFromChunk + 10, math.MaxInt64} {
+		to := &sink{nowhere: nowhere{http.Header{}}}
+		file := bytes.NewReader(content)
+		w := newRawWriter(to, httptest.NewRequest("GET", "/", nil), 0)
+		var src io.Reader = &io.LimitedReader{R: file, N: n}
+		if n == math.MaxInt64 {
+			src = file
+		}
+		want := min(n, int64(len(content)))
+		if got, err := w.ReadFrom(src); got != want || err != nil || !bytes.Equal(to.Bytes(), content[:want]) {
+			t.Errorf("%d of %d bytes: %v", got, want, err)
+		}
+		if left := file.Len(); int64(left) != int64(len(content))-want {
+			t.Errorf("%d bytes left after %d", left, want)
+		}
+		for _, given := range to.sources {
+			if given != file {
+				t.Errorf("sendfile would be given a %T", given)
+			}
+		}
+		if w.status != 200 {
+			t.Errorf("status %d", w.status)
+		}
 	}
 }
 
@@ -227,7 +287,7 @@ func TestPace(t *testing.T) {
 		w.Write(make([]byte, 60*minBytesPerSecond))
 	}
 	w.finish()
-	if len(deadlines) != 4 || !deadlines[3].IsZero() {
+	if len(deadlines) != 5 || deadlines[3] != flushed || !deadlines[4].IsZero() {
 		t.Fatalf("deadlines: %v", deadlines)
 	}
 	if step := deadlines[2].Sub(deadlines[1]); step != time.Minute {
@@ -235,12 +295,36 @@ func TestPace(t *testing.T) {
 	}
 }
 
+// TestDeadlinesEnd: the deadline of a large answer covers its last byte and is gone afterwards.
+func TestDeadlinesEnd(t *testing.T) {
+	rt := newTestRouter(t, Config{GzipMin: -1},
+		New("GET", "/typed", Anyone, ratelimit.None, func(context.Context, *Caller, *Empty) (*[]string, error) {
+			return &[]string{strings.Repeat("x", patientWrite)}, nil
+		}),
+		NewRaw("GET", "/raw", Anyone, ratelimit.None, func(_ context.Context, _ *Caller, w http.ResponseWriter, _ *http.Request) error {
+			_, err := w.Write(make([]byte, patientWrite))
+			return err
+		}))
+	for _, path := range []string{"/typed", "/raw"} {
+		var deadlines []time.Time
+		rt.ServeHTTP(&paced{nowhere{http.Header{}}, &deadlines}, httptest.NewRequest("GET", path, nil))
+		if len(deadlines) != 3 || deadlines[0].IsZero() || deadlines[1] != flushed || !deadlines[2].IsZero() {
+			t.Errorf("%s: %v", path, deadlines)
+		}
+	}
+}
+
+// paced notes deadlines, and flushes among them.
 type paced struct {
 	nowhere
 	deadlines *[]time.Time
 }
 
+var flushed = time.Unix(1, 0)
+
 func (p *paced) SetWriteDeadline(at time.Time) error {
 	*p.deadlines = append(*p.deadlines, at)
 	return nil
 }
+
+func (p *paced) Flush() { *p.deadlines = append(*p.deadlines, flushed) }

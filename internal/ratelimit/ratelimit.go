@@ -158,9 +158,9 @@ func (l *Limiter) Allow(class Class, key string) (ok bool, retryAfter time.Durat
 	}
 	k := bucketKey{class, key}
 	s := &l.shards[maphash.String(l.seed, key)%shards]
-	now := l.now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	now := l.now() // under the lock: an older time than the bucket's would make it look emptier than it is
 	full := max(s.full[k], now) + b.interval
 	if over := full - now - b.window; over > 0 {
 		return false, time.Duration(over)

@@ -179,7 +179,7 @@ func TestMemoryIsBounded(t *testing.T) {
 		}
 		return n
 	}
-	for i := range 3 * shards * shardBuckets {
+	for i := range shards * shardBuckets * 5 / 4 {
 		l.Allow(Message, fmt.Sprint("stranger", i))
 	}
 	if n := count(); n > shards*shardBuckets || n < shards*shardBuckets/2 {
