@@ -195,8 +195,8 @@ func (p gzipPool) compress(dst *bytes.Buffer, body []byte) {
 	default:
 		z, _ = gzip.NewWriterLevel(dst, gzip.BestSpeed) // fails for unknown levels only
 	}
-	z.Write(body)
-	z.Close() // writing to a bytes.Buffer does not fail
+	_, _ = z.Write(body) // into memory: it does not fail
+	_ = z.Close()
 	select {
 	case p <- z:
 	default:

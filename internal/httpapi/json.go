@@ -34,7 +34,7 @@ func checkObject(body []byte, depth int) *mxerr.Error {
 		err = errSyntax
 	}
 	switch {
-	case err == errDepth:
+	case errors.Is(err, errDepth):
 		return mxerr.BadJSON("The body is nested too deeply")
 	case err != nil:
 		return mxerr.NotJSON("The body is not valid JSON")

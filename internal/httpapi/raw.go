@@ -20,9 +20,9 @@ type rawWriter struct {
 	pace   pace
 }
 
-// pace moves a connection's deadline on with the bytes that pass.
+// pace moves a connection's deadline on with the bytes that pass, where the connection has deadlines.
 type pace struct {
-	set   func(time.Time) error
+	set   func(time.Time)
 	free  int64 // bytes that may pass without a deadline
 	bytes int64
 	start time.Time // of the first deadline
@@ -43,9 +43,9 @@ func (p *pace) before(n int) {
 func newRawWriter(w http.ResponseWriter, r *http.Request, maxBody int64) *rawWriter {
 	control := http.NewResponseController(w)
 	if r.ContentLength != 0 && r.Body != nil {
-		r.Body = &rawBody{body: r.Body, left: maxBody, pace: pace{set: control.SetReadDeadline}}
+		r.Body = &rawBody{body: r.Body, left: maxBody, pace: pace{set: func(at time.Time) { _ = control.SetReadDeadline(at) }}}
 	}
-	return &rawWriter{ResponseWriter: w, pace: pace{set: control.SetWriteDeadline, free: patientWrite}}
+	return &rawWriter{ResponseWriter: w, pace: pace{set: func(at time.Time) { _ = control.SetWriteDeadline(at) }, free: patientWrite}}
 }
 
 // Unwrap gives http.ResponseController the connection.

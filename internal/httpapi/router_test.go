@@ -618,9 +618,8 @@ func TestFailures(t *testing.T) {
 			return &struct{ F func() }{}, nil
 		}),
 		New("GET", "/panic", Anyone, ratelimit.None, func(context.Context, *Caller, *Empty) (*Empty, error) {
-			var m map[string]int
-			m["x"] = 1
-			return nil, nil
+			var none []int
+			return nil, fmt.Errorf("%d", none[len(none)])
 		}),
 		NewRaw("GET", "/rawpanic", Anyone, ratelimit.None, func(context.Context, *Caller, http.ResponseWriter, *http.Request) error {
 			panic("raw")

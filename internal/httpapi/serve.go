@@ -155,7 +155,7 @@ func (rt *Router) run(c *call, e *route, w http.ResponseWriter, r *http.Request,
 		if p == nil {
 			return
 		}
-		if p == http.ErrAbortHandler {
+		if err, ok := p.(error); ok && errors.Is(err, http.ErrAbortHandler) {
 			panic(p)
 		}
 		rt.logger(c, e).WithField("stack", string(debug.Stack())).Errorf("panic: %v", p)
