@@ -3,6 +3,7 @@ package syncapi
 import (
 	"fmt"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/maypok86/otter/v2"
@@ -22,6 +23,10 @@ type API struct {
 	lazy    *lazyCache
 	filters *otter.Cache[string, *filter.Filter]
 	now     func() time.Time
+
+	// released is closed when the server is about to stop.
+	released chan struct{}
+	release  sync.Once
 }
 
 // maxFilters bounds the compiled filters kept in memory.
@@ -36,10 +41,14 @@ func New(db *storage.DB, rooms *roomserver.Server) (*API, error) {
 	a := &API{
 		db: db, rooms: rooms, tracker: newTracker(rooms, db.Head()),
 		lazy: newLazyCache(), filters: filters, now: time.Now,
+		released: make(chan struct{}),
 	}
 	db.Subscribe(a.tracker.committed)
 	return a, nil
 }
+
+// Release answers all waiting requests at once, and later ones without waiting, because the server is about to stop.
+func (a *API) Release() { a.release.Do(func() { close(a.released) }) }
 
 const (
 	v3 = "/_matrix/client/v3"

@@ -71,6 +71,8 @@ func (a *API) poll(ctx context.Context, l *look, timeout time.Duration) (*rawJSO
 		case <-w.wake:
 		case <-deadline.C:
 			return out, nil
+		case <-a.released:
+			return out, nil
 		case <-ctx.Done():
 			return out, nil
 		}
