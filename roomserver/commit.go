@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/myelin-im/myelin/roomserver/authchain"
 	"github.com/myelin-im/myelin/storage"
 )
 
@@ -70,8 +71,12 @@ func (t *Turn) writeRows() {
 		if e.StateAfter != e.StateBefore {
 			after = int64(e.StateAfter)
 		}
+		var order, chain any
+		if e.chain.Data != nil {
+			order, chain = e.chain.Order, e.chain.Data
+		}
 		t.unit.Add(eventsTable, e.NID, r.NID, eventKey(e.ID), e.flags, storage.Pos(i+1), int64(0),
-			int64(e.StateBefore), e.OriginServerTS, after, nil, localTxn(e.TxnDevice, e.TxnID), e.JSON())
+			int64(e.StateBefore), e.OriginServerTS, after, order, chain, localTxn(e.TxnDevice, e.TxnID), e.JSON())
 	}
 	for _, c := range t.changes {
 		t.unit.Add(stateLogTable, r.NID, storage.Pos(c.pos), int64(c.old), int64(c.new))
@@ -95,6 +100,10 @@ func (t *Turn) apply(base int64) {
 	s, r := t.s, t.room
 	for i, e := range t.events {
 		e.Anchor = base + int64(i+1)
+		if e.chain.Data != nil {
+			r.chains.Durable(e.NID)
+			e.auth, e.chain = nil, authchain.Row{}
+		}
 		s.events.Set(e.NID, e)
 	}
 	for _, p := range t.packs {

@@ -12,6 +12,7 @@ import (
 	"github.com/tidwall/gjson"
 
 	"github.com/myelin-im/myelin/internal/mxerr"
+	"github.com/myelin-im/myelin/roomserver/authchain"
 	"github.com/myelin-im/myelin/roomserver/pdu"
 	"github.com/myelin-im/myelin/storage"
 )
@@ -138,6 +139,7 @@ func (s *Server) newRoom(ctx context.Context, n *NewRoom) (*Turn, error) {
 	if room.NID, err = s.nids.Next(ctx); err != nil {
 		return nil, fmt.Errorf("take a room number: %w", err)
 	}
+	room.chains = authchain.New(chainLoader{s.db}, room.NID)
 	t := &Turn{ctx: ctx, s: s, room: room, head: room.next, unit: &storage.Unit{}, created: true}
 	empty := ""
 	e, err := t.Append(Draft{Sender: n.Creator, Type: "m.room.create", StateKey: &empty, Content: raw, OriginServerTS: s.creationTime()})

@@ -5,6 +5,7 @@ import (
 	"strings"
 	"sync/atomic"
 
+	"github.com/myelin-im/myelin/roomserver/authchain"
 	"github.com/myelin-im/myelin/roomserver/pdu"
 	"github.com/myelin-im/myelin/roomserver/snapshot"
 )
@@ -43,6 +44,8 @@ type Event struct {
 
 	flags     int64
 	redaction *Event
+	auth      []int64       // nids of the auth events, and
+	chain     authchain.Row // place in the index of auth chains, while the event is being written
 	rendered  atomic.Pointer[rendering]
 }
 

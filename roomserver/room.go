@@ -8,6 +8,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/myelin-im/myelin/roomserver/authchain"
 	"github.com/myelin-im/myelin/roomserver/pdu"
 	"github.com/myelin-im/myelin/roomserver/snapshot"
 	"github.com/myelin-im/myelin/storage"
@@ -38,6 +39,7 @@ type Room struct {
 	epoch   uint64           // grows when a unit fails; units of an older epoch fail too
 	evicted bool             // no longer in the table: load the room again
 
+	chains  *authchain.Index
 	durable atomic.Pointer[Head]
 	members memberIndex
 	recent  timelineRing
@@ -195,6 +197,7 @@ func (s *Server) loadRoom(ctx context.Context, sql string, key any) (*Room, erro
 		return nil, fmt.Errorf("room %s has unknown version %q", r.ID, version)
 	}
 	copy(r.seed[:], seed)
+	r.chains = authchain.New(chainLoader{s.db}, r.NID)
 	nids, err := decodeNIDs(extremities)
 	if err != nil {
 		return nil, fmt.Errorf("forward extremities of %s: %w", r.ID, err)

@@ -131,6 +131,60 @@ func (l packLoader) LoadPacks(ctx context.Context, room int64, ids []int64, put 
 	})
 }
 
+// chainLoader reads the index of auth chains for package authchain.
+type chainLoader struct{ db *storage.DB }
+
+// LoadRows implements authchain.Loader.
+func (l chainLoader) LoadRows(ctx context.Context, room int64, nids []int64, put func(nid int64, row []byte)) error {
+	return l.db.Read(ctx, func(tx *storage.Tx) error {
+		for len(nids) > 0 {
+			args := make([]any, eventBatch)
+			for i := range args {
+				args[i] = nids[min(i, len(nids)-1)]
+			}
+			nids = nids[min(eventBatch, len(nids)):]
+			if err := putRows(tx.Query(`SELECT nid, chain FROM events WHERE chain IS NOT NULL AND nid IN `+storage.In(eventBatch, 1), args...), put); err != nil {
+				return fmt.Errorf("load auth chains of room %d: %w", room, err)
+			}
+		}
+		return nil
+	})
+}
+
+// RowsAfter implements authchain.Loader.
+func (l chainLoader) RowsAfter(ctx context.Context, room, after int64, limit int, put func(nid int64, row []byte)) error {
+	return l.db.Read(ctx, func(tx *storage.Tx) error {
+		err := putRows(tx.Query(`SELECT nid, chain FROM events WHERE room = $1 AND chain_order > $2 ORDER BY chain_order LIMIT $3`, room, after, int64(limit)), put)
+		if err != nil {
+			return fmt.Errorf("load auth chains of room %d: %w", room, err)
+		}
+		return nil
+	})
+}
+
+// LastOrder implements authchain.Loader.
+func (l chainLoader) LastOrder(ctx context.Context, room int64) (order int64, err error) {
+	err = l.db.Read(ctx, func(tx *storage.Tx) error {
+		_, err := tx.Get(`SELECT chain_order FROM events WHERE room = $1 AND chain_order IS NOT NULL ORDER BY chain_order DESC LIMIT 1`, []any{room}, &order)
+		return err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("load auth chains of room %d: %w", room, err)
+	}
+	return order, nil
+}
+
+// putRows hands the rows of a query for (nid, chain) to put.
+func putRows(rows *storage.Rows, put func(nid int64, row []byte)) error {
+	for rows.Next() {
+		var nid int64
+		var row []byte
+		rows.Scan(&nid, &row)
+		put(nid, row)
+	}
+	return rows.Close()
+}
+
 // keyedMutex serialises work by key without keeping a lock for keys that nobody uses.
 type keyedMutex[K comparable] struct {
 	mu    sync.Mutex

@@ -18,7 +18,7 @@ var (
 		storage.Col("nid", storage.Int), storage.Col("room", storage.Int), storage.Col("event_id", storage.Bytes),
 		storage.Col("flags", storage.Int), storage.Col("anchor", storage.Int), storage.Col("sub", storage.Int),
 		storage.Col("state_before", storage.Int), storage.Col("ts", storage.Int), storage.Col("state_after", storage.Int),
-		storage.Col("chain", storage.Bytes), storage.Col("txn", storage.Bytes), storage.Col("json", storage.Bytes))
+		storage.Col("chain_order", storage.Int), storage.Col("chain", storage.Bytes), storage.Col("txn", storage.Bytes), storage.Col("json", storage.Bytes))
 	packsTable = storage.DeclareTable("state_packs", storage.Insert,
 		storage.Col("room", storage.Int), storage.Col("pack", storage.Int), storage.Col("data", storage.Bytes))
 	stateLogTable = storage.DeclareTable("state_log", storage.Insert,

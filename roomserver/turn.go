@@ -118,6 +118,11 @@ func (t *Turn) drop() {
 	for _, p := range t.packs {
 		t.s.states.Drop(t.room.NID, p)
 	}
+	for i := len(t.events) - 1; i >= 0; i-- {
+		if e := t.events[i]; e.chain.Data != nil {
+			t.room.chains.Drop(e.NID)
+		}
+	}
 }
 
 // Room is the room whose turn it is.
@@ -200,7 +205,7 @@ func (a authState) Event(typ, key string) (*pdu.Event, error) {
 // Append builds, authorises and appends an event of a local user. The error is a *mxerr.Error where
 // the user may not send it or it breaks a limit.
 func (t *Turn) Append(d Draft) (*Event, error) {
-	proto, err := t.proto(&d)
+	proto, auth, err := t.proto(&d)
 	if err != nil {
 		return nil, err
 	}
@@ -215,7 +220,7 @@ func (t *Turn) Append(d Draft) (*Event, error) {
 	if err != nil {
 		return nil, fmt.Errorf("take an event number: %w", err)
 	}
-	e := &Event{Event: p, NID: nid, RoomNID: t.room.NID, StateBefore: t.head.State, StateAfter: t.head.State}
+	e := &Event{Event: p, NID: nid, RoomNID: t.room.NID, StateBefore: t.head.State, StateAfter: t.head.State, auth: auth}
 	if d.Txn != nil {
 		e.TxnDevice, e.TxnID = d.Txn.Device, d.Txn.ID
 		t.txn = d.Txn
@@ -229,12 +234,12 @@ func (t *Turn) Append(d Draft) (*Event, error) {
 }
 
 // proto collects what an event on top of the head needs: parents, auth events, depth.
-func (t *Turn) proto(d *Draft) (*pdu.Proto, error) {
+func (t *Turn) proto(d *Draft) (proto *pdu.Proto, auth []int64, err error) {
 	ts := d.OriginServerTS
 	if ts == 0 {
 		ts = t.s.now().UnixMilli()
 	}
-	proto := &pdu.Proto{
+	proto = &pdu.Proto{
 		RoomID: t.room.ID, Sender: d.Sender, Type: d.Type, StateKey: d.StateKey, Content: d.Content,
 		Redacts: d.Redacts, Depth: t.head.depth(), OriginServerTS: ts,
 	}
@@ -244,13 +249,14 @@ func (t *Turn) proto(d *Draft) (*pdu.Proto, error) {
 	for _, k := range authrules.Required(t.room.Version, authrules.Header{Type: d.Type, StateKey: d.StateKey, Sender: d.Sender, Content: d.Content}) {
 		e, err := t.State(k.Type, k.StateKey)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		if e != nil {
 			proto.AuthEvents = append(proto.AuthEvents, e.Ref())
+			auth = append(auth, e.NID)
 		}
 	}
-	return proto, nil
+	return proto, auth, nil
 }
 
 // extend makes e the room's only forward extremity.
@@ -297,5 +303,25 @@ func (t *Turn) setState(e *Event) error {
 		}
 	}
 	t.changes = append(t.changes, stateChange{int64(len(t.events) + 1), t.head.State, root})
+	return t.index(e)
+}
+
+// index enters a state event in the index of auth chains.
+func (t *Turn) index(e *Event) error {
+	var replaces int64
+	for _, nid := range e.auth {
+		a, err := t.event(nid)
+		if err != nil {
+			return err
+		}
+		if a.Is(e.Type, *e.StateKey) {
+			replaces = nid
+		}
+	}
+	row, err := t.room.chains.Add(t.ctx, e.NID, e.auth, replaces)
+	if err != nil {
+		return fmt.Errorf("index auth chain of %s: %w", e.ID, err)
+	}
+	e.chain = row
 	return nil
 }

@@ -26,12 +26,14 @@ CREATE TABLE events (
     state_before BIGINT, -- root of the state before the event; NULL for outliers
     ts           BIGINT NOT NULL, -- origin_server_ts
     state_after  BIGINT, -- root of the state after it, if the event changed it
-    chain        BYTEA,  -- place of a state event in the index of auth chains
+    chain_order  BIGINT, -- place of a state event in the index of auth chains (package authchain)
+    chain        BYTEA,
     txn          BYTEA,  -- device and transaction id of the local client that sent it
     json         BYTEA NOT NULL
 );
 CREATE UNIQUE INDEX events_by_id ON events (event_id, room);
 CREATE UNIQUE INDEX events_by_order ON events (room, anchor, sub) WHERE anchor IS NOT NULL;
+CREATE UNIQUE INDEX events_by_chain ON events (room, chain_order) WHERE chain_order IS NOT NULL;
 CREATE INDEX events_by_ts ON events (room, ts) WHERE anchor IS NOT NULL;
 
 -- Nodes of the state tries: the rows of the pack of one change (package snapshot).
