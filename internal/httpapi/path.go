@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 	"unicode/utf8"
+
+	"github.com/myelin-im/myelin/internal/mxerr"
 )
 
 // maxParams bounds the wildcards of one path.
@@ -229,6 +231,16 @@ func checkServerName(s string) error {
 		c := s[i]
 		if !isDigit(c) && !('a' <= c|0x20 && c|0x20 <= 'z') && strings.IndexByte("-.:[]", c) < 0 {
 			return errors.New("has no valid server name")
+		}
+	}
+	return nil
+}
+
+// checkParams checks the wildcards whose syntax is known.
+func checkParams(e *route, req *request) error {
+	for i, check := range e.checks {
+		if err := check(req.params[i]); err != nil {
+			return mxerr.InvalidParam(e.params[i] + " " + err.Error())
 		}
 	}
 	return nil

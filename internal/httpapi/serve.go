@@ -5,19 +5,16 @@ import (
 	"crypto/rand"
 	"encoding/base32"
 	"errors"
-	"io"
 	"net/http"
 	"runtime/debug"
 	"strconv"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/sirupsen/logrus"
 
 	"github.com/myelin-im/myelin/internal/mxerr"
-	"github.com/myelin-im/myelin/internal/ratelimit"
 )
 
 // call is a request being handled: its context and its caller in one allocation, which is all that
@@ -73,21 +70,6 @@ var (
 	gzipEncoding = []string{"gzip"}
 	varyEncoding = []string{"Accept-Encoding"}
 )
-
-var requestPool = sync.Pool{New: func() any { return new(request) }}
-
-// maxPooled bounds the buffers that are kept for reuse, in bytes.
-const maxPooled = 64 << 10
-
-// release ends the use of req. Nothing a handler holds points into it.
-func (req *request) release() {
-	buf := req.buf
-	if cap(buf) > maxPooled {
-		buf = nil
-	}
-	*req = request{buf: buf[:0]}
-	requestPool.Put(req)
-}
 
 // serve answers a request to the table of endpoints.
 func (rt *Router) serve(w http.ResponseWriter, r *http.Request) {
@@ -232,162 +214,6 @@ func (rt *Router) admit(c *call, e *route, r *http.Request, req *request) error 
 	}
 	return rt.readBody(e, r, req)
 }
-
-// authenticate finds the caller by access token and checks that the endpoint is for them.
-func (rt *Router) authenticate(c *call, e *route, r *http.Request) error {
-	tok := accessToken(r)
-	if tok == "" {
-		if e.Who&Optional != 0 {
-			return nil
-		}
-		return mxerr.MissingToken()
-	}
-	by, err := rt.cfg.Authenticate(c, tok, r)
-	if err != nil {
-		return err
-	}
-	if by == nil {
-		return mxerr.UnknownToken(false)
-	}
-	addr := c.by.Addr
-	c.by = *by
-	c.by.Addr = addr
-	switch {
-	case by.Locked && !e.Locked:
-		// spec: client-server-api v1.19 "Account locking"
-		return mxerr.New(http.StatusUnauthorized, "M_USER_LOCKED", "This account is locked").WithField("soft_logout", true)
-	case e.Who.admits(by):
-		return nil
-	case by.Guest && e.Who&(User|Guest) != 0:
-		return mxerr.New(http.StatusForbidden, "M_GUEST_ACCESS_FORBIDDEN", "Guests cannot do this")
-	case e.Who&Appservice != 0:
-		return mxerr.Forbidden("Only application services can do this")
-	}
-	return mxerr.Forbidden("You are not a server administrator")
-}
-
-// authenticateServer finds the homeserver that signed the request.
-func (rt *Router) authenticateServer(c *call, r *http.Request, body []byte) error {
-	by, err := rt.cfg.AuthenticateServer(c, r, body)
-	if err != nil {
-		return err
-	}
-	if by == nil || by.Origin == "" {
-		return mxerr.New(http.StatusUnauthorized, "M_UNAUTHORIZED", "The request is not signed by a server")
-	}
-	addr := c.by.Addr
-	c.by = *by
-	c.by.Addr = addr
-	return nil
-}
-
-// accessToken is the token of a request. The query parameter, deprecated in v1.11, left the
-// specification in v1.20, after the versions that we advertise.
-// spec: client-server-api v1.19 "Using access tokens"
-func accessToken(r *http.Request) string {
-	const scheme = "Bearer "
-	if auth := r.Header.Get("Authorization"); auth != "" {
-		if len(auth) > len(scheme) && strings.EqualFold(auth[:len(scheme)], scheme) {
-			return strings.TrimSpace(auth[len(scheme):])
-		}
-		return ""
-	}
-	return queryValue(r.URL.RawQuery, "access_token")
-}
-
-// limit spends one request of the caller's budget.
-func (rt *Router) limit(c *call, e *route) error {
-	l := rt.cfg.Limiter
-	if l == nil || e.Class == ratelimit.None {
-		return nil
-	}
-	by := &c.by
-	var key string
-	switch {
-	case by.Appservice != nil && !by.Appservice.RateLimited, by.Admin && l.ExemptAdmins():
-		return nil
-	case by.UserID != "":
-		key = by.UserID
-	case by.Origin != "":
-		key = by.Origin
-	default:
-		key = ratelimit.AddrKey(by.Addr)
-	}
-	if ok, after := l.Allow(e.Class, key); !ok {
-		return mxerr.LimitExceeded(after)
-	}
-	return nil
-}
-
-// checkParams checks the wildcards whose syntax is known.
-func checkParams(e *route, req *request) error {
-	for i, check := range e.checks {
-		if err := check(req.params[i]); err != nil {
-			return mxerr.InvalidParam(e.params[i] + " " + err.Error())
-		}
-	}
-	return nil
-}
-
-// readBody reads and checks the body, if the endpoint does not do so itself.
-func (rt *Router) readBody(e *route, r *http.Request, req *request) error {
-	if r.ContentLength != 0 {
-		if e.Body == NoBody || e.Body == StreamBody {
-			return nil
-		}
-		if err := req.read(r, e.maxBody); err != nil {
-			return err
-		}
-	}
-	if len(req.body) == 0 {
-		if e.Body == RequiredBody {
-			return mxerr.NotJSON("The request has no body")
-		}
-		return nil
-	}
-	depth := clientDepth
-	if e.Who&Server != 0 {
-		depth = serverDepth
-	}
-	if err := checkObject(req.body, depth); err != nil {
-		return err
-	}
-	return nil
-}
-
-// read reads the body into the request's buffer, which grows with what really arrives.
-func (req *request) read(r *http.Request, limit int64) error {
-	if r.ContentLength > limit {
-		return errTooLarge
-	}
-	buf := req.buf[:0]
-	if need := min(r.ContentLength, maxPooled); int64(cap(buf)) < need+1 {
-		buf = make([]byte, 0, need+1)
-	}
-	for {
-		if len(buf) == cap(buf) {
-			buf = append(buf, 0)[:len(buf)]
-		}
-		n, err := r.Body.Read(buf[len(buf):min(int64(cap(buf)), limit+1)])
-		buf = buf[:len(buf)+n]
-		if int64(len(buf)) > limit {
-			return errTooLarge
-		}
-		if err == io.EOF {
-			req.buf, req.body = buf, buf
-			return nil
-		}
-		if err != nil {
-			return errBodyLost{err}
-		}
-	}
-}
-
-// errTooLarge refuses a body. Whether the rest is worth reading to keep the connection, net/http decides.
-var errTooLarge = mxerr.TooLarge("The request body is too large")
-
-// errBodyLost is a body that ended too early or came too slowly.
-type errBodyLost struct{ error }
 
 var (
 	errClientGone = mxerr.New(statusClientGone, "M_UNKNOWN", "The client closed the request")
