@@ -37,7 +37,9 @@ type Config struct {
 type Server struct {
 	Name      string // domain part of the identifiers it makes
 	DataDir   string
-	ClientURL string // what /.well-known/matrix/client tells; empty: the well-known document is not served
+	ClientURL string // what /.well-known/matrix/client tells; empty: nothing
+	// What /.well-known/matrix/support tells; empty: nothing.
+	SupportEmail, SupportPage string
 }
 
 // Listener is an address to listen on, with TLS if a certificate is given.
@@ -56,6 +58,7 @@ type Client struct {
 // Federation is the listener for other servers and how this server reaches them.
 type Federation struct {
 	Listener
+	PublicAddress         string // what /.well-known/matrix/server tells, host:port; empty: nothing
 	CACert                string // PEM file with authorities trusted beside the system's
 	AllowPrivateAddresses bool
 }

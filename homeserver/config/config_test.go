@@ -139,6 +139,7 @@ func TestRefusals(t *testing.T) {
 		{"rate", "rate_limits: {login: 5}", nil, []string{`rate_limits.login: "5" is not a rate and a burst; allowed: a rate and a burst such as`}},
 		{"rate's unit", "rate_limits: {login: 5/d burst 3, read: 1/s burst 0, sync: -1/s burst 1}", nil, []string{"rate_limits.login", "rate_limits.read", "rate_limits.sync"}},
 		{"networks", "client: {trusted_proxies: [10.0.0.0/8, proxy, 10.0.0.0/33]}", nil, []string{`client.trusted_proxies: "proxy" is neither, "10.0.0.0/33" is neither; allowed: IP addresses`}},
+		{"e-mail address", "server: {support_email: Alice <a@b>}", nil, []string{`"Alice <a@b>" is none; allowed: an e-mail address, or empty`}},
 		{"list for a value", "server:\n  name: [a]\n", nil, []string{"myelin.yaml:2: server.name: it must be one value"}},
 		{"value for a list", "appservices: {files: a.yaml}", nil, []string{"it must be a list"}},
 		{"mapping in a list", "appservices: {files: [{a: b}]}", nil, []string{"it must be a list"}},

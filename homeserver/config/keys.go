@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/mail"
 	"net/url"
 	"regexp"
 	"strconv"
@@ -48,6 +49,13 @@ func sections(c *Config) []section {
 				Set it when users type only the server name into their client and the client API is served under another
 				name or port.`,
 				optional(&c.Server.ClientURL, "an http or https URL", checkHTTPURL)},
+			{"support_email", "", false, `
+				An address for questions and complaints about this server, told to everyone at
+				/.well-known/matrix/support.`,
+				optional(&c.Server.SupportEmail, "an e-mail address", checkEmail)},
+			{"support_page", "", false, `
+				A page about this server and how to get help, told to everyone at /.well-known/matrix/support.`,
+				optional(&c.Server.SupportPage, "an http or https URL", checkHTTPURL)},
 		}},
 		{"client", "The listener for clients.", []key{
 			{"address", "127.0.0.1:8008", false, `
@@ -85,6 +93,11 @@ func sections(c *Config) []section {
 			{"tls_key", "", false, `
 				Private key of tls_cert, a PEM file.`,
 				optional(&c.Federation.TLSKey, "a path", nil)},
+			{"public_address", "", false, `
+				Where other servers reach this one, as host:port, told to them at https://<server.name>/.well-known/matrix/server.
+
+				Set it when server.name is the name of a web site, and this server is at another name or port.`,
+				optional(&c.Federation.PublicAddress, "a server name, usually with a port", checkServerName)},
 			{"ca_cert", "", false, `
 				Certificates of authorities to trust beside the system's when connecting to other servers, a PEM file.
 
@@ -304,6 +317,13 @@ func checkDatabaseURL(s string) error {
 	u, err := url.Parse(s)
 	if err != nil || u.Scheme != "postgres" && u.Scheme != "postgresql" {
 		return errors.New("it does not start with postgres:// or is malformed")
+	}
+	return nil
+}
+
+func checkEmail(s string) error {
+	if address, err := mail.ParseAddress(s); err != nil || address.Address != s {
+		return fmt.Errorf("%q is none", s)
 	}
 	return nil
 }

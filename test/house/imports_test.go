@@ -17,7 +17,7 @@ type row struct {
 var rows = []row{
 	{0, []string{"internal"},
 		"internal has no domain: it knows neither rooms nor users nor tables"},
-	{1, []string{"roomserver/pdu", "roomserver/authrules", "roomserver/stateres", "roomserver/snapshot", "roomserver/authchain", "push/rules"},
+	{1, []string{"roomserver/pdu", "roomserver/authrules", "roomserver/stateres", "roomserver/snapshot", "roomserver/authchain", "push/rules", "syncapi/filter"},
 		"pure packages have no clock, network or database, so that they can be tested by script and fuzzed"},
 	{1, []string{"appservice"},
 		"what application services have registered for is asked by accounts and everyone above"},

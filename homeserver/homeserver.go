@@ -1,0 +1,250 @@
+package homeserver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/sirupsen/logrus"
+
+	"github.com/myelin-im/myelin/homeserver/config"
+	"github.com/myelin-im/myelin/homeserver/signingkey"
+	"github.com/myelin-im/myelin/internal/httpapi"
+	"github.com/myelin-im/myelin/internal/ratelimit"
+	"github.com/myelin-im/myelin/storage"
+)
+
+const (
+	// drainTimeout is how long requests under way may go on after the server was asked to stop.
+	drainTimeout = 3 * time.Second
+	// closeTimeout is how long the last flush of the database may take after that.
+	closeTimeout = 1500 * time.Millisecond
+)
+
+// Server is a homeserver. New makes it, Run serves.
+type Server struct {
+	cfg      *config.Config
+	log      *logrus.Logger
+	features *features
+	router   *httpapi.Router
+	control  *controlSocket // nil if it could not be opened
+
+	client     *listener
+	federation *listener // nil: the client listener answers other servers
+	metrics    *listener // nil: off
+	registry   *prometheus.Registry
+
+	closers []func(context.Context) error // undo what New did, in the order in which it was done
+}
+
+// New opens the listeners, the data folder and the database, and puts the features together. Requests wait until
+// Run. If it fails, everything is closed again. The folder for data is made if it is missing.
+func New(ctx context.Context, cfg *config.Config, log *logrus.Logger) (*Server, error) {
+	s := &Server{cfg: cfg, log: log, registry: prometheus.NewRegistry()}
+	if err := s.open(ctx); err != nil {
+		return nil, errors.Join(err, s.close())
+	}
+	return s, nil
+}
+
+func (s *Server) open(ctx context.Context) error {
+	if err := s.listen(ctx); err != nil {
+		return err
+	}
+	db, key, err := s.openData(ctx)
+	if err != nil {
+		return err
+	}
+	limits := ratelimit.New(s.cfg.RateLimits)
+	var registerer prometheus.Registerer
+	if s.metrics != nil { // otherwise nothing need be counted
+		registerer = s.registry
+	}
+	if s.features, err = newFeatures(s.cfg, db, key, limits, s.log); err != nil {
+		return err
+	}
+	s.router, err = httpapi.NewRouter(httpapi.Config{
+		Authenticate:   s.features.authenticate,
+		Limiter:        limits,
+		Log:            s.log.WithField("part", "http"),
+		Registerer:     registerer,
+		TrustedProxies: s.cfg.Client.TrustedProxies,
+		MaxBody:        s.cfg.Limits.RequestBody,
+	}, s.features.endpoints()...)
+	return err
+}
+
+// listen opens the configured listeners.
+func (s *Server) listen(ctx context.Context) error {
+	for _, l := range []struct {
+		name string
+		cfg  config.Listener
+		into **listener
+	}{
+		{"client", s.cfg.Client.Listener, &s.client},
+		{"federation", s.cfg.Federation.Listener, &s.federation},
+		{"metrics", config.Listener{Address: s.cfg.Metrics.Address}, &s.metrics},
+	} {
+		if l.cfg.Address == "" {
+			continue
+		}
+		opened, err := listen(ctx, l.name, l.cfg, s.log)
+		if err != nil {
+			return err
+		}
+		*l.into = opened
+		s.closers = append(s.closers, func(context.Context) error { opened.abandon(); return nil })
+	}
+	return nil
+}
+
+// openData opens the data folder and the database.
+func (s *Server) openData(ctx context.Context) (*storage.DB, signingkey.Key, error) {
+	folder := s.cfg.Server.DataDir
+	if err := os.MkdirAll(folder, 0o700); err != nil {
+		return nil, signingkey.Key{}, fmt.Errorf("make the data folder: %w", err)
+	}
+	control, err := openControl(ctx, folder, s.log.WithField("part", "control"))
+	if err != nil {
+		return nil, signingkey.Key{}, err
+	}
+	if s.control = control; control != nil {
+		s.closers = append(s.closers, func(context.Context) error { control.abandon(); return nil })
+	}
+	key, err := signingkey.LoadOrCreate(filepath.Join(folder, "signing.key"))
+	if err != nil {
+		return nil, key, err
+	}
+	db, err := openDatabase(ctx, s.cfg)
+	if err != nil {
+		return nil, key, err
+	}
+	s.closers = append(s.closers, db.Close)
+	return db, key, nil
+}
+
+// openDatabase opens the configured database and brings its tables up to date.
+func openDatabase(ctx context.Context, cfg *config.Config) (*storage.DB, error) {
+	url := cfg.Database.URL
+	if url == "" {
+		url = filepath.Join(cfg.Server.DataDir, "myelin.db")
+	}
+	return storage.Open(ctx, storage.Options{URL: url, Readers: cfg.Database.Readers}, schemas...)
+}
+
+// close undoes New, the latest step first.
+func (s *Server) close() error {
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	defer cancel()
+	var errs []error
+	for _, undo := range slices.Backward(s.closers) {
+		errs = append(errs, undo(ctx))
+	}
+	s.closers = nil
+	return errors.Join(errs...)
+}
+
+// Run answers requests until ctx ends or a listener fails, then stops everything in order. It is called once.
+func (s *Server) Run(ctx context.Context) error {
+	working, stop := context.WithCancel(context.WithoutCancel(ctx)) // features outlive the listeners
+	defer stop()
+	background := s.features.start(working)
+
+	listeners := s.listeners()
+	ended := make(chan error, len(listeners))
+	for _, l := range listeners {
+		l.serve(s.handler(l), ended)
+	}
+	var failure error
+	select {
+	case <-ctx.Done():
+	case failure = <-ended:
+	}
+
+	s.log.Info("stopping")
+	s.features.release()
+	s.drain(listeners)
+	stop()
+	<-background
+	err := s.close()
+	s.log.Info("stopped")
+	return errors.Join(failure, err)
+}
+
+// listeners are all that are open, the control socket included.
+func (s *Server) listeners() []*listener {
+	all := []*listener{s.client, s.federation, s.metrics}
+	if s.control != nil {
+		all = append(all, s.control.listener)
+	}
+	return slices.DeleteFunc(all, func(l *listener) bool { return l == nil })
+}
+
+func (s *Server) handler(l *listener) http.Handler {
+	switch {
+	case l == s.metrics:
+		return s.metricsHandler()
+	case s.control != nil && l == s.control.listener:
+		return s.features.controlHandler()
+	}
+	return s.router
+}
+
+// drain ends all listeners at the same time.
+func (s *Server) drain(listeners []*listener) {
+	ctx, cancel := context.WithTimeout(context.Background(), drainTimeout)
+	defer cancel()
+	drained := make(chan struct{}, len(listeners))
+	for _, l := range listeners {
+		go func() {
+			l.drain(ctx)
+			drained <- struct{}{}
+		}()
+	}
+	for range listeners {
+		<-drained
+	}
+}
+
+// ClientURL is the base URL at which clients on this machine reach the server.
+func (s *Server) ClientURL() string { return s.client.url() }
+
+// FederationAddress is where the server listens for other servers, as host:port; without a listener of their own,
+// that is the client listener.
+func (s *Server) FederationAddress() string {
+	if s.federation == nil {
+		return s.client.address()
+	}
+	return s.federation.address()
+}
+
+// Greeting says where to connect and, on a server without accounts, how to make the first. It holds a secret, so it
+// is for the terminal and not for the log.
+func (s *Server) Greeting(ctx context.Context) (string, error) {
+	token, err := s.features.firstToken(ctx)
+	if err != nil {
+		return "", err
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s is at %s\n", s.cfg.Server.Name, s.ClientURL())
+	if s.federation != nil {
+		fmt.Fprintf(&b, "other servers reach it at %s\n", s.federation.address())
+	}
+	if token != "" {
+		fmt.Fprintf(&b, "\nThere are no accounts yet. Register the first one with this token, in any Matrix client;\n"+
+			"it will be an administrator:\n\n    %s\n\n", token)
+	}
+	return b.String(), nil
+}
+
+// Routes is the table of all endpoints that a server has, sorted by path.
+func Routes() []httpapi.Row {
+	return httpapi.Table(new(features).endpoints())
+}
