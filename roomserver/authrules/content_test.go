@@ -2,6 +2,7 @@ package authrules
 
 import (
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/myelin-im/myelin/roomserver/pdu"
@@ -71,5 +72,35 @@ func TestMisplacedEvents(t *testing.T) {
 	topic := w.state[StateKeyTuple{"m.room.topic", ""}]
 	if JoinRules(topic).Rule != JoinRuleInvite || Creators(topic) != nil || PowerLevels(nil, topic).User("@a:one") != 0 {
 		t.Error("a topic was taken for something else")
+	}
+}
+
+// TestUserIDSize: 255 bytes, which servers took for code points before version 11.
+func TestUserIDSize(t *testing.T) {
+	id := func(char string, n int) string { return "@" + strings.Repeat(char, n-len("@:one")) + ":one" }
+	tests := []struct {
+		id            string
+		before, since bool
+	}{
+		{id("a", 255), true, true},
+		{id("a", 256), false, false},
+		{id("é", 200), true, false},
+		{id("é", 255), true, false},
+		{id("é", 256), false, false},
+		{"@a\x00:one", false, false},
+		{"@:one", true, true},
+		{"a:one", false, false},
+		{"", false, false},
+	}
+	for _, test := range tests {
+		for version := 1; version <= newestList; version++ {
+			want := test.before
+			if version >= 11 {
+				want = test.since
+			}
+			if got := validUserID(newWorld(version).v, test.id); got != want {
+				t.Errorf("version %d: %.20q of %d bytes: %v", version, test.id, len(test.id), got)
+			}
+		}
 	}
 }
