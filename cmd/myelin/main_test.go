@@ -1,0 +1,145 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// result is what a command line did.
+type result struct {
+	status         int
+	stdout, stderr string
+}
+
+// execute runs a command line in a folder of its own with these variables and this standard input.
+func execute(t *testing.T, variables []string, stdin string, arguments ...string) result {
+	t.Helper()
+	var stdout, stderr bytes.Buffer
+	status := run(&environment{Context: context.Background(), stdin: strings.NewReader(stdin), stdout: &stdout, stderr: &stderr, variables: variables}, arguments)
+	return result{status, stdout.String(), stderr.String()}
+}
+
+// inTemporaryFolder makes a new folder with a short name the working directory.
+func inTemporaryFolder(t *testing.T) string {
+	t.Helper()
+	folder, err := os.MkdirTemp("", "myelin")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(folder) })
+	t.Chdir(folder)
+	return folder
+}
+
+func TestCommandLine(t *testing.T) {
+	inTemporaryFolder(t)
+	cheap := []string{"MYELIN_PASSWORDS_MEMORY=8KiB", "MYELIN_PASSWORDS_ITERATIONS=1"}
+	for _, test := range []struct {
+		name      string
+		variables []string
+		stdin     string
+		arguments []string
+		status    int
+		stdout    string
+		stderr    string
+	}{
+		{"help", nil, "", []string{"--help"}, 0, "config print", ""},
+		{"unknown command", nil, "", []string{"serf"}, 2, "", "unexpected argument serf"},
+		{"unknown flag", nil, "", []string{"--colour"}, 2, "", "unknown flag --colour"},
+		{"version", nil, "", []string{"version"}, 0, "myelin ", ""},
+		{"routes", nil, "", []string{"routes"}, 0, "/_matrix/client/v3/rooms/{roomId}/send/{eventType}/{txnId}", ""},
+		{"check", nil, "", []string{"config", "check"}, 0, "is right", ""},
+		{"check a variable", []string{"MYELIN_SERVER_NAME=a b"}, "", []string{"config", "check"}, 1, "", `MYELIN_SERVER_NAME: server.name: "a b" is not a server name`},
+		{"check a missing file", nil, "", []string{"-c", "none.yaml", "config", "check"}, 1, "", "none.yaml: no such file"},
+		{"print", []string{"MYELIN_SERVER_NAME=example.org", "MYELIN_REGISTRATION_SHARED_SECRET=hush"}, "", []string{"config", "print"}, 0, "\n  name: example.org\n", ""},
+		{"a bad configuration stops the server", []string{"MYELIN_CLIENT_ADDRESS=x"}, "", nil, 1, "", "MYELIN_CLIENT_ADDRESS"},
+		{"create", cheap, "", []string{"user", "create", "alice", "--admin"}, 0, "@alice:localhost has been made\npassword: ", ""},
+		{"create again", cheap, "", []string{"user", "create", "alice"}, 1, "", "taken"},
+		{"create with a password", cheap, "correct horse\n", []string{"user", "create", "bob", "--password-stdin"}, 0, "@bob:localhost has been made\n", ""},
+		{"create with an empty password", cheap, "\n", []string{"user", "create", "carol", "--password-stdin"}, 1, "", "no password"},
+		{"passwd", cheap, "", []string{"user", "passwd", "@bob:localhost"}, 0, "@bob:localhost has another password", ""},
+		{"admin", nil, "", []string{"user", "admin", "bob"}, 0, "@bob:localhost is an administrator", ""},
+		{"revoke", nil, "", []string{"user", "admin", "alice", "--revoke"}, 0, "@alice:localhost is an ordinary account", ""},
+		{"deactivate", nil, "", []string{"user", "deactivate", "alice"}, 0, "@alice:localhost is deactivated", ""},
+		{"deactivate nobody", nil, "", []string{"user", "deactivate", "dora"}, 1, "", "no such account"},
+		{"list", nil, "", []string{"user", "list"}, 0, "deactivated\n@bob:localhost", ""},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			r := execute(t, test.variables, test.stdin, test.arguments...)
+			if r.status != test.status || !strings.Contains(r.stdout, test.stdout) || !strings.Contains(r.stderr, test.stderr) {
+				t.Errorf("status %d\nstdout %s\nstderr %s", r.status, r.stdout, r.stderr)
+			}
+			if test.status == 0 && r.stderr != "" || strings.Contains(r.stdout, "hush") {
+				t.Errorf("stdout %s\nstderr %s", r.stdout, r.stderr)
+			}
+		})
+	}
+}
+
+func TestUsualConfigurationFile(t *testing.T) {
+	folder := inTemporaryFolder(t)
+	if err := os.WriteFile("myelin.yaml", []byte("server: {name: example.org}"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if r := execute(t, nil, "", "config", "print"); !strings.Contains(r.stdout, "\n  name: example.org\n") {
+		t.Errorf("%+v", r)
+	}
+	other := filepath.Join(folder, "other.yaml")
+	if err := os.WriteFile(other, []byte("server: {name: other.org}"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if r := execute(t, nil, "", "--config", other, "config", "print"); !strings.Contains(r.stdout, "\n  name: other.org\n") {
+		t.Errorf("%+v", r)
+	}
+}
+
+// TestServe runs the server as main does, until it is asked to stop.
+func TestServe(t *testing.T) {
+	inTemporaryFolder(t)
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := free.Addr().String()
+	free.Close()
+
+	ctx, stop := context.WithCancel(context.Background())
+	defer stop()
+	var stdout bytes.Buffer
+	ended := make(chan int, 1)
+	go func() {
+		ended <- run(&environment{Context: ctx, stdout: &stdout, stderr: io.Discard, variables: []string{"MYELIN_CLIENT_ADDRESS=" + address}}, nil)
+	}()
+	for begin := time.Now(); ; time.Sleep(5 * time.Millisecond) {
+		response, err := http.Get("http://" + address + "/_matrix/client/versions")
+		if err == nil {
+			response.Body.Close()
+			if response.StatusCode == http.StatusOK {
+				break
+			}
+		}
+		if time.Since(begin) > 20*time.Second {
+			t.Fatalf("no answer: %v", err)
+		}
+	}
+	for _, file := range []string{"data/signing.key", "data/myelin.db", "data/control.sock"} {
+		if _, err := os.Stat(file); err != nil {
+			t.Error(err)
+		}
+	}
+	stop()
+	if status := <-ended; status != 0 {
+		t.Errorf("status %d", status)
+	}
+	if !strings.Contains(stdout.String(), "localhost is at http://"+address) || !strings.Contains(stdout.String(), "it will be an administrator") {
+		t.Errorf("greeted with %q", stdout.String())
+	}
+}
