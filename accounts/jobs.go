@@ -25,6 +25,8 @@ const (
 	// jobRetryMin and jobRetryMax bound the wait after a failure, which doubles.
 	jobRetryMin = 5 * time.Second
 	jobRetryMax = time.Hour
+	// jobLook is how often jobs are looked for that another process wrote.
+	jobLook = time.Minute
 )
 
 // jobs works off what changes of accounts bring with them in rooms. The jobs of one user run one after the other in
@@ -125,8 +127,12 @@ func (q *jobs) run(ctx context.Context) {
 			}()
 		}
 		var timer <-chan time.Time
-		if !next.IsZero() && len(busy) < jobWorkers {
-			timer = time.After(max(next.Sub(q.api.now()), 10*time.Millisecond))
+		if len(busy) < jobWorkers { // else a result comes first
+			wait := jobLook
+			if !next.IsZero() {
+				wait = min(max(next.Sub(q.api.now()), 10*time.Millisecond), jobLook)
+			}
+			timer = time.After(wait)
 		}
 		select {
 		case <-ctx.Done():

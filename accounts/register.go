@@ -59,8 +59,9 @@ func (a *API) register(ctx context.Context, by *httpapi.Caller, in *registerRequ
 		return nil, err
 	}
 	// What is wrong with the request is told before the client is led through the stages.
+	userID := ""
 	if in.Username != "" {
-		if _, err := a.checkUsername(ctx, &in.registerParams); err != nil {
+		if userID, err = a.checkUsername(ctx, &in.registerParams); err != nil {
 			return nil, err
 		}
 	}
@@ -84,9 +85,10 @@ func (a *API) register(ctx context.Context, by *httpapi.Caller, in *registerRequ
 	if in.Username == "" {
 		in.Username = randomName("abcdefghijkmnpqrstuvwxyz23456789", 12)
 	}
-	userID, err := a.checkUsername(ctx, &in.registerParams)
-	if err != nil {
-		return nil, err
+	if userID == "" { // it stood in the session's first request, or was just made up
+		if userID, err = a.checkUsername(ctx, &in.registerParams); err != nil {
+			return nil, err
+		}
 	}
 	hash, err := a.hasher.hash(ctx, in.Password)
 	if err != nil {
@@ -96,11 +98,11 @@ func (a *API) register(ctx context.Context, by *httpapi.Caller, in *registerRequ
 	return a.create(ctx, by, acc, proof, &in.registerParams)
 }
 
-// registerFlows returns the ways to register, or M_FORBIDDEN if there are none. As long as the token of an empty
-// server has not been used, showing it is a way.
+// registerFlows returns the ways to register, or M_FORBIDDEN if there are none. As long as the server has no
+// administrator, showing the token that makes one is a way.
 func (a *API) registerFlows(ctx context.Context) (flows [][]string, tokenOK func(context.Context, string) (bool, error), err error) {
 	reg := &a.cfg.Registration
-	firstAdmin, err := a.db.Get(ctx, `SELECT 1 FROM registration_tokens WHERE makes_admin AND uses = 0`, nil, nil)
+	firstAdmin, err := a.db.Get(ctx, `SELECT 1 FROM registration_tokens WHERE makes_admin AND uses = 0 AND `+noAdmin, nil, nil)
 	if err != nil {
 		return nil, nil, fmt.Errorf("look up registration tokens: %w", err)
 	}

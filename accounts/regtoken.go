@@ -29,11 +29,16 @@ func (a *API) tokenValidity(ctx context.Context, _ *httpapi.Caller, in *tokenVal
 	return &tokenValidityResponse{ok}, err
 }
 
-// usableToken is the condition for a registration token $1 to be good at time $2.
-const usableToken = `token = $1 AND (uses_allowed IS NULL OR uses < uses_allowed) AND (expires_ts IS NULL OR expires_ts > $2)`
+const (
+	// noAdmin is the condition that nobody runs the server yet.
+	noAdmin = `NOT EXISTS (SELECT 1 FROM accounts WHERE admin)`
+	// usableToken is the condition for a registration token $1 to be good at time $2.
+	usableToken = `token = $1 AND (uses_allowed IS NULL OR uses < uses_allowed) AND (expires_ts IS NULL OR expires_ts > $2)
+		AND (NOT makes_admin OR ` + noAdmin + `)`
+)
 
 // registrationTokenOK tells whether somebody may register with a token now. Where registration is closed, only the
-// token of an empty server is good.
+// token that makes the first administrator is good.
 func (a *API) registrationTokenOK(ctx context.Context, token string) (bool, error) {
 	if token == "" || len(token) > maxRegistrationToken {
 		return false, nil
@@ -92,9 +97,8 @@ func (a *API) CreateRegistrationToken(ctx context.Context, t RegistrationToken) 
 	return t.Token, nil
 }
 
-// FirstAdminToken returns the token with which the first person who registers becomes an administrator, whether
-// registration is open or not. It is the same until it is used. Once the server has an account of a person, there
-// is none: empty.
+// FirstAdminToken returns the token with which somebody who registers becomes an administrator, whether registration
+// is open or not. It is the same until it is used. Once the server has an administrator, there is none: empty.
 func (a *API) FirstAdminToken(ctx context.Context) (string, error) {
 	fresh, now := randomName(tokenCharacters[:62], 24), a.nowMS()
 	var token string
@@ -103,11 +107,11 @@ func (a *API) FirstAdminToken(ctx context.Context) (string, error) {
 		if err := tx.Lock("first admin token"); err != nil {
 			return err
 		}
-		inhabited, err := tx.Get(`SELECT 1 FROM accounts WHERE kind = $1 LIMIT 1`, []any{kindPerson}, nil)
+		hasAdmin, err := tx.Get(`SELECT 1 FROM accounts WHERE admin LIMIT 1`, nil, nil)
 		if err != nil {
 			return err
 		}
-		if inhabited {
+		if hasAdmin {
 			_, err := tx.Exec(`DELETE FROM registration_tokens WHERE makes_admin AND uses = 0`)
 			return err
 		}

@@ -12,6 +12,7 @@ CREATE TABLE accounts (
     created_ts     BIGINT NOT NULL,
     deactivated_ts BIGINT
 ) /*sqlite WITHOUT ROWID*/;
+CREATE INDEX accounts_admin ON accounts (user_id) WHERE admin;
 
 CREATE TABLE devices (
     user_id      BYTEA NOT NULL,
@@ -60,7 +61,7 @@ CREATE TABLE registration_tokens (
     uses_allowed BIGINT,             -- NULL: any number
     uses         BIGINT NOT NULL,
     expires_ts   BIGINT,             -- NULL: never
-    makes_admin  BOOLEAN NOT NULL,   -- the token of an empty server
+    makes_admin  BOOLEAN NOT NULL,   -- the token of a server without administrators
     created_ts   BIGINT NOT NULL
 ) /*sqlite WITHOUT ROWID*/;
 
