@@ -206,6 +206,18 @@ func (x *Index) AuthEvents(ctx context.Context, nid int64) ([]int64, error) {
 	return n.parents[:len(n.parents):len(n.parents)], nil
 }
 
+// Generation returns 1 + the highest generation of the auth events of an event: an
+// event has a higher one than all it rests on.
+func (x *Index) Generation(ctx context.Context, nid int64) (int64, error) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	n, err := x.node(ctx, nid)
+	if err != nil {
+		return 0, err
+	}
+	return n.gen, nil
+}
+
 // open finds out where the room's orders stand.
 func (x *Index) open(ctx context.Context) error {
 	if x.loaded {
