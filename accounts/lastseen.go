@@ -66,8 +66,8 @@ func (a *API) writeLastSeen(ctx context.Context) {
 			a.flushLastSeen(ctx)
 		case <-ctx.Done():
 			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Second)
-			defer cancel()
 			a.flushLastSeen(last)
+			cancel()
 			return
 		}
 	}

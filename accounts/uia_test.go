@@ -100,7 +100,7 @@ func TestSessionRemembersItsRequest(t *testing.T) {
 		s.login("alice", "E")
 
 		// Its request is not legible in the database.
-		a = s.want(s.do("POST", "/register", "", obj{"username": "bob", "password": "legible"}), 401, "")
+		s.want(s.do("POST", "/register", "", obj{"username": "bob", "password": "legible"}), 401, "")
 		var params []byte
 		if _, err := db.Get(context.Background(), `SELECT params FROM uia_sessions WHERE params IS NOT NULL ORDER BY expires_ts DESC`, nil, &params); err != nil {
 			t.Fatal(err)
