@@ -14,11 +14,15 @@ import (
 func (t *Turn) submit() (wait func() error, err error) {
 	r := t.room
 	t.writeRows()
-	t.unit.Positions = len(t.events)
-	for i, e := range t.events {
-		t.unit.Notices = append(t.unit.Notices, storage.Notice{Pos: int64(i + 1), Kind: storage.Event, Room: r.NID})
-		if e.Type == "m.room.member" && e.IsState() && t.s.IsLocal(*e.StateKey) {
-			t.unit.Notices = append(t.unit.Notices, storage.Notice{Pos: int64(i + 1), Kind: storage.Membership, Room: r.NID, User: *e.StateKey})
+	t.unit.Positions = t.placed
+	for _, e := range t.events {
+		if e.offset > 0 {
+			t.unit.Notices = append(t.unit.Notices, storage.Notice{Pos: int64(e.offset), Kind: storage.Event, Room: r.NID})
+		}
+	}
+	for _, c := range t.members {
+		if t.s.IsLocal(c.user) {
+			t.unit.Notices = append(t.unit.Notices, storage.Notice{Pos: int64(c.offset), Kind: storage.Membership, Room: r.NID, User: c.user})
 		}
 	}
 	done := make(chan error, 1)
@@ -66,17 +70,8 @@ func (t *Turn) done(err error) error {
 // writeRows adds the rows of what the turn appended to its unit.
 func (t *Turn) writeRows() {
 	r := t.room
-	for i, e := range t.events {
-		var after any
-		if e.StateAfter != e.StateBefore {
-			after = int64(e.StateAfter)
-		}
-		var order, chain any
-		if e.chain.Data != nil {
-			order, chain = e.chain.Order, e.chain.Data
-		}
-		t.unit.Add(eventsTable, e.NID, r.NID, eventKey(e.ID), e.flags, storage.Pos(i+1), int64(0),
-			int64(e.StateBefore), e.OriginServerTS, after, order, chain, localTxn(e.TxnDevice, e.TxnID), e.JSON())
+	for _, e := range t.events {
+		t.writeEvent(e)
 	}
 	for _, c := range t.changes {
 		t.unit.Add(stateLogTable, r.NID, storage.Pos(c.pos), int64(c.old), int64(c.new))
@@ -91,15 +86,43 @@ func (t *Turn) writeRows() {
 		t.unit.Add(redactionsTable, r.NID, eventKey(x.target.ID), x.by.NID)
 		t.unit.Exec(`UPDATE events SET flags = flags | $1 WHERE nid = $2`, int64(flagRedacted), x.target.NID)
 	}
-	t.unit.Add(headsTable, r.NID, encodeNIDs(t.head.Extremities), int64(t.head.State), storage.Pos(len(t.events)))
+	if t.placed > 0 {
+		t.unit.Add(headsTable, r.NID, encodeNIDs(t.head.Extremities), int64(t.head.State), storage.Pos(t.placed))
+	}
+}
+
+// writeEvent adds the row of an event, or changes it where the event was an outlier until now.
+func (t *Turn) writeEvent(e *Event) {
+	var anchor, before, after, order, chain any
+	if e.offset > 0 {
+		anchor = storage.Pos(e.offset)
+	}
+	if !e.Outlier() {
+		before = int64(e.StateBefore)
+		if e.StateAfter != e.StateBefore {
+			after = int64(e.StateAfter)
+		}
+	}
+	if e.chain.Data != nil {
+		order, chain = e.chain.Order, e.chain.Data
+	}
+	if e.stored {
+		t.unit.Exec(`UPDATE events SET flags = $1, anchor = $2, state_before = $3, state_after = $4 WHERE nid = $5`,
+			e.flags, anchor, before, after, e.NID)
+		return
+	}
+	t.unit.Add(eventsTable, e.NID, t.room.NID, eventKey(e.ID), e.flags, anchor, int64(0),
+		before, e.OriginServerTS, after, order, chain, localTxn(e.TxnDevice, e.TxnID), e.JSON())
 }
 
 // apply advances everything that readers see in memory; the unit is on disk and base is the position
 // before its first one. It runs in position order.
 func (t *Turn) apply(base int64) {
 	s, r := t.s, t.room
-	for i, e := range t.events {
-		e.Anchor = base + int64(i+1)
+	for _, e := range t.events {
+		if e.offset > 0 {
+			e.Anchor = base + int64(e.offset)
+		}
 		if e.chain.Data != nil {
 			r.chains.Durable(e.NID)
 			e.auth, e.chain = nil, authchain.Row{}
@@ -110,7 +133,9 @@ func (t *Turn) apply(base int64) {
 		s.states.Durable(r.NID, p)
 	}
 	head := *t.head
-	head.Pos = base + int64(len(t.events))
+	if t.placed > 0 {
+		head.Pos = base + int64(t.placed)
+	}
 	r.members.apply(s, t.members)
 	for _, c := range t.changes {
 		r.changes.push(stateChange{base + c.pos, c.old, c.new})
@@ -119,7 +144,9 @@ func (t *Turn) apply(base int64) {
 		s.applyRedaction(r, x)
 	}
 	for _, e := range t.events {
-		r.recent.push(s.current(e))
+		if e.offset > 0 {
+			r.recent.push(s.current(e))
+		}
 	}
 	r.durable.Store(&head)
 	if t.created {

@@ -12,7 +12,6 @@ import (
 	"github.com/tidwall/gjson"
 
 	"github.com/myelin-im/myelin/internal/mxerr"
-	"github.com/myelin-im/myelin/roomserver/authchain"
 	"github.com/myelin-im/myelin/roomserver/pdu"
 	"github.com/myelin-im/myelin/storage"
 )
@@ -126,21 +125,14 @@ func (s *Server) newRoom(ctx context.Context, n *NewRoom) (*Turn, error) {
 	if err != nil {
 		return nil, mxerr.BadJSON("creation_content cannot be encoded").With(err)
 	}
-	room := &Room{Version: n.Version, pending: map[int64]*Event{}, next: &Head{}}
-	room.durable.Store(room.next)
-	room.members.local, room.members.servers = map[string]struct{}{}, map[string]int{}
-	room.recent.loaded = true
+	t, err := s.emptyRoom(ctx, n.Version)
+	if err != nil {
+		return nil, err
+	}
+	room := t.room
 	if !n.Version.RoomIDIsCreateHash {
 		room.ID = "!" + randomLocalpart() + ":" + s.name
 	}
-	if _, err := rand.Read(room.seed[:]); err != nil {
-		return nil, fmt.Errorf("make a room's seed: %w", err)
-	}
-	if room.NID, err = s.nids.Next(ctx); err != nil {
-		return nil, fmt.Errorf("take a room number: %w", err)
-	}
-	room.chains = authchain.New(chainLoader{s.db}, room.NID)
-	t := &Turn{ctx: ctx, s: s, room: room, head: room.next, unit: &storage.Unit{}, created: true}
 	empty := ""
 	e, err := t.Append(Draft{Sender: n.Creator, Type: "m.room.create", StateKey: &empty, Content: raw, OriginServerTS: s.creationTime()})
 	if err != nil {

@@ -45,7 +45,9 @@ type Event struct {
 	flags     int64
 	redaction *Event
 	auth      []int64       // nids of the auth events, and
-	chain     authchain.Row // place in the index of auth chains, while the event is being written
+	chain     authchain.Row // place in the index of auth chains, and
+	offset    int           // position within its unit (0: none), and
+	stored    bool          // has a row as an outlier, while the event is being written
 	rendered  atomic.Pointer[rendering]
 }
 

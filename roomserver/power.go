@@ -2,7 +2,7 @@ package roomserver
 
 import (
 	"context"
-	"fmt"
+	"errors"
 
 	"github.com/myelin-im/myelin/roomserver/authrules"
 	"github.com/myelin-im/myelin/roomserver/pdu"
@@ -11,22 +11,40 @@ import (
 
 // LevelsAt returns the power levels of a room at a root.
 func (s *Server) LevelsAt(ctx context.Context, room *Room, root snapshot.Ref) (*authrules.Levels, error) {
-	create, err := s.StateEvent(ctx, room, root, "m.room.create", "")
+	return s.levels(durableState{ctx, s, room, root})
+}
+
+// durableState gives the authorisation rules the state of a room at a durable root.
+type durableState struct {
+	ctx  context.Context
+	s    *Server
+	room *Room
+	root snapshot.Ref
+}
+
+// Event implements authrules.State.
+func (d durableState) Event(typ, key string) (*pdu.Event, error) {
+	e, err := d.s.StateEvent(d.ctx, d.room, d.root, typ, key)
+	if err != nil || e == nil {
+		return nil, err
+	}
+	return e.Event, nil
+}
+
+// levels are the power levels of a state.
+func (s *Server) levels(state authrules.State) (*authrules.Levels, error) {
+	create, err := state.Event("m.room.create", "")
 	if err != nil {
 		return nil, err
 	}
 	if create == nil {
-		return nil, fmt.Errorf("room %s has no m.room.create in its state", room.ID)
+		return nil, errors.New("the room has no m.room.create in its state")
 	}
-	pl, err := s.StateEvent(ctx, room, root, "m.room.power_levels", "")
+	pl, err := state.Event("m.room.power_levels", "")
 	if err != nil {
 		return nil, err
 	}
-	var p *pdu.Event
-	if pl != nil {
-		p = pl.Event
-	}
-	return authrules.PowerLevels(p, create.Event), nil
+	return authrules.PowerLevels(pl, create), nil
 }
 
 // MaySendState tells whether a local user is joined to a room and has the power to send state events of a type.

@@ -49,6 +49,7 @@ type Turn struct {
 	redacts []redaction
 	txn     *Txn
 	created bool
+	placed  int // events that take a position
 	after   []func()
 }
 
@@ -169,22 +170,7 @@ func (t *Turn) Membership(user string) (string, error) {
 
 // Levels are the power levels of the current state.
 func (t *Turn) Levels() (*authrules.Levels, error) {
-	pl, err := t.State("m.room.power_levels", "")
-	if err != nil {
-		return nil, err
-	}
-	create, err := t.State("m.room.create", "")
-	if err != nil {
-		return nil, err
-	}
-	if create == nil {
-		return nil, fmt.Errorf("room %s has no m.room.create in its state", t.room.ID)
-	}
-	var p *pdu.Event
-	if pl != nil {
-		p = pl.Event
-	}
-	return authrules.PowerLevels(p, create.Event), nil
+	return t.s.levels(authState{t, t.head.State})
 }
 
 // authState gives the authorisation rules the state at one root.
@@ -259,8 +245,23 @@ func (t *Turn) proto(d *Draft) (proto *pdu.Proto, auth []int64, err error) {
 	return proto, auth, nil
 }
 
+// place gives the event the next position of the unit.
+func (t *Turn) place(e *Event) {
+	t.placed++
+	e.offset = t.placed
+}
+
+// keep makes the event part of the unit.
+func (t *Turn) keep(e *Event) {
+	t.room.mu.Lock()
+	t.room.pending[e.NID] = e
+	t.room.mu.Unlock()
+	t.events = append(t.events, e)
+}
+
 // extend makes e the room's only forward extremity.
 func (t *Turn) extend(e *Event) error {
+	t.place(e)
 	next := &Head{Extremities: []*Event{e}, State: t.head.State}
 	if e.IsState() {
 		if err := t.setState(e); err != nil {
@@ -268,10 +269,7 @@ func (t *Turn) extend(e *Event) error {
 		}
 		next.State = e.StateAfter
 	}
-	t.room.mu.Lock()
-	t.room.pending[e.NID] = e
-	t.room.mu.Unlock()
-	t.events = append(t.events, e)
+	t.keep(e)
 	t.head = next
 	return nil
 }
@@ -283,7 +281,7 @@ func (t *Turn) setState(e *Event) error {
 		if err != nil {
 			return err
 		}
-		c := memberChange{user: *e.StateKey, new: e.Membership(), event: e, offset: len(t.events) + 1}
+		c := memberChange{user: *e.StateKey, new: e.Membership(), event: e, offset: e.offset}
 		if old != nil {
 			c.old = old.Membership()
 		}
@@ -291,19 +289,27 @@ func (t *Turn) setState(e *Event) error {
 	}
 	edit := t.s.tree(t.room, t.head.State).Edit(e.NID)
 	edit.Set(e.Type, *e.StateKey, e.NID)
-	root, rows, err := edit.Commit(t.ctx)
-	if err != nil {
+	var err error
+	if e.StateAfter, err = t.commit(edit, e.NID); err != nil {
 		return fmt.Errorf("state after %s: %w", e.ID, err)
 	}
-	e.StateAfter = root
-	if len(rows) > 0 {
-		t.packs = append(t.packs, e.NID)
-		for _, row := range rows {
-			t.unit.Add(packsTable, t.room.NID, row.ID, row.Data)
-		}
-	}
-	t.changes = append(t.changes, stateChange{int64(len(t.events) + 1), t.head.State, root})
+	t.changes = append(t.changes, stateChange{int64(e.offset), t.head.State, e.StateAfter})
 	return t.index(e)
+}
+
+// commit makes an edit of the state, named pack, part of the unit.
+func (t *Turn) commit(edit *snapshot.Edit, pack int64) (snapshot.Ref, error) {
+	root, rows, err := edit.Commit(t.ctx)
+	if err != nil {
+		return 0, err
+	}
+	if len(rows) > 0 {
+		t.packs = append(t.packs, pack)
+	}
+	for _, row := range rows {
+		t.unit.Add(packsTable, t.room.NID, row.ID, row.Data)
+	}
+	return root, nil
 }
 
 // index enters a state event in the index of auth chains.

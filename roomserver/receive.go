@@ -1,0 +1,429 @@
+package roomserver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/myelin-im/myelin/roomserver/authrules"
+	"github.com/myelin-im/myelin/roomserver/pdu"
+	"github.com/myelin-im/myelin/roomserver/snapshot"
+	"github.com/myelin-im/myelin/roomserver/stateres"
+	"github.com/myelin-im/myelin/storage"
+)
+
+// Outcome is what became of a received event.
+type Outcome int
+
+// The outcomes.
+const (
+	// Accepted events are part of the timeline.
+	Accepted Outcome = iota + 1
+	// SoftFailed events are kept, but shown to nobody and built on by nobody here.
+	SoftFailed
+	// Rejected events are kept only to know them.
+	Rejected
+	// Known events were here before.
+	Known
+)
+
+// MissingError says which events must be known before an event can be judged. Nothing is kept of the event:
+// it is tried again when it comes again.
+type MissingError struct {
+	// Event is the event that could not be judged.
+	Event string
+	// Prev are the parents without a known state, Auth the unknown auth events.
+	Prev, Auth []string
+}
+
+// Error names the missing events.
+func (e *MissingError) Error() string {
+	return fmt.Sprintf("%s refers to unknown events: prev_events %s, auth_events %s",
+		e.Event, strings.Join(e.Prev, " "), strings.Join(e.Auth, " "))
+}
+
+// Received is the result for one event.
+type Received struct {
+	Outcome Outcome
+	// Reason is why the event was rejected or soft-failed.
+	Reason error
+	// Err is set where the event could not be judged, for example a *MissingError.
+	Err error
+}
+
+// Receive takes events of other servers into a room, parents before children. Their format, hashes and signatures
+// have been checked. The results are in the order of the events; an event that cannot be judged harms no other.
+// (Server-server API v1.19, "Checks performed on receipt of a PDU", steps 4 to 6.)
+func (s *Server) Receive(ctx context.Context, roomID string, events []*pdu.Event) ([]Received, error) {
+	var out []Received
+	_, err := s.Turn(ctx, roomID, func(t *Turn) error {
+		out = make([]Received, len(events))
+		for i, p := range events {
+			var missing *MissingError
+			out[i], out[i].Err = t.receive(p)
+			if err := out[i].Err; err != nil && !errors.As(err, &missing) {
+				return err
+			}
+		}
+		return nil
+	})
+	return out, err
+}
+
+// find returns an event of the room by id, among them those that are not durable yet; nil if it is unknown.
+func (t *Turn) find(id string) (*Event, error) {
+	t.room.mu.Lock()
+	for _, e := range t.room.pending {
+		if e.ID == id {
+			t.room.mu.Unlock()
+			return e, nil
+		}
+	}
+	t.room.mu.Unlock()
+	e, err := t.s.Event(t.ctx, t.room, id)
+	if errors.Is(err, ErrUnknownEvent) {
+		return nil, nil
+	}
+	return e, err
+}
+
+// receive judges one event and makes it part of the unit.
+func (t *Turn) receive(p *pdu.Event) (Received, error) {
+	if p.RoomID != t.room.ID {
+		return Received{}, fmt.Errorf("event %s is of room %s and not of %s", p.ID, p.RoomID, t.room.ID)
+	}
+	known, err := t.find(p.ID)
+	if err != nil {
+		return Received{}, err
+	}
+	if known != nil && !known.Outlier() {
+		return Received{Outcome: Known}, nil
+	}
+	auth, prev, err := t.citations(p)
+	if err != nil {
+		return Received{}, err
+	}
+	e, err := t.newEvent(p, known, auth)
+	if err != nil {
+		return Received{}, err
+	}
+	if e.StateBefore, err = t.resolve(statesAfter(prev)); err != nil {
+		return Received{}, fmt.Errorf("state before %s: %w", p.ID, err)
+	}
+	e.StateAfter = e.StateBefore
+	reason, err := t.refusal(e, auth)
+	if err != nil {
+		return Received{}, err
+	}
+	if reason != nil {
+		e.flags |= flagRejected
+		t.keep(e)
+		return Received{Outcome: Rejected, Reason: reason}, nil
+	}
+	return t.admit(e, prev)
+}
+
+// newEvent makes the Event of a received PDU, which may have been an outlier until now.
+func (t *Turn) newEvent(p *pdu.Event, known *Event, auth []*Event) (*Event, error) {
+	e := &Event{Event: p, RoomNID: t.room.NID}
+	if p.Redacted {
+		e.flags |= flagHashRedacted
+	}
+	for _, a := range auth {
+		e.auth = append(e.auth, a.NID)
+	}
+	if known != nil {
+		e.NID, e.stored = known.NID, true
+		return e, nil
+	}
+	var err error
+	if e.NID, err = t.s.nids.Next(t.ctx); err != nil {
+		return nil, fmt.Errorf("take an event number: %w", err)
+	}
+	return e, nil
+}
+
+// citations finds the auth events and parents of an event.
+func (t *Turn) citations(p *pdu.Event) (auth, prev []*Event, err error) {
+	missing := &MissingError{Event: p.ID}
+	if auth, err = t.authEvents(p); err != nil && !errors.As(err, &missing) {
+		return nil, nil, err
+	}
+	for _, id := range p.PrevEventIDs() {
+		e, err := t.find(id)
+		if err != nil {
+			return nil, nil, err
+		}
+		if e == nil || e.Outlier() {
+			missing.Prev = append(missing.Prev, id)
+			continue
+		}
+		prev = append(prev, e)
+	}
+	if len(missing.Auth)+len(missing.Prev) > 0 {
+		return nil, nil, missing
+	}
+	return auth, prev, nil
+}
+
+// refusal decides whether an event is rejected: by its own auth events, or by the state before it.
+func (t *Turn) refusal(e *Event, auth []*Event) (reason, err error) {
+	if reason, err = t.refusedByAuthEvents(e, auth); reason != nil || err != nil {
+		return reason, err
+	}
+	return verdict(authrules.Check(e.Event, authState{t, e.StateBefore}))
+}
+
+// verdict tells a refusal by the rules from a failure to apply them.
+func verdict(err error) (reason, failure error) {
+	var refused *authrules.Error
+	if errors.As(err, &refused) {
+		return refused, nil
+	}
+	return nil, err
+}
+
+// refusedByAuthEvents applies the rules with the state that the event's auth events make up.
+func (t *Turn) refusedByAuthEvents(e *Event, auth []*Event) (reason, err error) {
+	if e.Oversized() {
+		return errors.New("a field is too long"), nil
+	}
+	var list authrules.EventList
+	rejected := map[string]bool{}
+	for _, a := range auth {
+		list = append(list, a.Event)
+		rejected[a.ID] = a.Rejected()
+	}
+	if reason, err = verdict(authrules.CheckStateIndependent(e.Event, list, func(id string) bool { return rejected[id] })); reason != nil || err != nil {
+		return reason, err
+	}
+	if t.room.Version.RoomIDIsCreateHash {
+		create, err := t.find("$" + t.room.ID[1:])
+		if err != nil {
+			return nil, err
+		}
+		if create != nil && create.ID != e.ID {
+			list = append(list, create.Event)
+		}
+	}
+	return verdict(authrules.Check(e.Event, list))
+}
+
+// statesAfter lists the states that events left behind, each once.
+func statesAfter(events []*Event) []snapshot.Ref {
+	var roots []snapshot.Ref
+	for _, e := range events {
+		if !slices.Contains(roots, e.StateAfter) {
+			roots = append(roots, e.StateAfter)
+		}
+	}
+	return roots
+}
+
+// resolve merges states by the room version's algorithm.
+func (t *Turn) resolve(roots []snapshot.Ref) (snapshot.Ref, error) {
+	switch len(roots) {
+	case 0:
+		return 0, nil
+	case 1:
+		return roots[0], nil
+	}
+	in := stateres.Input{Version: t.room.Version, Events: resolvable{t}, Auth: t.room.chains}
+	for _, root := range roots {
+		in.States = append(in.States, t.s.tree(t.room, root))
+	}
+	pack, err := t.s.nids.Next(t.ctx)
+	if err != nil {
+		return 0, fmt.Errorf("take a number: %w", err)
+	}
+	edit, err := stateres.Resolve(t.ctx, in, pack)
+	if err != nil {
+		return 0, err
+	}
+	return t.commit(edit, pack)
+}
+
+// resolvable gives the room's events to state resolution.
+type resolvable struct{ t *Turn }
+
+// Events implements stateres.Events.
+func (r resolvable) Events(_ context.Context, nids []int64) ([]stateres.Event, error) {
+	out := make([]stateres.Event, len(nids))
+	for i, nid := range nids {
+		e, err := r.t.event(nid)
+		if err != nil {
+			return nil, err
+		}
+		out[i] = stateres.Event{Event: e.Event, Rejected: e.Rejected()}
+	}
+	return out, nil
+}
+
+// admit takes an authorised event in: its state, then, unless it fails against the current state, its place in the
+// timeline.
+func (t *Turn) admit(e *Event, prev []*Event) (Received, error) {
+	var err error
+	if e.IsState() {
+		edit := t.s.tree(t.room, e.StateBefore).Edit(e.NID)
+		edit.Set(e.Type, *e.StateKey, e.NID)
+		if e.StateAfter, err = t.commit(edit, e.NID); err != nil {
+			return Received{}, fmt.Errorf("state after %s: %w", e.ID, err)
+		}
+		if !e.stored {
+			if err := t.index(e); err != nil {
+				return Received{}, err
+			}
+		}
+	}
+	if e.StateBefore != t.head.State {
+		reason, err := verdict(authrules.Check(e.Event, authState{t, t.head.State}))
+		if err != nil {
+			return Received{}, err
+		}
+		if reason != nil {
+			e.flags |= flagSoftFailed
+			t.keep(e)
+			return Received{Outcome: SoftFailed, Reason: reason}, nil
+		}
+	}
+	t.place(e)
+	t.keep(e)
+	if err := t.redactReceived(e); err != nil {
+		return Received{}, err
+	}
+	return Received{Outcome: Accepted}, t.advance(e, prev)
+}
+
+// advance moves the head on to an accepted event: its parents, also those behind rejected and soft-failed events,
+// are extremities no longer.
+func (t *Turn) advance(e *Event, prev []*Event) error {
+	covered := map[string]bool{}
+	if err := t.cover(prev, covered); err != nil {
+		return err
+	}
+	next := &Head{}
+	for _, x := range t.head.Extremities {
+		if !covered[x.ID] {
+			next.Extremities = append(next.Extremities, x)
+		}
+	}
+	next.Extremities = append(next.Extremities, e)
+	var err error
+	if next.State, err = t.resolve(statesAfter(next.Extremities)); err != nil {
+		return fmt.Errorf("current state after %s: %w", e.ID, err)
+	}
+	if err := t.logState(e, t.head.State, next.State); err != nil {
+		return err
+	}
+	t.head = next
+	return nil
+}
+
+// cover adds the events that a child of these makes no extremities.
+func (t *Turn) cover(prev []*Event, covered map[string]bool) error {
+	for _, p := range prev {
+		if covered[p.ID] {
+			continue
+		}
+		covered[p.ID] = true
+		if !p.Rejected() && !p.SoftFailed() {
+			continue
+		}
+		var behind []*Event
+		for _, id := range p.PrevEventIDs() {
+			b, err := t.find(id)
+			if err != nil {
+				return err
+			}
+			if b != nil && !b.Outlier() {
+				behind = append(behind, b)
+			}
+		}
+		if err := t.cover(behind, covered); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// logState notes a change of the current resolved state at the position of an event, and the memberships in it.
+func (t *Turn) logState(at *Event, from, to snapshot.Ref) error {
+	if from == to {
+		return nil
+	}
+	t.changes = append(t.changes, stateChange{int64(at.offset), from, to})
+	return t.s.tree(t.room, from).DiffType(t.ctx, to, "m.room.member", func(old, new int64) error {
+		c := memberChange{offset: at.offset, new: Leave}
+		if old != 0 {
+			e, err := t.event(old)
+			if err != nil {
+				return err
+			}
+			c.user, c.old, c.event = *e.StateKey, e.Membership(), e
+		}
+		if new != 0 {
+			e, err := t.event(new)
+			if err != nil {
+				return err
+			}
+			c.user, c.new, c.event = *e.StateKey, e.Membership(), e
+		}
+		t.members = append(t.members, c)
+		return nil
+	})
+}
+
+// redactReceived applies a redaction that was received to its target, or those that waited for this event to it.
+func (t *Turn) redactReceived(e *Event) error {
+	if target := e.Redacts(); e.Type == "m.room.redaction" && target != "" {
+		found, err := t.find(target)
+		if err != nil {
+			return err
+		}
+		if found != nil {
+			return t.redactIfAllowed(e, found)
+		}
+		t.unit.Add(redactionsTable, t.room.NID, eventKey(target), e.NID)
+	}
+	var waiting []int64
+	err := t.s.db.Read(t.ctx, func(tx *storage.Tx) error {
+		waiting = nil
+		rows := tx.Query(`SELECT redaction FROM redactions WHERE room = $1 AND target = $2 ORDER BY redaction`, t.room.NID, eventKey(e.ID))
+		var nid int64
+		for rows.Next() {
+			rows.Scan(&nid)
+			waiting = append(waiting, nid)
+		}
+		return rows.Close()
+	})
+	if err != nil {
+		return fmt.Errorf("redactions of %s: %w", e.ID, err)
+	}
+	for _, nid := range waiting {
+		by, err := t.event(nid)
+		if err != nil {
+			return err
+		}
+		if err := t.redactIfAllowed(by, e); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// redactIfAllowed applies a redaction if its sender had the right to it when it was sent.
+func (t *Turn) redactIfAllowed(by, target *Event) error {
+	if target.Type == "m.room.create" || target.RoomNID != by.RoomNID {
+		return nil
+	}
+	levels, err := t.s.levels(authState{t, by.StateBefore})
+	if err != nil {
+		return err
+	}
+	if authrules.CanRedact(by.Event, target.Event, levels) {
+		t.redacts = append(t.redacts, redaction{target, by})
+	}
+	return nil
+}
