@@ -29,6 +29,12 @@ func TestAppendPositionsAndOrder(t *testing.T) {
 				t.Errorf("Head %d advanced before subscribers saw it", db.Head())
 			}
 		})
+		db.Watch(func(batch []storage.Notice, head int64) {
+			say("watch %d", len(batch))
+			if db.Head() != head {
+				t.Errorf("watcher sees head %d, told %d", db.Head(), head)
+			}
+		})
 		u := &storage.Unit{Positions: 2}
 		u.Add(events, 1, 7, storage.Pos(1), "$a", []byte(`{}`))
 		u.Add(events, 2, 7, storage.Pos(2), "$b", nil)
@@ -43,7 +49,7 @@ func TestAppendPositionsAndOrder(t *testing.T) {
 		if db.Head() != base+2 {
 			t.Errorf("head %d, base %d", db.Head(), base)
 		}
-		want := []string{"apply 0", "notice 1 7", "notice 2 7", "done 0"}
+		want := []string{"apply 0", "notice 1 7", "notice 2 7", "watch 2", "done 0"}
 		if !slices.Equal(trace, want) {
 			t.Errorf("order %q, want %q", trace, want)
 		}

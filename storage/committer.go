@@ -5,6 +5,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/sirupsen/logrus"
 )
 
 const (
@@ -13,6 +15,8 @@ const (
 	batchBytes = 8 << 20
 	// queueBytes bounds the memory of units waiting for the committer.
 	queueBytes = 64 << 20
+	// slowFlush is worth a line in the log.
+	slowFlush = 2 * time.Second
 )
 
 // committer owns the one queue of writes, the goroutine that flushes it, and the goroutine that
@@ -20,7 +24,9 @@ const (
 type committer struct {
 	db          *DB
 	limit       int
+	log         logrus.FieldLogger
 	subscribers []func(batch []Notice, head int64)
+	watchers    []func(batch []Notice, head int64)
 
 	mu      sync.Mutex
 	space   sync.Cond // room in the queue, or closing; guards nothing beyond mu
@@ -37,9 +43,9 @@ type committer struct {
 	notices    []Notice     // scratch of publish
 }
 
-func newCommitter(db *DB, limit int) *committer {
+func newCommitter(db *DB, opt Options) *committer {
 	c := &committer{
-		db: db, limit: limit,
+		db: db, limit: opt.QueueUnits, log: opt.Log,
 		wake:    make(chan struct{}, 1),
 		ended:   make(chan struct{}),
 		flushed: make(chan []*Unit, 1),
@@ -184,13 +190,23 @@ func (c *committer) run() {
 		}
 		batch = c.startable(batch)
 		if len(batch) > 0 {
-			c.db.engine.flush(batch)
+			c.flush(batch)
 			for _, u := range batch {
 				u.After = nil // decided; a chain of units must not keep all of them in memory
 			}
 			c.handOver(batch, more)
 		}
 		c.db.engine.maintain(false)
+	}
+}
+
+// flush commits a batch, and tells the log if everybody had to wait long for it: one of its units runs too long, or
+// the disk or the server is in trouble.
+func (c *committer) flush(batch []*Unit) {
+	start := time.Now()
+	c.db.engine.flush(batch)
+	if took := time.Since(start); took > slowFlush {
+		c.log.WithFields(logrus.Fields{"units": len(batch), "took": took.Round(time.Millisecond).String()}).Warn("storage: slow flush")
 	}
 }
 
@@ -254,9 +270,14 @@ func (c *committer) publish(batch []*Unit) {
 		for _, fn := range c.subscribers {
 			fn(c.notices, head)
 		}
-		clear(c.notices)
 	}
 	c.db.head.Store(head)
+	if len(c.notices) > 0 {
+		for _, fn := range c.watchers {
+			fn(c.notices, head)
+		}
+		clear(c.notices)
+	}
 	for _, u := range batch {
 		u.finish(u.err)
 	}

@@ -33,9 +33,9 @@
 // # Publication
 //
 // After the flush, in position order: [Unit.Apply] of each unit, then the subscribers with
-// the batch's notices, then [DB.Head] advances, and only then the writers are answered. So a
-// client that was answered finds its own write, and everything at or below Head has been seen
-// by every subscriber.
+// the batch's notices, then [DB.Head] advances, then the watchers wake who waits, and only then
+// the writers are answered. So a client that was answered finds its own write, everything at or
+// below Head has been seen by every subscriber, and who is woken finds Head where it should be.
 //
 // # Reading
 //

@@ -93,6 +93,7 @@ func (w *pgWriter) commit(units []*Unit, fenced bool) error {
 			return nil
 		}
 		if w.conn.bad {
+			w.p.opt.Log.WithError(err).Warn("storage: connection to PostgreSQL lost while committing; asking what became of it")
 			done, base, settleErr := w.settle()
 			if settleErr != nil {
 				return errors.Join(settleErr, err)

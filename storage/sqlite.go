@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -44,6 +46,10 @@ func openLite(path string, opt Options) (*lite, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := createPrivate(path); err != nil {
+		lock.Close()
+		return nil, err
+	}
 	s := &lite{path: path, opt: opt, lock: lock, slots: make(chan struct{}, opt.Readers)}
 	s.writer, err = openLiteConn(path, sqlite3.OPEN_READWRITE|sqlite3.OPEN_CREATE, opt.ReadTimeout)
 	if err == nil {
@@ -66,6 +72,28 @@ func openLite(path string, opt Options) (*lite, error) {
 		return nil
 	})
 	return s, nil
+}
+
+// createPrivate creates the database file if need be, for its owner alone. SQLite gives the WAL the same mode.
+func createPrivate(path string) error {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	return f.Close()
+}
+
+// syncFolder makes the names of the database and its WAL as durable as their content.
+func (s *lite) syncFolder() error {
+	if runtime.GOOS == "windows" {
+		return nil // folders cannot be synced there
+	}
+	d, err := os.Open(filepath.Dir(s.path))
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
 }
 
 func (s *lite) openReader() (*liteConn, error) {
@@ -136,6 +164,26 @@ func (s *lite) release(c *liteConn) {
 	<-s.slots
 }
 
+const (
+	keepReaders = 2
+	readerIdle  = 30 * time.Second
+)
+
+// trim closes readers that a burst opened and nobody has used for a while, for their caches' sake.
+func (s *lite) trim() {
+	s.mu.Lock()
+	n := 0
+	for n < len(s.free)-keepReaders && time.Since(s.free[n].watch.since) > readerIdle {
+		n++
+	}
+	idle := append([]*liteConn(nil), s.free[:n]...)
+	s.free = slices.Delete(s.free, 0, n) // the least recently used come first
+	s.mu.Unlock()
+	for _, c := range idle {
+		c.close()
+	}
+}
+
 func (s *lite) beginRead(ctx context.Context) (*Tx, error) {
 	c, err := s.acquire(ctx)
 	if err != nil {
@@ -190,6 +238,9 @@ func (s *lite) load(context.Context) (head, generation int64, err error) {
 	_, err = tx.Exec(`INSERT INTO log_head (id, head, generation) VALUES (1, 0, $1) ON CONFLICT DO NOTHING`, candidate)
 	if err == nil {
 		_, err = tx.Get(`SELECT head, generation FROM log_head WHERE id = 1`, nil, &head, &generation)
+	}
+	if err == nil {
+		err = s.syncFolder() // the WAL exists now
 	}
 	s.head = head
 	return head, generation, err

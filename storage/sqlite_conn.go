@@ -6,7 +6,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/url"
+	"path/filepath"
 	"reflect"
+	"strings"
 	"sync/atomic"
 	"time"
 	"unsafe"
@@ -39,7 +42,13 @@ type liteStmt struct {
 }
 
 func openLiteConn(path string, flags sqlite3.OpenFlag, timeout time.Duration) (*liteConn, error) {
-	c, err := sqlite3.OpenFlags(path, flags)
+	// modeof gives the WAL the database's file mode. SQLite knows no "+" for a space.
+	slashed := filepath.ToSlash(path)
+	if !strings.HasPrefix(slashed, "/") {
+		slashed = "/" + slashed // C:/… on Windows
+	}
+	uri := url.URL{Scheme: "file", OmitHost: true, Path: slashed, RawQuery: "modeof=" + strings.ReplaceAll(url.QueryEscape(path), "+", "%20")}
+	c, err := sqlite3.OpenFlags(uri.String(), flags|sqlite3.OPEN_URI)
 	if err != nil {
 		return nil, err
 	}
@@ -66,18 +75,18 @@ func (c *liteConn) pragmas(list ...string) error {
 // asks Err before each step and every thousand instructions within one, so it costs a counter and no
 // goroutine. It is a context.Context because the driver wants one.
 type watch struct {
-	limit    time.Duration
-	deadline time.Time // zero: not armed
-	ctx      context.Context
-	stop     *atomic.Bool // the WAL is too long: end now; nil for the writer
-	calls    uint32
+	limit time.Duration
+	since time.Time       // when it was last armed
+	ctx   context.Context // nil: not armed
+	stop  *atomic.Bool    // the WAL is too long: end now; nil for the writer
+	calls uint32
 }
 
 func (w *watch) arm(ctx context.Context) {
-	w.ctx, w.deadline, w.calls = ctx, time.Now().Add(w.limit), 0
+	w.ctx, w.since, w.calls = ctx, time.Now(), 0
 }
 
-func (w *watch) disarm() { w.ctx, w.deadline = nil, time.Time{} }
+func (w *watch) disarm() { w.ctx = nil }
 
 // Err is asked by the driver whether to interrupt.
 func (w *watch) Err() error {
@@ -87,14 +96,14 @@ func (w *watch) Err() error {
 	if w.calls++; w.calls%32 != 0 {
 		return nil
 	}
-	if time.Now().After(w.deadline) || w.stop != nil && w.stop.Load() {
+	if time.Since(w.since) > w.limit || w.stop != nil && w.stop.Load() {
 		return context.DeadlineExceeded
 	}
 	return w.ctx.Err()
 }
 
 // Deadline, Done and Value complete context.Context; the driver does not use them.
-func (w *watch) Deadline() (time.Time, bool) { return w.deadline, false }
+func (w *watch) Deadline() (deadline time.Time, ok bool) { return time.Time{}, false }
 
 // Done returns nil: nobody can wait for a watch.
 func (w *watch) Done() <-chan struct{} { return nil }

@@ -179,5 +179,6 @@ func fatal(err error) bool {
 func (s *lite) stop(err error) bool {
 	s.rollback()
 	s.broken = fmt.Errorf("%w: %w", ErrBroken, err)
+	s.opt.Log.WithError(err).WithField("path", s.path).Error("storage: writing stopped; free the disk or replace it, then restart")
 	return false
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"testing"
 	"testing/fstest"
@@ -79,6 +80,23 @@ func TestDiskFullStopsWriting(t *testing.T) {
 	db = openBlobs(t, path)
 	if err := putBlob(db, 4, []byte("again")); err != nil || count(db) != 2 {
 		t.Errorf("after a restart: %v, %d rows", err, count(db))
+	}
+}
+
+func TestFilesArePrivate(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		return // no file modes there
+	}
+	path := filepath.Join(t.TempDir(), "with space, % and ?#.db")
+	db := openBlobs(t, path)
+	if err := putBlob(db, 1, nil); err != nil {
+		t.Fatal(err)
+	}
+	for _, suffix := range []string{"", "-wal", ".lock"} {
+		info, err := os.Stat(path + suffix)
+		if err != nil || info.Mode().Perm() != 0o600 {
+			t.Errorf("%q: %v, err %v", suffix, info.Mode(), err)
+		}
 	}
 }
 

@@ -49,6 +49,9 @@ func (s *lite) quietDelay() time.Duration {
 
 // maintain keeps the WAL short. quiet says that nothing was written for a while.
 func (s *lite) maintain(quiet bool) {
+	if quiet {
+		s.trim()
+	}
 	if s.broken != nil || s.wal.pages-s.wal.tried < walPassive && !quiet {
 		return
 	}

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
+
+	"github.com/sirupsen/logrus"
 )
 
 // Dialect names the database engine behind a DB.
@@ -50,7 +52,8 @@ var (
 
 // Options say which database to open and how much it may use. Zero values take defaults.
 type Options struct {
-	// URL is "sqlite:///abs/path.db", a plain file path, or "postgres://…".
+	// URL is "sqlite:///abs/path.db", a plain file path, or "postgres://…", which must lead to PostgreSQL
+	// itself or to a pooler that keeps sessions.
 	URL string
 	// Readers bounds concurrent read transactions (default 2×GOMAXPROCS, at least 4 and at most 16,
 	// on SQLite; twice that on PostgreSQL, where a reader mostly waits). Connections open on demand.
@@ -61,6 +64,9 @@ type Options struct {
 	// ReadTimeout is how long a Read (or the SQL of one Write) may run before it is interrupted
 	// (default 30 s).
 	ReadTimeout time.Duration
+	// Log gets what an operator should know: that writing stopped, that the server was lost, that a flush
+	// took long (default: the standard logger).
+	Log logrus.FieldLogger
 	// QueueUnits bounds the units waiting for the committer (default 4096). Beyond it, writers block.
 	QueueUnits int
 }
@@ -80,6 +86,9 @@ func (o *Options) setDefaults(d Dialect) {
 	}
 	if o.ReadTimeout <= 0 {
 		o.ReadTimeout = 30 * time.Second
+	}
+	if o.Log == nil {
+		o.Log = logrus.StandardLogger()
 	}
 	if o.QueueUnits <= 0 {
 		o.QueueUnits = 4096
@@ -154,7 +163,7 @@ func (db *DB) start(ctx context.Context, opt Options, schemas []Schema) error {
 	}
 	db.generation = generation
 	db.head.Store(head)
-	db.committer = newCommitter(db, opt.QueueUnits)
+	db.committer = newCommitter(db, opt)
 	return nil
 }
 
@@ -229,7 +238,8 @@ func (db *DB) Get(ctx context.Context, sql string, args []any, dest ...any) (fou
 }
 
 // Write runs fn as one all-or-nothing unit and returns once it is on disk and published. fn may run
-// more than once. If ctx ends before fn started, fn is dropped and the context's error returned; once
+// more than once. It must touch nothing but tx and its own results, and must not call Read, Write or
+// IDs.Next: the committer, which runs it, would wait for itself. If ctx ends before fn started, fn is dropped and the context's error returned; once
 // it started it completes, whether or not anyone still waits for the answer.
 func (db *DB) Write(ctx context.Context, fn func(tx *Tx) error) error {
 	return db.committer.write(ctx, fn)
@@ -241,11 +251,19 @@ func (db *DB) Append(u *Unit) {
 	db.committer.append(u)
 }
 
-// Subscribe registers fn to be called with the notices of every batch, in position order, before the
-// writers of the batch are answered and before Head advances to head. It must be called before the
-// first write. fn runs on the publisher's goroutine: it must be quick and must not write or wait.
+// Subscribe registers fn to be called with the notices of every batch, in position order, before Head
+// advances to head and before the writers of the batch are answered: the place to bring caches and
+// indexes up to date. It must be called before the first write. fn runs on the publisher's goroutine: it must be
+// quick and must not write or wait, and it must not wake anybody who then looks at Head; for that there is
+// Watch.
 func (db *DB) Subscribe(fn func(batch []Notice, head int64)) {
 	db.committer.subscribers = append(db.committer.subscribers, fn)
+}
+
+// Watch registers fn to be called like a subscriber's, but after all subscribers and after Head has advanced
+// to head: the place to wake who waits for something new. The writers of the batch are answered after it.
+func (db *DB) Watch(fn func(batch []Notice, head int64)) {
+	db.committer.watchers = append(db.committer.watchers, fn)
 }
 
 // Close refuses new work, flushes what is queued, and closes the database. If ctx ends first, it

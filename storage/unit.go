@@ -150,10 +150,10 @@ type Unit struct {
 	After *Unit
 	// Apply, if set, runs after the unit is on disk and before any notice of its batch is published,
 	// in position order. base is the position before the unit's first (0 if it has none). It must be
-	// quick and must not wait.
+	// quick, must not wait, and must not write (Append waits when the queue is full).
 	Apply func(base int64)
 	// Done, if set, runs once with the outcome: after the subscribers have seen the notices, or with
-	// the error. It must be quick and must not wait, and may be called from within Append.
+	// the error. It must be quick, must not wait and must not write, and may be called from within Append.
 	Done func(base int64, err error)
 
 	steps      []step

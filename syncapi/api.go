@@ -44,6 +44,7 @@ func New(db *storage.DB, rooms *roomserver.Server) (*API, error) {
 		released: make(chan struct{}),
 	}
 	db.Subscribe(a.tracker.committed)
+	db.Watch(a.tracker.published)
 	return a, nil
 }
 

@@ -32,17 +32,28 @@ func newTracker(rooms *roomserver.Server, head int64) *tracker {
 	}
 }
 
-// committed takes note of a batch and wakes whom it concerns. It is called in commit order.
+// committed takes note of a batch. It is called in commit order.
 func (t *tracker) committed(batch []storage.Notice, _ int64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	var last int64
 	for _, n := range batch {
 		if n.Room != 0 {
 			t.roomPos[n.Room] = n.Pos
 		}
 		if n.User != "" {
 			t.userPos[n.User] = n.Pos
+		}
+	}
+}
+
+// published wakes those whom a batch concerns. It comes after the log's head has advanced: who is woken earlier would
+// look, find nothing, and wait again.
+func (t *tracker) published(batch []storage.Notice, _ int64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var last int64
+	for _, n := range batch {
+		if n.User != "" {
 			t.wakeLocked(n.User)
 		}
 		// Account data, push rules and forgetting concern one user and not the room's members.
