@@ -203,9 +203,10 @@ func (d *difference) coveredFromAbove(ctx context.Context, n *node) (bool, error
 // in ascending order.
 func (x *Index) scan(ctx context.Context, after int64, fn func(*node) error) error {
 	for after < x.low {
-		page := make([]*node, 0, x.pageSize)
+		limit := int(min(int64(x.pageSize), x.low-after))
+		page := make([]*node, 0, limit)
 		var bad error
-		err := x.loader.RowsAfter(ctx, x.room, after, x.pageSize, func(nid int64, row []byte) {
+		err := x.loader.RowsAfter(ctx, x.room, after, limit, func(nid int64, row []byte) {
 			n, err := decodeRow(nid, row)
 			if err != nil {
 				bad = err

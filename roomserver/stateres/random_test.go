@@ -295,3 +295,18 @@ func TestOneState(t *testing.T) {
 		t.Error("no states are resolved")
 	}
 }
+
+func FuzzResolve(f *testing.F) {
+	f.Add(uint64(1), uint64(2), uint8(9))
+	f.Add(uint64(3), uint64(4), uint8(11))
+	f.Add(uint64(5), uint64(6), uint8(0))
+	f.Fuzz(func(t *testing.T, a, b uint64, version uint8) {
+		h := newHistory(t, lookup(t, 1+int(version)%12), rand.New(rand.NewPCG(a, b)))
+		for range 40 {
+			h.step()
+		}
+		for range 10 {
+			compareWithOracle(t, h, []snapshot.Ref{h.claimedState(), h.claimedState(), h.claimedState()})
+		}
+	})
+}

@@ -8,7 +8,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"testing"
 
@@ -96,7 +95,8 @@ type server struct {
 
 	packs map[int64][]byte
 	rows  map[int64]authchain.Row
-	calls int // of the Events getter, for what was not asked before
+	order []int64 // nids of rows, in ascending order of the rows
+	asked int     // rows and events read
 }
 
 const room = 1
@@ -115,6 +115,7 @@ func newServer(t testing.TB, v *pdu.Version) *server {
 
 func (s *server) LoadPacks(_ context.Context, _ int64, ids []int64, put func(int64, []byte)) error {
 	for _, id := range ids {
+		s.asked++
 		put(id, s.packs[id])
 	}
 	return nil
@@ -123,6 +124,7 @@ func (s *server) LoadPacks(_ context.Context, _ int64, ids []int64, put func(int
 func (s *server) LoadRows(_ context.Context, _ int64, nids []int64, put func(int64, []byte)) error {
 	for _, nid := range nids {
 		if r, ok := s.rows[nid]; ok {
+			s.asked++
 			put(nid, r.Data)
 		}
 	}
@@ -130,26 +132,24 @@ func (s *server) LoadRows(_ context.Context, _ int64, nids []int64, put func(int
 }
 
 func (s *server) RowsAfter(_ context.Context, _, after int64, limit int, put func(int64, []byte)) error {
-	nids := slices.SortedFunc(maps.Keys(s.rows), func(a, b int64) int { return cmp.Compare(s.rows[a].Order, s.rows[b].Order) })
-	for _, nid := range nids {
-		if limit > 0 && s.rows[nid].Order > after {
-			put(nid, s.rows[nid].Data)
-			limit--
-		}
+	from, _ := slices.BinarySearchFunc(s.order, after+1, func(nid, order int64) int { return cmp.Compare(s.rows[nid].Order, order) })
+	for _, nid := range s.order[from:min(len(s.order), from+limit)] {
+		s.asked++
+		put(nid, s.rows[nid].Data)
 	}
 	return nil
 }
 
 func (s *server) LastOrder(context.Context, int64) (last int64, err error) {
-	for _, r := range s.rows {
-		last = max(last, r.Order)
+	if len(s.order) > 0 {
+		last = s.rows[s.order[len(s.order)-1]].Order
 	}
 	return last, nil
 }
 
 // Events implements Events.
 func (s *server) Events(_ context.Context, nids []int64) ([]Event, error) {
-	s.calls += len(nids)
+	s.asked += len(nids)
 	out := make([]Event, len(nids))
 	for i, nid := range nids {
 		r := s.byNID[nid]
@@ -256,6 +256,7 @@ func (s *server) add(ev *pdu.Event) *record {
 			s.t.Fatal(err)
 		}
 		s.rows[r.nid] = row
+		s.order = append(s.order, r.nid)
 		s.auth.Durable(r.nid)
 	}
 	return r
