@@ -133,6 +133,7 @@ func (t *Turn) apply(base int64) {
 		s.states.Durable(r.NID, p)
 	}
 	head := *t.head
+	head.Pos = r.durable.Load().Pos
 	if t.placed > 0 {
 		head.Pos = base + int64(t.placed)
 	}
