@@ -92,6 +92,7 @@ func (d *differ) push(p pair) {
 func (d *differ) run(ctx context.Context) error {
 	var batch []pair
 	var refs []Ref
+	rows := map[int64][]byte{}
 	for len(d.pending) > 0 {
 		rest := max(0, len(d.pending)-batchSize)
 		batch = append(batch[:0], d.pending[rest:]...)
@@ -100,8 +101,8 @@ func (d *differ) run(ctx context.Context) error {
 		for _, p := range batch {
 			refs = append(refs, p.a.ref, p.b.ref)
 		}
-		rows, err := d.tree.store.fetch(ctx, d.tree.room, refs)
-		if err != nil {
+		clear(rows)
+		if err := d.tree.store.fetch(ctx, d.tree.room, refs, rows); err != nil {
 			return err
 		}
 		for i := range batch {

@@ -477,7 +477,7 @@ func TestCorruptRows(t *testing.T) {
 	store := NewStore(disk, 1<<30)
 	root, _ := disk.save(t, store, 1, 5000, members(store, 0, 300, 5000))
 	rng := rand.New(rand.NewPCG(1, 2))
-	for range 3000 {
+	for range 800 {
 		bad := newDisk()
 		for k, v := range disk.rows {
 			v = bytes.Clone(v)

@@ -119,10 +119,9 @@ func (s *Store) load(ctx context.Context, room int64, ids []int64, put func(id i
 	return nil
 }
 
-// fetch returns the rows that hold refs; what is not in memory is loaded at once.
-// refs are at most batchSize; a ref of 0 is skipped.
-func (s *Store) fetch(ctx context.Context, room int64, refs []Ref) (map[int64][]byte, error) {
-	rows := make(map[int64][]byte, len(refs))
+// fetch puts the rows that hold refs into rows; what is not in memory is loaded at
+// once. A ref of 0 is skipped.
+func (s *Store) fetch(ctx context.Context, room int64, refs []Ref, rows map[int64][]byte) error {
 	var missing []int64
 	for _, r := range refs {
 		id := r.row()
@@ -139,10 +138,10 @@ func (s *Store) fetch(ctx context.Context, room int64, refs []Ref) (map[int64][]
 	slices.Sort(missing)
 	for chunk := range slices.Chunk(missing, rowNodes) {
 		if err := s.load(ctx, room, chunk, func(id int64, data []byte) { rows[id] = data }); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	return rows, nil
+	return nil
 }
 
 type rowKey struct{ room, id int64 }
