@@ -113,6 +113,11 @@ func withReason(reason string) map[string]any {
 
 // leave: client-server API v1.19, POST /rooms/{roomId}/leave.
 func (a *API) leave(ctx context.Context, by *httpapi.Caller, in *joinRequest) (*httpapi.Empty, error) {
+	if _, err := a.rooms.Room(ctx, in.RoomID); isUnknown(err) {
+		if ok, err := a.rooms.LeaveOutside(ctx, by.UserID, in.RoomID); ok || err != nil {
+			return nil, err
+		}
+	}
 	return nil, a.change(ctx, roomserver.MembershipChange{
 		RoomID: in.RoomID, Sender: by.UserID, Target: by.UserID, Membership: roomserver.Leave, Content: withReason(in.Reason),
 		From: []string{roomserver.Join, roomserver.Invite, roomserver.Knock},

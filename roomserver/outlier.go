@@ -105,6 +105,9 @@ func (t *Turn) enter(entry Entry) (*Event, error) {
 	if err != nil {
 		return nil, err
 	}
+	if e.IsState() { // what the user had from outside has become the membership
+		t.unit.Exec(`DELETE FROM outside_memberships WHERE user_id = $1 AND room_id = $2`, *e.StateKey, t.room.ID)
+	}
 	t.head = &Head{}
 	if _, err = t.admitFirst(e); err != nil {
 		return nil, err

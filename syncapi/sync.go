@@ -2,6 +2,7 @@ package syncapi
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/myelin-im/myelin/accounts"
@@ -133,10 +134,10 @@ func (l *look) rooms(ctx context.Context, out []byte) ([]byte, error) {
 		l.changed = l.api.tracker.changedRooms(rooms, l.since.Pos, l.data, l.changed[:0])
 		rooms = l.changed
 	}
-	if len(rooms) == 0 {
-		return out, nil
-	}
 	var s sections
+	if err := l.outside(ctx, &s); err != nil {
+		return nil, err
+	}
 	for _, r := range rooms {
 		if !l.filter.Room.Allows(r.RoomID) {
 			continue
@@ -296,21 +297,35 @@ func (l *look) stripped(ctx context.Context, s *sections, room *roomserver.Room,
 	return nil
 }
 
-// left adds a room that the user has left since, with the timeline up to the leave.
+// left adds a room that the user has left since, with the timeline up to the leave. Of what happened after their stay
+// in the room, only their own membership is theirs to see.
 func (l *look) left(ctx context.Context, s *sections, room *roomserver.Room, r roomserver.UserRoom, m membership) error {
 	if m.event == nil || r.Forgotten || m.since <= l.since.Pos {
 		return nil
 	}
-	part := roomPart{look: l, room: room, from: l.since.Pos, to: m.since}
-	if l.initial() || m.before != roomserver.Join {
-		// The client does not know the room: it may see what the user saw last.
-		part.fresh = true
-	}
-	if err := part.read(ctx); err != nil {
+	end, err := l.api.endOfStay(ctx, room, m.event)
+	if err != nil {
 		return err
 	}
+	part := roomPart{look: l, room: room, from: l.since.Pos, to: m.since}
+	if end != nil && end.Anchor > l.since.Pos {
+		// A client that does not know the room may see what the user saw last.
+		part.to, part.fresh = end.Anchor, l.initial() || m.before != roomserver.Join
+		if err := part.read(ctx); err != nil {
+			return err
+		}
+		if end != m.event {
+			part.timeline = append(slices.Clip(part.timeline), m.event)
+		}
+	} else {
+		part.timeline, part.prev = []*roomserver.Event{m.event}, m.event.Token()
+		if part.viewer, err = l.api.rooms.Viewer(ctx, room, l.user, m.since); err != nil {
+			return err
+		}
+	}
+	part.timeline = keep(part.timeline, func(e *roomserver.Event) bool { return matches(&l.filter.Room.Timeline, e) })
 	b := append(s.begin(sectionLeave, room.ID), '{')
-	b, err := part.appendTimelineAndState(ctx, b)
+	b, err = part.appendTimelineAndState(ctx, b)
 	if err != nil {
 		return err
 	}

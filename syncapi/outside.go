@@ -1,0 +1,53 @@
+package syncapi
+
+import (
+	"context"
+
+	"github.com/myelin-im/myelin/roomserver"
+)
+
+// outside adds the user's invites and knocks in rooms that this server is not in, and how they ended.
+func (l *look) outside(ctx context.Context, s *sections) error {
+	if !l.initial() && !l.api.tracker.userChanged(l.user, l.since.Pos) {
+		return nil
+	}
+	records, err := l.api.rooms.OutsideOf(ctx, l.user)
+	if err != nil {
+		return err
+	}
+	for _, o := range records {
+		if o.Pos <= l.since.Pos || o.Pos > l.upTo || o.Forgotten || !l.filter.Room.Allows(o.RoomID) {
+			continue
+		}
+		if err := l.outsideRoom(ctx, s, o); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (l *look) outsideRoom(ctx context.Context, s *sections, o roomserver.Outside) error {
+	section, member := sectionInvite, "invite_state"
+	switch o.Membership {
+	case roomserver.Invite:
+		ignored, err := l.ignored(ctx)
+		if err != nil || ignored[o.Event.Sender] {
+			return err
+		}
+	case roomserver.Knock:
+		section, member = sectionKnock, "knock_state"
+	default:
+		if !l.initial() {
+			s[sectionLeave] = append(s.begin(sectionLeave, o.RoomID),
+				`{"timeline":{"events":[],"limited":false,"prev_batch":"p0"},"state":{"events":[]}}`...)
+		}
+		return nil
+	}
+	b := append(append(s.begin(section, o.RoomID), `{"`...), member...)
+	b = append(b, `":{"events":[`...)
+	if state := o.Stripped[1 : len(o.Stripped)-1]; len(state) > 0 {
+		b = append(append(b, state...), ',')
+	}
+	s[section] = append(o.Event.AppendStripped(b), "]}}"...)
+	return nil
+}
