@@ -2,6 +2,7 @@ package snapshot
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/hex"
 	"errors"
@@ -9,6 +10,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"slices"
+	"sync"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -126,7 +128,8 @@ func checkState(t *rapid.T, tree Tree, want map[stateKey]int64, keys []stateKey)
 	if !maps.Equal(got, all) {
 		t.Fatalf("walk = %v, want %v", got, all)
 	}
-	for _, k := range keys {
+	for _, k := range slices.CompactFunc(slices.SortedFunc(slices.Values(keys), func(a, b stateKey) int { return cmp.Compare(a.typ, b.typ) }),
+		func(a, b stateKey) bool { return a.typ == b.typ }) {
 		of := map[int64]int{}
 		if err := tree.WalkType(ctx, k.typ, func(nid int64) error { of[nid]++; return nil }); err != nil {
 			t.Fatalf("walk %s: %v", k.typ, err)
@@ -535,4 +538,61 @@ func TestWalkLoadsBatches(t *testing.T) {
 	if disk.calls > 30 {
 		t.Errorf("%d calls of the loader for 2,000 changes", disk.calls)
 	}
+}
+
+// Readers of older states go on while a writer adds new ones, in a cache that is too small.
+func TestConcurrentReaders(t *testing.T) {
+	const n = 300
+	disk := &lockedDisk{rowsOnDisk: newDisk()}
+	store := NewStore(disk, 20_000)
+	roots := make(chan Ref, n)
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			for root := range roots {
+				tree, walked := store.At(1, testSeed, root), 0
+				if nid, err := tree.Get(t.Context(), "m.room.member", member(0)); err != nil || nid != 1 {
+					t.Errorf("get: %d, %v", nid, err)
+				}
+				if err := tree.Walk(t.Context(), func(int64) error { walked++; return nil }); err != nil || walked == 0 {
+					t.Errorf("walk: %d, %v", walked, err)
+				}
+			}
+		})
+	}
+	root := Ref(0)
+	for i := range n {
+		pack := int64(i + 1)
+		e := store.At(1, testSeed, root).Edit(pack)
+		e.Set("m.room.member", member(i), pack)
+		var rows []Row
+		var err error
+		if root, rows, err = e.Commit(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		roots <- root // before it is stored
+		disk.put(rows)
+		store.Durable(1, pack)
+	}
+	close(roots)
+	wg.Wait()
+}
+
+type lockedDisk struct {
+	*rowsOnDisk
+	mu sync.Mutex
+}
+
+func (d *lockedDisk) put(rows []Row) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, r := range rows {
+		d.rows[rowKey{1, r.ID}] = r.Data
+	}
+}
+
+func (d *lockedDisk) LoadPacks(ctx context.Context, room int64, ids []int64, put func(int64, []byte)) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.rowsOnDisk.LoadPacks(ctx, room, ids, put)
 }
