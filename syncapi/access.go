@@ -1,8 +1,10 @@
 package syncapi
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"slices"
 
 	"github.com/myelin-im/myelin/internal/httpapi"
 	"github.com/myelin-im/myelin/internal/mxerr"
@@ -53,19 +55,52 @@ func (a *API) enter(ctx context.Context, by *httpapi.Caller, roomID string) (*ac
 	if visibility == roomserver.WorldReadable {
 		return acc, nil
 	}
-	// Someone who was joined until this event sees the room as it was then.
+	// Someone who was joined once sees the room as it was at the end of that, unless they have forgotten it.
 	if e == nil || acc.membership == roomserver.Invite || acc.membership == roomserver.Knock {
 		return nil, errNoAccess
 	}
-	before, err := a.rooms.MembershipAt(ctx, room, e.StateBefore, by.UserID)
+	forgotten, err := a.forgotten(ctx, room, by.UserID)
 	if err != nil {
 		return nil, err
 	}
-	if before != roomserver.Join {
+	end, err := a.endOfStay(ctx, room, e)
+	if err != nil {
+		return nil, err
+	}
+	if forgotten || end == nil {
 		return nil, errNoAccess
 	}
-	acc.upTo, acc.root = e.Anchor, e.StateAfter
+	acc.upTo, acc.root = end.Anchor, end.StateAfter
 	return acc, nil
+}
+
+// forgotten tells whether the user has left and forgotten a room.
+func (a *API) forgotten(ctx context.Context, room *roomserver.Room, user string) (bool, error) {
+	rooms, err := a.rooms.UserRooms(ctx, user)
+	if err != nil {
+		return false, err
+	}
+	i, found := slices.BinarySearchFunc(rooms, room.NID, func(r roomserver.UserRoom, nid int64) int { return cmp.Compare(r.NID, nid) })
+	return found && rooms[i].Forgotten, nil
+}
+
+// maxMembershipWalk bounds how many membership events of one user endOfStay looks through.
+const maxMembershipWalk = 100
+
+// endOfStay goes back from a membership event of someone who is not joined to the one that ended their last stay in the
+// room: a ban may follow a leave, which is what they may have seen last. It returns nil for someone who never joined.
+func (a *API) endOfStay(ctx context.Context, room *roomserver.Room, e *roomserver.Event) (*roomserver.Event, error) {
+	for range maxMembershipWalk {
+		before, err := a.rooms.StateEvent(ctx, room, e.StateBefore, e.Type, *e.StateKey)
+		if err != nil || before == nil {
+			return nil, err
+		}
+		if before.Membership() == roomserver.Join {
+			return e, nil
+		}
+		e = before
+	}
+	return nil, nil
 }
 
 // reader is how an answer outside /sync renders events for a caller.
