@@ -73,6 +73,15 @@ func (a *API) putState(ctx context.Context, by *httpapi.Caller, in *putStateRequ
 }
 
 func (a *API) checkCanonicalAlias(ctx context.Context, in *putStateRequest) error {
+	content := gjson.ParseBytes(in.Content)
+	for _, alias := range append(content.Get("alt_aliases").Array(), content.Get("alias")) {
+		if alias.Type == gjson.Null || alias.Raw == `""` { // none
+			continue
+		}
+		if err := checkAlias(alias.Str); err != nil {
+			return err
+		}
+	}
 	room, err := a.rooms.Room(ctx, in.RoomID)
 	if isUnknown(err) {
 		return nil // Send answers

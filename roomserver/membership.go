@@ -29,8 +29,8 @@ type MembershipChange struct {
 	OriginServerTS int64
 }
 
-// SetMembership changes a membership and returns the membership event. A join of someone who is joined
-// with the same content changes nothing and returns the standing event.
+// SetMembership changes a membership and returns the membership event. A join of someone who is joined, or a leave of
+// someone who has left, changes nothing and returns the standing event: such a request repeats one whose answer got lost.
 func (s *Server) SetMembership(ctx context.Context, m MembershipChange) (*Event, error) {
 	var out *Event
 	_, err := s.Turn(ctx, m.RoomID, func(t *Turn) (err error) {
@@ -50,7 +50,7 @@ func (t *Turn) SetMembership(m MembershipChange) (*Event, error) {
 	if old != nil {
 		current = old.Membership()
 	}
-	if m.Membership == Join && current == Join && m.Sender == m.Target {
+	if old != nil && m.Sender == m.Target && m.Membership == current && (current == Join || current == Leave) {
 		return old, nil
 	}
 	if len(m.From) > 0 && !slices.Contains(m.From, current) {
