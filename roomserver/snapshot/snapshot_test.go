@@ -466,6 +466,12 @@ func TestRefuses(t *testing.T) {
 			t.Errorf("nid %d is taken", nid)
 		}
 	}
+	full := store.At(1, testSeed, 0).Edit(2)
+	full.pack.rows = make([]Row, 1<<partBits) // as after a million nodes
+	full.Set("t", "", 1)
+	if _, _, err := full.Commit(t.Context()); !errors.Is(err, ErrTooLarge) {
+		t.Errorf("a full pack: %v", err)
+	}
 	e := store.At(1, testSeed, 0).Edit(MaxPack)
 	e.Set("t", "", MaxPack)
 	root, _, err := e.Commit(t.Context())
@@ -514,7 +520,7 @@ func TestWalkStopsAtError(t *testing.T) {
 	root, _ := disk.save(t, store, 1, 5000, members(store, 0, 300, 5000))
 	stop, n := errors.New("stop"), 0
 	err := store.At(1, testSeed, root).Walk(t.Context(), func(int64) error { n++; return stop })
-	if err != stop || n != 1 {
+	if !errors.Is(err, stop) || n != 1 {
 		t.Fatalf("%v after %d calls", err, n)
 	}
 }

@@ -263,7 +263,7 @@ func (o *oracle) sortMainline(ids []string, power string) []string {
 	}
 	slices.SortFunc(ids, func(a, b string) int {
 		x, y := o.events[a], o.events[b]
-		less := false
+		var less bool
 		switch p, q := position(a), position(b); {
 		case p != q:
 			less = p > q
