@@ -12,7 +12,7 @@ const (
 	State
 	// Membership is a change of User's membership of Room (also of rooms this server is not in).
 	Membership
-	// Receipt is a receipt in Room, by User.
+	// Receipt is a receipt in Room, by User, that all members of the room see.
 	Receipt
 	// AccountData is User's account data, of Room or global if Room is 0.
 	AccountData
@@ -22,6 +22,8 @@ const (
 	DeviceList
 	// PushRules is a change of User's push rules.
 	PushRules
+	// PrivateReceipt is a receipt in Room that only User sees, who sent it.
+	PrivateReceipt
 )
 
 // Notice tells subscribers that something exists at a position; they look for themselves.
