@@ -500,3 +500,42 @@ func TestClosed(t *testing.T) {
 		closeDB(t, db) // again
 	})
 }
+
+// TestQueueBounded: when the queue is full writers wait, and go on when there is room.
+func TestQueueBounded(t *testing.T) {
+	db, err := storage.Open(t.Context(), storage.Options{URL: storagetest.URL(t, storage.SQLite), QueueUnits: 4}, testSchema)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closeDB(t, db)
+	release := hold(t, db)
+	var appended, done atomic.Int64
+	finished := make(chan struct{})
+	go func() {
+		defer close(finished)
+		for i := range 20 {
+			u := unit(func(u *storage.Unit) { u.Add(names, fmt.Sprint(i), true, nil) })
+			u.Done = func(_ int64, err error) {
+				if err == nil {
+					done.Add(1)
+				}
+			}
+			db.Append(u)
+			appended.Add(1)
+		}
+	}()
+	time.Sleep(20 * time.Millisecond)
+	if n := appended.Load(); n != 4 {
+		t.Errorf("%d units queued, want 4", n)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	if err := db.Write(ctx, func(*storage.Tx) error { return nil }); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("Write behind a full queue: %v", err)
+	}
+	release()
+	<-finished
+	if err := db.Write(t.Context(), func(*storage.Tx) error { return nil }); err != nil || done.Load() != 20 {
+		t.Errorf("err %v, %d of 20 units done", err, done.Load())
+	}
+}
