@@ -251,12 +251,25 @@ type resolvable struct{ t *Turn }
 // Events implements stateres.Events.
 func (r resolvable) Events(_ context.Context, nids []int64) ([]stateres.Event, error) {
 	out := make([]stateres.Event, len(nids))
+	var stored []int64
+	r.t.room.mu.Lock()
 	for i, nid := range nids {
-		e, err := r.t.event(nid)
-		if err != nil {
-			return nil, err
+		if e := r.t.room.pending[nid]; e != nil {
+			out[i] = stateres.Event{Event: e.Event, Rejected: e.Rejected()}
+		} else {
+			stored = append(stored, nid)
 		}
-		out[i] = stateres.Event{Event: e.Event, Rejected: e.Rejected()}
+	}
+	r.t.room.mu.Unlock()
+	events, err := r.t.s.eventsByNID(r.t.ctx, r.t.room, stored)
+	if err != nil {
+		return nil, err
+	}
+	for i := range out {
+		if out[i].Event == nil {
+			out[i] = stateres.Event{Event: events[0].Event, Rejected: events[0].Rejected()}
+			events = events[1:]
+		}
 	}
 	return out, nil
 }
