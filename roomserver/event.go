@@ -44,6 +44,7 @@ type Event struct {
 
 	flags     int64
 	redaction *Event
+	relation  *Relation     // of a redacted event: what it had
 	auth      []int64       // nids of the auth events, and
 	chain     authchain.Row // place in the index of auth chains, and
 	offset    int           // position within its unit (0: none), and
@@ -68,10 +69,11 @@ func (e *Event) Redaction() *Event { return e.redaction }
 
 // redactedBy is e as readers see it after a redaction.
 func (e *Event) redactedBy(by *Event) *Event {
+	relation := e.Relation()
 	return &Event{
 		Event: e.Redact(), NID: e.NID, RoomNID: e.RoomNID, Anchor: e.Anchor, Sub: e.Sub,
 		StateBefore: e.StateBefore, StateAfter: e.StateAfter, TxnDevice: e.TxnDevice, TxnID: e.TxnID,
-		flags: e.flags | flagRedacted, redaction: by,
+		flags: e.flags | flagRedacted, redaction: by, relation: &relation,
 	}
 }
 

@@ -177,6 +177,9 @@ func (s *Server) eventsByNID(ctx context.Context, room *Room, nids []int64) ([]*
 
 // Event returns an event of a room by its id, whatever its state (outlier, rejected, …).
 func (s *Server) Event(ctx context.Context, room *Room, id string) (*Event, error) {
+	if e := room.recent.byID(id); e != nil {
+		return e, nil
+	}
 	events, err := s.queryEvents(ctx, room, `SELECT `+eventColumns+` FROM events WHERE event_id = $1 AND room = $2`, eventKey(id), room.NID)
 	if err != nil {
 		return nil, err

@@ -511,45 +511,6 @@ func (l *lockedLog) Events(ctx context.Context, r, after, upTo int64, skipMain b
 	return l.Log.Events(ctx, r, after, upTo, skipMain, limit)
 }
 
-func TestThreadRoot(t *testing.T) {
-	events := map[string]Relation{
-		"$root":  {},
-		"$reply": {"m.thread", "$root"},
-		"$edit":  {"m.replace", "$reply"},
-		"$react": {"m.annotation", "$edit"},
-		"$far":   {"m.annotation", "$react"},
-		"$loop":  {"m.reference", "$loop"},
-		"$on":    {"m.annotation", "$root"},
-	}
-	parent := func(id string) (Relation, bool) {
-		r, ok := events[id]
-		return r, ok
-	}
-	for _, c := range []struct {
-		name string
-		of   Relation
-		want string
-	}{
-		{"no relation", Relation{}, ""},
-		{"in the thread", Relation{"m.thread", "$root"}, "$root"},
-		{"in a thread whose root is unknown", Relation{"m.thread", "$unknown"}, "$unknown"},
-		{"a reaction to the root", Relation{"m.annotation", "$root"}, ""},
-		{"one hop", Relation{"m.annotation", "$reply"}, "$root"},
-		{"two hops", Relation{"m.annotation", "$edit"}, "$root"},
-		{"three hops", Relation{"m.annotation", "$react"}, "$root"},
-		{"four hops", Relation{"m.annotation", "$far"}, ""},
-		{"a loop", Relation{"m.reference", "$loop"}, ""},
-		{"an unknown parent", Relation{"m.annotation", "$unknown"}, ""},
-		{"no event", Relation{"m.thread", ""}, ""},
-		{"no type", Relation{"", "$reply"}, ""},
-		{"a relation of the root's relation", Relation{"m.annotation", "$on"}, ""},
-	} {
-		if got := ThreadRoot(c.of, parent); got != c.want {
-			t.Errorf("%s: %q, want %q", c.name, got, c.want)
-		}
-	}
-}
-
 // BenchmarkOneMore is what a new message costs one reader who has a checkpoint.
 func BenchmarkOneMore(b *testing.B) {
 	l := newFakeLog()

@@ -14,8 +14,7 @@ type Event struct {
 	// Type and Sender are those of the event; State is whether it is a state event.
 	Type, Sender string
 	State        bool
-	// Thread is the event ID of the root of the thread it belongs to, empty for the main timeline
-	// (see ThreadRoot).
+	// Thread is the event ID of the root of the thread it belongs to, empty for the main timeline.
 	Thread string
 	// Redacted is whether the event is redacted by now.
 	Redacted bool
