@@ -54,6 +54,7 @@ func (r *Rows) Next() bool {
 	if err != nil {
 		r.err = r.tx.fail(r.sql, err)
 	}
+	r.done = !ok // stepping SQLite again would run the statement again
 	return ok
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/ncruces/go-sqlite3"
 )
@@ -13,16 +14,20 @@ import (
 // run again with a savepoint around each unit. Units with statements or functions fail as a matter
 // of course, so they are always fenced, unless they are alone.
 func (s *lite) flush(batch []*Unit) {
-	if s.broken == nil {
-		supersede(batch, &s.puts)
-		if s.attempt(batch, false) {
-			return
+	fenceRows := false
+	for s.broken == nil && len(batch) > 0 {
+		if fenceRows {
+			keepAll(batch)
+		} else {
+			supersede(batch, &s.puts)
 		}
-	}
-	if s.broken == nil {
-		keepAll(batch)
-		if s.attempt(batch, true) {
+		switch result, i := s.attempt(batch, fenceRows); result {
+		case settled:
 			return
+		case unfenced:
+			fenceRows = true
+		case vanished:
+			batch = slices.Delete(slices.Clone(batch), i, i+1)
 		}
 	}
 	for _, u := range batch {
@@ -30,37 +35,57 @@ func (s *lite) flush(batch []*Unit) {
 	}
 }
 
-// attempt runs the batch once and reports whether that settled it: committed, each unit with its
-// own outcome.
-func (s *lite) attempt(batch []*Unit, fenceRows bool) bool {
-	if err := s.writer.control("BEGIN IMMEDIATE"); err != nil {
-		return s.stop(fmt.Errorf("begin: %w", err))
+// outcome is how an attempt to commit a batch ended.
+type outcome uint8
+
+const (
+	settled  outcome = iota // committed, each unit with its own outcome
+	stopped                 // writing has stopped
+	unfenced                // rolled back: a unit without a fence failed
+	vanished                // rolled back by SQLite, because a unit was interrupted while writing; it has its error
+)
+
+// attempt runs the batch once. With vanished, it returns the index of the unit.
+func (s *lite) attempt(batch []*Unit, fenceRows bool) (outcome, int) {
+	switch err := s.writer.control("BEGIN IMMEDIATE"); {
+	case errors.Is(err, sqlite3.BUSY):
+		// Some tool of the operator's holds the file; that passes.
+		for _, u := range batch {
+			u.err = fmt.Errorf("database in use by another program: %w", err)
+		}
+		return settled, 0
+	case err != nil:
+		return s.stop(fmt.Errorf("begin: %w", err)), 0
 	}
 	head := s.head
-	for _, u := range batch {
+	for i, u := range batch {
 		u.base = 0
 		if u.Positions > 0 || u.fn != nil {
 			u.base = head
 		}
 		fence := len(batch) > 1 && (fenceRows || !u.rowsOnly())
-		u.err = s.runUnit(u, fence)
-		if u.err != nil {
-			if fatal(u.err) {
-				return s.stop(u.err)
-			}
-			if !fence {
-				s.rollback()
-				return len(batch) == 1
-			}
+		if u.err = s.runUnit(u, fence); u.err == nil {
+			head += int64(u.Positions)
 			continue
 		}
-		head += int64(u.Positions)
+		switch {
+		case fatal(u.err):
+			return s.stop(u.err), 0
+		case s.writer.c.GetAutocommit():
+			return vanished, i
+		case !fence && len(batch) == 1:
+			s.rollback()
+			return settled, 0
+		case !fence:
+			s.rollback()
+			return unfenced, 0
+		}
 	}
-	return s.commit(head)
+	return s.commit(head), 0
 }
 
 // commit ends the transaction.
-func (s *lite) commit(head int64) bool {
+func (s *lite) commit(head int64) outcome {
 	if head != s.head {
 		if _, err := s.writer.exec(`UPDATE log_head SET head = $1 WHERE id = 1`, []any{head}); err != nil {
 			return s.stop(err)
@@ -70,7 +95,7 @@ func (s *lite) commit(head int64) bool {
 		return s.stop(fmt.Errorf("commit: %w", err))
 	}
 	s.head = head
-	return true
+	return settled
 }
 
 // runUnit runs one unit; with a fence, an error leaves nothing of it behind.
@@ -85,7 +110,7 @@ func (s *lite) runUnit(u *Unit, fence bool) error {
 		}
 	}
 	err := s.runSteps(u)
-	if !fence {
+	if !fence || err != nil && c.c.GetAutocommit() {
 		return err
 	}
 	if err != nil {
@@ -175,10 +200,10 @@ func fatal(err error) bool {
 }
 
 // stop ends all writing: after a failed write or fsync nothing is known about what is on the disk.
-// It returns false for attempt.
-func (s *lite) stop(err error) bool {
+// It returns stopped.
+func (s *lite) stop(err error) outcome {
 	s.rollback()
 	s.broken = fmt.Errorf("%w: %w", ErrBroken, err)
 	s.opt.Log.WithError(err).WithField("path", s.path).Error("storage: writing stopped; free the disk or replace it, then restart")
-	return false
+	return stopped
 }

@@ -89,6 +89,15 @@ func TestWriteOutcomes(t *testing.T) {
 			_, err := tx.Exec(`DELETE FROM names WHERE name = $1`, struct{}{})
 			return err
 		}, func(err error) bool { return err != nil }, false},
+		{"read beyond the end", func(tx *storage.Tx) error {
+			rows := tx.Query(`INSERT INTO names (name, ok) VALUES ($1, TRUE) RETURNING name`, "n")
+			for rows.Next() {
+			}
+			if rows.Next() {
+				t.Error("a row after the last")
+			}
+			return rows.Close()
+		}, func(err error) bool { return err == nil }, true},
 		{"rows left open", func(tx *storage.Tx) error {
 			insert(tx, "n")
 			rows := tx.Query(`SELECT name FROM names`)
@@ -446,14 +455,34 @@ func TestTimeLimit(t *testing.T) {
 		if !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("Write: %v", err)
 		}
+		// A write that is interrupted takes the transaction with it on SQLite; its neighbours must not notice.
+		neighbours := make(chan error, 2)
+		release := hold(t, db)
+		db.Append(neighbour("left", neighbours))
+		outcome := make(chan error, 1)
+		go func() {
+			outcome <- db.Write(context.Background(), func(tx *storage.Tx) error {
+				_, err := tx.Exec(`INSERT INTO rooms (room, last, note) WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT i, 1, $1 FROM n`, "x")
+				return err
+			})
+		}()
+		time.Sleep(5 * time.Millisecond)
+		db.Append(neighbour("right", neighbours))
+		release()
+		if err := <-outcome; !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("endless INSERT: %v", err)
+		}
+		if err := errors.Join(<-neighbours, <-neighbours); err != nil {
+			t.Errorf("neighbour harmed: %v", err)
+		}
 		if took := time.Since(start); took > 5*time.Second {
 			t.Errorf("took %s", took)
 		}
 		if _, err := do(db, unit(func(u *storage.Unit) { u.Add(names, "after", true, nil) })); err != nil {
 			t.Errorf("after a time limit: %v", err)
 		}
-		if n := number(t, db, `SELECT count(*) FROM names`); n != 1 {
-			t.Errorf("%d rows", n)
+		if n := number(t, db, `SELECT count(*) FROM names`); n != 3 || number(t, db, `SELECT count(*) FROM rooms`) != 0 {
+			t.Errorf("%d names", n)
 		}
 	})
 }
