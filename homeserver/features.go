@@ -83,6 +83,7 @@ func (f *features) authenticate(ctx context.Context, token string, r *http.Reque
 func (f *features) start(ctx context.Context) (ended <-chan struct{}) {
 	var group sync.WaitGroup
 	group.Go(func() { f.accounts.Run(ctx) })
+	group.Go(func() { f.rooms.Run(ctx) })
 	done := make(chan struct{})
 	go func() {
 		group.Wait()

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/myelin-im/myelin/storage"
 )
@@ -42,6 +43,41 @@ type openTxn struct {
 }
 
 func (t *txnTable) init() { t.open = map[[16]byte]*openTxn{} }
+
+// txnLifetime is how long a transaction is remembered at least. Clients retry within minutes.
+const txnLifetime = 24 * time.Hour
+
+// txnChunks is in how many steps the table is swept: an index by age would cost every message a page.
+const txnChunks = 256
+
+// forgetTxns deletes old transactions of one chunk of the keys.
+func (s *Server) forgetTxns(ctx context.Context, chunk int) error {
+	from, to := []byte{byte(chunk)}, []byte{byte(chunk), 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
+	err := s.db.Write(ctx, func(tx *storage.Tx) error {
+		_, err := tx.Exec(`DELETE FROM send_txns WHERE key >= $1 AND key <= $2 AND ts < $3`, from, to, s.now().Add(-txnLifetime).UnixMilli())
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("forget old transactions: %w", err)
+	}
+	return nil
+}
+
+// Run does what goes on in the background until ctx ends: it forgets old transactions.
+func (s *Server) Run(ctx context.Context) {
+	tick := time.NewTicker(txnLifetime / txnChunks)
+	defer tick.Stop()
+	for chunk := 0; ; chunk = (chunk + 1) % txnChunks {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if err := s.forgetTxns(ctx, chunk); err != nil && ctx.Err() == nil {
+			s.log.WithError(err).Warn("the background work on rooms failed and will be tried again")
+		}
+	}
+}
 
 // once runs send unless the transaction was sent before, and returns the id of the event that it made.
 func (s *Server) once(ctx context.Context, txn *Txn, roomID string, send func() (string, error)) (string, error) {

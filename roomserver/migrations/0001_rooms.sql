@@ -87,7 +87,6 @@ CREATE TABLE send_txns (
     event BIGINT NOT NULL,
     ts    BIGINT NOT NULL
 ) /*sqlite WITHOUT ROWID*/;
-CREATE INDEX send_txns_by_age ON send_txns (ts);
 
 -- Redactions: which event was redacted by which. A redaction that arrives first waits here by id.
 CREATE TABLE redactions (
