@@ -230,8 +230,8 @@ func TestListeners(t *testing.T) {
 	client := http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}} // #nosec G402
 	for url, want := range map[string]string{
 		"https://" + s.FederationAddress() + "/_matrix/client/versions": "v1.",
-		s.metrics.url() + "/metrics":                                   "myelin_http_requests_total",
-		s.metrics.url() + "/debug/pprof/goroutine?debug=1":             "goroutine profile",
+		s.metrics.url() + "/metrics":                                    "myelin_http_requests_total",
+		s.metrics.url() + "/debug/pprof/goroutine?debug=1":              "goroutine profile",
 	} {
 		response, err := client.Get(url)
 		if err != nil {
