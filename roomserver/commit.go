@@ -73,6 +73,7 @@ func (t *Turn) writeRows() {
 	for _, e := range t.events {
 		t.writeEvent(e)
 	}
+	t.writeRelations()
 	for _, c := range t.changes {
 		t.unit.Add(stateLogTable, r.NID, storage.Pos(c.pos), int64(c.old), int64(c.new))
 	}
@@ -141,6 +142,7 @@ func (t *Turn) apply(base int64) {
 	for _, c := range t.changes {
 		r.changes.push(stateChange{base + c.pos, c.old, c.new})
 	}
+	t.applyRelations()
 	for _, x := range t.redacts {
 		s.applyRedaction(r, x)
 	}

@@ -306,6 +306,9 @@ func (t *Turn) admit(e *Event, prev []*Event) (Received, error) {
 	if err := t.redactReceived(e); err != nil {
 		return Received{}, err
 	}
+	if err := t.await(e); err != nil {
+		return Received{}, fmt.Errorf("relations of %s: %w", e.ID, err)
+	}
 	return Received{Outcome: Accepted}, t.advance(e, prev)
 }
 

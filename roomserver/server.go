@@ -47,6 +47,8 @@ type Server struct {
 	users  userTable
 	txns   txnTable
 
+	relations relationCache
+
 	lastCreation atomic.Int64 // origin_server_ts of the newest room
 
 	// redactionEpoch grows with every redaction, under redactionLock, so that a reader that raced
@@ -87,6 +89,7 @@ func New(db *storage.DB, opts Options) (*Server, error) {
 	s.rooms.init()
 	s.users.init()
 	s.txns.init()
+	s.relations.init(db.Head())
 	return s, nil
 }
 

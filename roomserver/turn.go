@@ -47,10 +47,13 @@ type Turn struct {
 	changes []stateChange // pos is the offset in the unit
 	packs   []int64
 	redacts []redaction
-	txn     *Txn
-	created bool
-	placed  int // events that take a position
-	after   []func()
+	// relations are those of the unit's events; awaited are events to which others relate already.
+	relations []related
+	awaited   []*Event
+	txn       *Txn
+	created   bool
+	placed    int // events that take a position
+	after     []func()
 }
 
 // redaction is one application of a redaction within a unit.
@@ -201,6 +204,9 @@ func (t *Turn) Append(d Draft) (*Event, error) {
 	}
 	if err := authrules.Check(p, authState{t, t.head.State}); err != nil {
 		return nil, authError(err)
+	}
+	if err := t.checkRelation(p); err != nil {
+		return nil, err
 	}
 	nid, err := t.s.nids.Next(t.ctx)
 	if err != nil {

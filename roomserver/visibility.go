@@ -96,8 +96,8 @@ func (v *Viewer) Sees(ctx context.Context, e *Event) (bool, error) {
 	if err := v.look(ctx, e.StateBefore); err != nil {
 		return false, err
 	}
-	if v.allows(e) || e.StateAfter == e.StateBefore {
-		return v.allows(e), nil
+	if v.allows(e.Anchor) || e.StateAfter == e.StateBefore {
+		return v.allows(e.Anchor), nil
 	}
 	// A change of visibility or of the user's own membership is judged before and after.
 	if e.Type != "m.room.history_visibility" && (e.Type != "m.room.member" || *e.StateKey != v.user) {
@@ -106,17 +106,26 @@ func (v *Viewer) Sees(ctx context.Context, e *Event) (bool, error) {
 	if err := v.look(ctx, e.StateAfter); err != nil {
 		return false, err
 	}
-	return v.allows(e), nil
+	return v.allows(e.Anchor), nil
+}
+
+// SeesChild tells whether the user may see an event of which only its place and the state before it are at hand. A
+// state event that lets the user in is judged by what was before.
+func (v *Viewer) SeesChild(ctx context.Context, c *Child) (bool, error) {
+	if err := v.look(ctx, c.StateBefore); err != nil {
+		return false, err
+	}
+	return v.allows(c.Anchor), nil
 }
 
 // allows applies the rules to the visibility and membership last looked at.
-func (v *Viewer) allows(e *Event) bool {
+func (v *Viewer) allows(anchor int64) bool {
 	if v.membership == Join || v.visibility == WorldReadable {
 		return true
 	}
 	switch v.visibility {
 	case Shared:
-		return e.Anchor <= v.joinedUntil
+		return anchor <= v.joinedUntil
 	case Invited:
 		return v.membership == Invite
 	}

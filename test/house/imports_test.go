@@ -32,7 +32,7 @@ var rows = []row{
 		"roomserver is the only writer of rooms; what reacts to an event reads the log behind it"},
 	{3, []string{"accounts"},
 		"accounts stands above roomserver, because a profile change writes memberships"},
-	{4, []string{"push", "e2ee", "ephemeral"},
+	{4, []string{"push", "e2ee", "ephemeral", "relations"},
 		"these know users and rooms, but no API and not each other"},
 	{5, []string{"clientapi", "adminapi", "federation", "syncapi", "mediaapi", "voip", "directory"},
 		"an API uses services below it; what it needs of a neighbour is a function given at assembly"},

@@ -1,0 +1,235 @@
+package roomserver
+
+import (
+	"bytes"
+	"net/http"
+
+	"github.com/myelin-im/myelin/internal/canonicaljson"
+	"github.com/myelin-im/myelin/internal/mxerr"
+	"github.com/myelin-im/myelin/roomserver/pdu"
+	"github.com/myelin-im/myelin/storage"
+)
+
+// link is a relation as it is indexed: what an event says in m.relates_to (client-server API v1.19, "Forming
+// relationships between events"). A rich reply without a rel_type is none, and a redacted event has none.
+type link struct {
+	// Type is rel_type and Target event_id, both 1 to 255 bytes.
+	Type, Target string
+}
+
+// RelationKind classifies relations by what this server does with them. The numbers are in the database.
+type RelationKind int64
+
+// The kinds of relations.
+const (
+	// OtherRelation is only listed.
+	OtherRelation RelationKind = iota
+	// Replacement is an m.replace that could be valid by its form: no state event, with new content or encrypted.
+	Replacement
+	// ThreadReply is m.thread.
+	ThreadReply
+	// Reference is m.reference.
+	Reference
+	// Annotation is m.annotation.
+	Annotation
+)
+
+// maxRelationField bounds rel_type and event_id of a relation, as event types and ids are bounded.
+const maxRelationField = 255
+
+func linkOf(p *pdu.Event) (link, bool) {
+	m := p.ContentField("m.relates_to")
+	if len(m) == 0 || m[0] != '{' {
+		return link{}, false
+	}
+	typ, ok1 := canonicaljson.DecodeString(canonicaljson.Member(m, "rel_type"))
+	target, ok2 := canonicaljson.DecodeString(canonicaljson.Member(m, "event_id"))
+	if !ok1 || !ok2 || len(typ) == 0 || len(target) == 0 || len(typ) > maxRelationField || len(target) > maxRelationField {
+		return link{}, false
+	}
+	return link{string(typ), string(target)}, true
+}
+
+// kind classifies the relation that p has.
+func (r link) kind(p *pdu.Event) RelationKind {
+	switch r.Type {
+	case "m.thread":
+		return ThreadReply
+	case "m.reference":
+		return Reference
+	case "m.annotation":
+		return Annotation
+	case "m.replace":
+		content := p.ContentField("m.new_content")
+		if !p.IsState() && (p.Type == "m.room.encrypted" || len(content) > 0 && content[0] == '{') {
+			return Replacement
+		}
+	}
+	return OtherRelation
+}
+
+var relationsTable = storage.DeclareTable("relations", storage.Insert,
+	storage.Col("room", storage.Int), storage.Col("target", storage.Bytes),
+	storage.Col("anchor", storage.Int), storage.Col("sub", storage.Int), storage.Col("child", storage.Int),
+	storage.Col("kind", storage.Int), storage.Col("rel_type", storage.Bytes),
+	storage.Col("type", storage.Bytes), storage.Col("sender", storage.Bytes))
+
+// related is an event of a unit together with its relation.
+type related struct {
+	event *Event
+	link
+	kind RelationKind
+}
+
+// writeRelations adds the rows of relations, and takes away those of events that are redacted.
+func (t *Turn) writeRelations() {
+	redacted := make(map[int64]bool, len(t.redacts))
+	for _, x := range t.redacts {
+		redacted[x.target.NID] = true
+		if r, ok := linkOf(x.target.Event); ok {
+			t.unit.Exec(`DELETE FROM relations WHERE room = $1 AND target = $2 AND child = $3
+				AND anchor = (SELECT anchor FROM events WHERE nid = $3)`, t.room.NID, eventKey(r.Target), x.target.NID)
+		}
+	}
+	for _, e := range t.events {
+		if e.offset == 0 || redacted[e.NID] {
+			continue
+		}
+		r, ok := linkOf(e.Event)
+		if !ok {
+			continue
+		}
+		kind := r.kind(e.Event)
+		t.relations = append(t.relations, related{e, r, kind})
+		t.unit.Add(relationsTable, t.room.NID, eventKey(r.Target), storage.Pos(e.offset), int64(0), e.NID,
+			int64(kind), r.Type, e.Type, e.Sender)
+	}
+}
+
+// applyRelations advances what memory knows of relations; the events have their places.
+func (t *Turn) applyRelations() {
+	cache := &t.s.relations
+	for _, e := range t.awaited {
+		cache.unsure(t.room.NID, e)
+	}
+	for i := range t.relations {
+		cache.add(t.room.NID, &t.relations[i])
+	}
+	for _, x := range t.redacts {
+		if r, ok := linkOf(x.target.Event); ok {
+			cache.remove(t.room.NID, r.Target, x.target.NID)
+		}
+	}
+}
+
+// await notes a received event to which an earlier one relates already.
+func (t *Turn) await(e *Event) error {
+	// First those that are not on disk, because they get there meanwhile.
+	t.room.mu.Lock()
+	found := false
+	for _, p := range t.room.pending {
+		if r, ok := linkOf(p.Event); ok && r.Target == e.ID {
+			found = true
+			break
+		}
+	}
+	t.room.mu.Unlock()
+	if !found {
+		err := t.s.db.Read(t.ctx, func(tx *storage.Tx) (err error) {
+			var one int64
+			found, err = tx.Get(`SELECT 1 FROM relations WHERE room = $1 AND target = $2 LIMIT 1`, []any{t.room.NID, eventKey(e.ID)}, &one)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	if found {
+		t.awaited = append(t.awaited, e)
+	}
+	return nil
+}
+
+var (
+	errNestedThread        = mxerr.New(http.StatusBadRequest, "M_UNKNOWN", "A thread cannot start at an event that itself relates to another")
+	errDuplicateAnnotation = mxerr.New(http.StatusBadRequest, "M_DUPLICATE_ANNOTATION", "You have annotated the event like that already")
+)
+
+// checkRelation refuses relations that local users may not make (client-server API v1.19, "Validation of m.thread
+// relationships", "Avoiding duplicate annotations").
+func (t *Turn) checkRelation(p *pdu.Event) error {
+	r, ok := linkOf(p)
+	if !ok {
+		return nil
+	}
+	switch r.kind(p) {
+	case ThreadReply:
+		if t.s.relations.threadRoot(t.room.NID, r.Target) {
+			return nil
+		}
+		root, err := t.find(r.Target)
+		if err != nil || root == nil {
+			return err
+		}
+		if _, ok := linkOf(root.Event); ok {
+			return errNestedThread
+		}
+	case Annotation:
+		return t.checkAnnotation(p, r)
+	}
+	return nil
+}
+
+// maxAnnotations bounds how many annotations of one user on one event are compared with a new one.
+const maxAnnotations = 1000
+
+// checkAnnotation compares a new annotation with those that its sender made of the same event.
+func (t *Turn) checkAnnotation(p *pdu.Event, r link) error {
+	key := annotationKey(p)
+	same := func(e *Event) bool {
+		old, ok := linkOf(e.Event)
+		return ok && old == r && e.Type == p.Type && e.Sender == p.Sender && bytes.Equal(annotationKey(e.Event), key)
+	}
+	redacted := map[int64]bool{}
+	for _, x := range t.redacts {
+		redacted[x.target.NID] = true
+	}
+	t.room.mu.Lock()
+	for _, e := range t.room.pending {
+		if same(e) && !redacted[e.NID] {
+			t.room.mu.Unlock()
+			return errDuplicateAnnotation
+		}
+	}
+	t.room.mu.Unlock()
+	var nids []int64
+	err := t.s.db.Read(t.ctx, func(tx *storage.Tx) error {
+		nids = nids[:0]
+		rows := tx.Query(`SELECT child FROM relations WHERE room = $1 AND target = $2 AND sender = $3 AND kind = 4 ORDER BY child DESC LIMIT $4`,
+			t.room.NID, eventKey(r.Target), p.Sender, int64(maxAnnotations))
+		var nid int64
+		for rows.Next() {
+			rows.Scan(&nid)
+			nids = append(nids, nid)
+		}
+		return rows.Close()
+	})
+	if err != nil || len(nids) == 0 {
+		return err
+	}
+	events, err := t.s.eventsByNID(t.ctx, t.room, nids)
+	if err != nil {
+		return err
+	}
+	for _, e := range events {
+		if same(e) && !redacted[e.NID] {
+			return errDuplicateAnnotation
+		}
+	}
+	return nil
+}
+
+// annotationKey is the canonical JSON of the key in m.relates_to.
+func annotationKey(p *pdu.Event) []byte {
+	return canonicaljson.Member(p.ContentField("m.relates_to"), "key")
+}
