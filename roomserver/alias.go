@@ -115,16 +115,3 @@ func aliasesIn(content []byte) (out []string) {
 	}
 	return out
 }
-
-// Public tells whether a room is in this server's directory.
-func (s *Server) Public(ctx context.Context, roomID string) (public bool, err error) {
-	err = s.db.Read(ctx, func(tx *storage.Tx) (err error) {
-		var id string
-		public, err = tx.Get(`SELECT room_id FROM public_rooms WHERE room_id = $1`, []any{roomID}, &id)
-		return err
-	})
-	if err != nil {
-		return false, fmt.Errorf("directory entry of %s: %w", roomID, err)
-	}
-	return public, nil
-}

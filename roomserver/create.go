@@ -196,7 +196,7 @@ func (t *Turn) furnish(n *NewRoom) error {
 		}
 	}
 	if n.Public {
-		t.unit.Exec(`INSERT INTO public_rooms (room_id) VALUES ($1) ON CONFLICT DO NOTHING`, t.room.ID)
+		t.publish()
 	}
 	return nil
 }

@@ -24,6 +24,8 @@ const (
 	PushRules
 	// PrivateReceipt is a receipt in Room that only User sees, who sent it.
 	PrivateReceipt
+	// Directory is a change of the lists of public rooms that Room is in.
+	Directory
 )
 
 // Notice tells subscribers that something exists at a position; they look for themselves.
