@@ -163,12 +163,21 @@ func (a *API) checkUsername(ctx context.Context, in *registerParams) (string, er
 }
 
 // exists tells whether a user id was ever given out.
-func (a *API) exists(ctx context.Context, userID string) (bool, error) {
-	found, err := a.db.Get(ctx, `SELECT 1 FROM accounts WHERE user_id = $1`, []any{userID}, nil)
+func (a *API) exists(ctx context.Context, userID string) (found bool, err error) {
+	err = a.db.Read(ctx, func(tx *storage.Tx) (err error) {
+		found, err = Exists(tx, userID)
+		return err
+	})
 	if err != nil {
 		return false, fmt.Errorf("look up account: %w", err)
 	}
 	return found, nil
+}
+
+// Exists tells whether a user id was ever given out, to someone who may have left since.
+func Exists(tx *storage.Tx, userID string) (bool, error) {
+	var one int64
+	return tx.Get(`SELECT 1 FROM accounts WHERE user_id = $1`, []any{userID}, &one)
 }
 
 // checkGuest returns the user id of a guest who upgrades to an account: it stays what it was.

@@ -11,11 +11,13 @@ import (
 	"github.com/myelin-im/myelin/accounts"
 	"github.com/myelin-im/myelin/appservice"
 	"github.com/myelin-im/myelin/clientapi"
+	"github.com/myelin-im/myelin/directory"
 	"github.com/myelin-im/myelin/homeserver/config"
 	"github.com/myelin-im/myelin/homeserver/signingkey"
 	"github.com/myelin-im/myelin/internal/httpapi"
 	"github.com/myelin-im/myelin/internal/ratelimit"
 	"github.com/myelin-im/myelin/push"
+	"github.com/myelin-im/myelin/reports"
 	"github.com/myelin-im/myelin/roomserver"
 	"github.com/myelin-im/myelin/roomserver/pdu"
 	"github.com/myelin-im/myelin/storage"
@@ -23,15 +25,17 @@ import (
 )
 
 // schemas are the tables of all features, those of lower floors first.
-var schemas = []storage.Schema{roomserver.Schema, accounts.Schema, push.Schema}
+var schemas = []storage.Schema{roomserver.Schema, accounts.Schema, push.Schema, directory.Schema, reports.Schema}
 
 // features are the parts of the server that know Matrix. The zero value can tell its endpoints, but not serve them.
 type features struct {
-	rooms    *roomserver.Server
-	accounts *accounts.API
-	push     *push.API
-	client   *clientapi.API
-	sync     *syncapi.API
+	rooms     *roomserver.Server
+	accounts  *accounts.API
+	push      *push.API
+	client    *clientapi.API
+	sync      *syncapi.API
+	directory *directory.API
+	reports   *reports.API
 }
 
 // newFeatures puts the features together, each on those that it uses. They must be complete before the first write,
@@ -60,6 +64,10 @@ func newFeatures(cfg *config.Config, db *storage.DB, key signingkey.Key, limits 
 	if f.sync, err = syncapi.New(db, f.rooms); err != nil {
 		return nil, fmt.Errorf("set up sync: %w", err)
 	}
+	if f.directory, err = directory.New(db, f.rooms); err != nil {
+		return nil, fmt.Errorf("set up the directory: %w", err)
+	}
+	f.reports = reports.New(db, f.rooms)
 	return f, nil
 }
 
@@ -68,6 +76,7 @@ func (f *features) endpoints() []httpapi.Endpoint {
 	var all []httpapi.Endpoint
 	for _, some := range [][]httpapi.Endpoint{
 		f.accounts.Endpoints(), f.push.Endpoints(), f.client.Endpoints(), f.sync.Endpoints(),
+		f.directory.Endpoints(), f.reports.Endpoints(),
 	} {
 		all = append(all, some...)
 	}

@@ -34,7 +34,7 @@ var rows = []row{
 		"accounts stands above roomserver, because a profile change writes memberships"},
 	{4, []string{"push", "e2ee", "ephemeral", "relations"},
 		"these know users and rooms, but no API and not each other"},
-	{5, []string{"clientapi", "adminapi", "federation", "syncapi", "mediaapi", "voip", "directory"},
+	{5, []string{"clientapi", "adminapi", "federation", "syncapi", "mediaapi", "voip", "directory", "reports"},
 		"an API uses services below it; what it needs of a neighbour is a function given at assembly"},
 	{6, []string{"homeserver/config", "homeserver/signingkey"},
 		"configuration reaches the rest in pieces; only the assembly knows all of it"},

@@ -1,0 +1,80 @@
+package directory
+
+import (
+	"embed"
+	"fmt"
+	"net/http"
+
+	"github.com/maypok86/otter/v2"
+
+	"github.com/myelin-im/myelin/internal/httpapi"
+	"github.com/myelin-im/myelin/internal/ratelimit"
+	"github.com/myelin-im/myelin/roomserver"
+	"github.com/myelin-im/myelin/storage"
+)
+
+//go:embed migrations/*.sql
+var migrations embed.FS
+
+// Schema is the part of the database that belongs to the directory.
+var Schema = storage.Schema{Feature: "directory", FS: migrations}
+
+// API serves the endpoints of this package.
+type API struct {
+	db        *storage.DB
+	rooms     *roomserver.Server
+	summaries *otter.Cache[int64, *summary]
+	children  *otter.Cache[int64, *childList]
+	index     *index
+}
+
+const (
+	summaryCacheBytes  = 16 << 20
+	childrenCacheBytes = 16 << 20
+)
+
+// New makes the API. It subscribes to the log and must be called before the first write.
+func New(db *storage.DB, rooms *roomserver.Server) (*API, error) {
+	a := &API{db: db, rooms: rooms}
+	var err error
+	a.summaries, err = otter.New(&otter.Options[int64, *summary]{
+		MaximumWeight: summaryCacheBytes, Weigher: func(_ int64, s *summary) uint32 { return s.cost() },
+	})
+	if err == nil {
+		a.children, err = otter.New(&otter.Options[int64, *childList]{
+			MaximumWeight: childrenCacheBytes, Weigher: func(_ int64, l *childList) uint32 { return l.cost },
+		})
+	}
+	if err != nil {
+		return nil, fmt.Errorf("make cache of summaries: %w", err)
+	}
+	a.index = newIndex(a)
+	db.Subscribe(a.index.committed)
+	return a, nil
+}
+
+// Endpoints is the table of routes.
+func (a *API) Endpoints() []httpapi.Endpoint {
+	const (
+		v3       = "/_matrix/client/v3"
+		v1       = "/_matrix/client/v1"
+		unstable = "/_matrix/client/unstable"
+		list     = v3 + "/directory/list"
+	)
+	return []httpapi.Endpoint{
+		httpapi.New(http.MethodGet, v3+"/publicRooms", httpapi.Anyone, ratelimit.Search, a.getPublicRooms),
+		httpapi.New(http.MethodPost, v3+"/publicRooms", httpapi.User, ratelimit.Search, a.searchPublicRooms),
+		httpapi.New(http.MethodGet, list+"/room/{roomId}", httpapi.Anyone, ratelimit.Read, a.getVisibility),
+		httpapi.New(http.MethodPut, list+"/room/{roomId}", httpapi.User, ratelimit.State, a.putVisibility),
+		httpapi.New(http.MethodPut, list+"/appservice/{networkId}/{roomId}", httpapi.Appservice, ratelimit.State, a.putNetworkVisibility),
+
+		httpapi.New(http.MethodGet, v1+"/rooms/{roomId}/hierarchy", httpapi.User, ratelimit.Search, a.hierarchy),
+		httpapi.New(http.MethodGet, v1+"/room_summary/{roomIdOrAlias}", httpapi.Optional, ratelimit.Read, a.roomSummary),
+		httpapi.New(http.MethodGet, v1+"/mutual_rooms", httpapi.User, ratelimit.Search, a.mutualRooms),
+
+		// What clients called before it was specified (MSC3266, MSC2666).
+		httpapi.New(http.MethodGet, unstable+"/im.nheko.summary/summary/{roomIdOrAlias}", httpapi.Optional, ratelimit.Read, a.unstableRoomSummary),
+		httpapi.New(http.MethodGet, unstable+"/im.nheko.summary/rooms/{roomIdOrAlias}/summary", httpapi.Optional, ratelimit.Read, a.unstableRoomSummary),
+		httpapi.New(http.MethodGet, unstable+"/uk.half-shot.msc2666/user/mutual_rooms", httpapi.User, ratelimit.Search, a.unstableMutualRooms),
+	}
+}
