@@ -152,21 +152,31 @@ func (l *look) ignored(ctx context.Context) (map[string]bool, error) {
 	if l.ignoredKnown {
 		return l.ignoredUsers, nil
 	}
+	var err error
+	if l.ignoredUsers, err = l.api.ignoredUsers(ctx, l.user); err != nil {
+		return nil, err
+	}
+	l.ignoredKnown = true
+	return l.ignoredUsers, nil
+}
+
+// ignoredUsers reads whom a user ignores.
+func (a *API) ignoredUsers(ctx context.Context, user string) (map[string]bool, error) {
 	var raw []byte
-	err := l.api.db.Read(ctx, func(tx *storage.Tx) (err error) {
-		raw, err = accounts.AccountDatum(tx, l.user, "", "m.ignored_user_list")
+	err := a.db.Read(ctx, func(tx *storage.Tx) (err error) {
+		raw, err = accounts.AccountDatum(tx, user, "", "m.ignored_user_list")
 		return err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("ignored users of %s: %w", l.user, err)
+		return nil, fmt.Errorf("ignored users of %s: %w", user, err)
 	}
+	var ignored map[string]bool
 	gjson.GetBytes(raw, "ignored_users").ForEach(func(user, _ gjson.Result) bool {
-		if l.ignoredUsers == nil {
-			l.ignoredUsers = map[string]bool{}
+		if ignored == nil {
+			ignored = map[string]bool{}
 		}
-		l.ignoredUsers[user.String()] = true
+		ignored[user.String()] = true
 		return true
 	})
-	l.ignoredKnown = true
-	return l.ignoredUsers, nil
+	return ignored, nil
 }

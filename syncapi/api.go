@@ -71,6 +71,10 @@ func (a *API) Endpoints() []httpapi.Endpoint {
 		httpapi.New(get, v3+"/rooms/{roomId}/state", anyUser, ratelimit.Read, a.state),
 		httpapi.New(get, v3+"/rooms/{roomId}/state/{eventType}/{stateKey}", anyUser, ratelimit.Read, a.stateEvent),
 		httpapi.New(get, v3+"/rooms/{roomId}/initialSync", anyUser, ratelimit.Read, a.roomInitialSync),
+		httpapi.New(get, v1+"/rooms/{roomId}/relations/{eventId}", httpapi.User, ratelimit.Read, a.relations),
+		httpapi.New(get, v1+"/rooms/{roomId}/relations/{eventId}/{relType}", httpapi.User, ratelimit.Read, a.relationsOfType),
+		httpapi.New(get, v1+"/rooms/{roomId}/relations/{eventId}/{relType}/{eventType}", httpapi.User, ratelimit.Read, a.relationsOfTypes),
+		httpapi.New(get, v1+"/rooms/{roomId}/threads", httpapi.User, ratelimit.Read, a.threads),
 		httpapi.New(get, v1+"/rooms/{roomId}/timestamp_to_event", anyUser, ratelimit.Read, a.timestampToEvent),
 		httpapi.New(get, v3+"/joined_rooms", anyUser, ratelimit.Read, a.joinedRooms),
 	}

@@ -120,7 +120,11 @@ func (a *API) fill(ctx context.Context, p *page, from, to roomserver.HistoryToke
 		if events, err = p.viewer.Filter(ctx, events); err != nil {
 			return err
 		}
-		p.events = append(p.events, keep(events, func(e *roomserver.Event) bool { return matches(p.filter, e) })...)
+		events = keep(events, func(e *roomserver.Event) bool { return matches(p.filter, e) })
+		if events, err = a.related(ctx, p.acc.room, p.filter, events); err != nil {
+			return err
+		}
+		p.events = append(p.events, events...)
 		if !p.more {
 			break
 		}
@@ -130,10 +134,12 @@ func (a *API) fill(ctx context.Context, p *page, from, to roomserver.HistoryToke
 
 // appendPage renders a page.
 func (a *API) appendPage(ctx context.Context, by *httpapi.Caller, p *page, from roomserver.HistoryToken) (*rawJSON, error) {
-	r := a.reader(by, p.viewer)
-	b := append(make([]byte, 0, 512*len(p.events)+128), `{"chunk":`...)
-	b, err := a.rooms.AppendClientEvents(ctx, b, p.acc.room, p.events, r)
+	r, err := a.bundling(ctx, by, p.acc.room, p.viewer, p.events)
 	if err != nil {
+		return nil, err
+	}
+	b := append(make([]byte, 0, 512*len(p.events)+128), `{"chunk":`...)
+	if b, err = a.rooms.AppendClientEvents(ctx, b, p.acc.room, p.events, r); err != nil {
 		return nil, err
 	}
 	b = append(append(append(b, `,"start":"`...), historyToken(from)...), '"')
@@ -201,7 +207,11 @@ func (a *API) context(ctx context.Context, by *httpapi.Caller, in *contextReques
 
 // appendContext renders an event with its neighbours and the state at the last of them.
 func (a *API) appendContext(ctx context.Context, by *httpapi.Caller, e *roomserver.Event, before, after *page) (*rawJSON, error) {
-	r, room := a.reader(by, before.viewer), before.acc.room
+	room := before.acc.room
+	r, err := a.bundling(ctx, by, room, before.viewer, []*roomserver.Event{e}, before.events, after.events)
+	if err != nil {
+		return nil, err
+	}
 	b, err := a.rooms.AppendClientEvent(ctx, []byte(`{"event":`), room, e, r)
 	if err != nil {
 		return nil, err

@@ -140,9 +140,10 @@ func (p *roomPart) pass(ctx context.Context, events []*roomserver.Event, f *filt
 	if err != nil {
 		return nil, err
 	}
-	return keep(events, func(e *roomserver.Event) bool {
+	events = keep(events, func(e *roomserver.Event) bool {
 		return (len(ignored) == 0 || e.IsState() || !ignored[e.Sender]) && matches(f, e)
-	}), nil
+	})
+	return p.look.api.related(ctx, p.room, f, events)
 }
 
 // keep returns the events for which ok holds, without copying when all do.
@@ -294,6 +295,9 @@ func (p *roomPart) empty() bool {
 // appendTimelineAndState appends the members timeline and state (or state_after).
 func (p *roomPart) appendTimelineAndState(ctx context.Context, b []byte) ([]byte, error) {
 	reader := &roomserver.Reader{User: p.look.user, Device: p.look.device, Now: p.look.now, Membership: p.viewer}
+	if err := p.bundle(ctx, reader); err != nil {
+		return nil, err
+	}
 	b = append(b, `"timeline":{"events":`...)
 	b, err := p.appendEvents(ctx, b, p.timeline, reader)
 	if err != nil {
@@ -315,6 +319,17 @@ func (p *roomPart) appendTimelineAndState(ctx context.Context, b []byte) ([]byte
 		return nil, err
 	}
 	return append(b, '}'), nil
+}
+
+// bundle adds what relates to the events of a timeline with a gap before it. Without a gap the client is sent whatever
+// relates to a new event as a new event of its own.
+func (p *roomPart) bundle(ctx context.Context, r *roomserver.Reader) error {
+	if !p.limited {
+		return nil
+	}
+	v := p.look.api.view(p.look.user, p.room, p.viewer)
+	v.UpTo, v.Ignored = p.to, p.look.ignored
+	return v.Bundle(ctx, r, p.timeline)
 }
 
 // appendEvents appends an array of events in the form that the filter asks for.

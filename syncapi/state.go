@@ -221,7 +221,11 @@ func (a *API) event(ctx context.Context, by *httpapi.Caller, in *eventRequest) (
 	if err != nil {
 		return nil, err
 	}
-	b, err := a.rooms.AppendClientEvent(ctx, nil, acc.room, e, a.reader(by, v))
+	r, err := a.bundling(ctx, by, acc.room, v, []*roomserver.Event{e})
+	if err != nil {
+		return nil, err
+	}
+	b, err := a.rooms.AppendClientEvent(ctx, nil, acc.room, e, r)
 	if err != nil {
 		return nil, err
 	}
