@@ -47,6 +47,8 @@ type Server struct {
 	users  userTable
 	txns   txnTable
 
+	upgrades keyedMutex[string] // one upgrade of a room at a time
+
 	relations relationCache
 
 	lastCreation atomic.Int64 // origin_server_ts of the newest room
