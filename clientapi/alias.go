@@ -95,7 +95,10 @@ func (a *API) deleteAlias(ctx context.Context, by *httpapi.Caller, in *aliasRequ
 			return nil, mxerr.Forbidden("You may not delete this alias")
 		}
 	}
-	return nil, a.rooms.DeleteAlias(ctx, in.Alias)
+	if err := a.rooms.DeleteAlias(ctx, in.Alias); err != nil {
+		return nil, err
+	}
+	return nil, a.rooms.DropCanonicalAlias(ctx, alias.RoomID, by.UserID, in.Alias)
 }
 
 type aliasesResponse struct {

@@ -2,6 +2,7 @@ package clientapi
 
 import (
 	"context"
+	"encoding/json"
 	"net/http"
 	"strings"
 
@@ -11,20 +12,20 @@ import (
 )
 
 type joinRequest struct {
-	RoomID string `path:"roomId"`
-	Reason string `json:"reason"`
+	RoomID string          `path:"roomId"`
+	Body   json.RawMessage `body:"raw" default:"{}"`
 }
 
 // join: client-server API v1.19, POST /rooms/{roomId}/join.
 func (a *API) join(ctx context.Context, by *httpapi.Caller, in *joinRequest) (*roomIDResponse, error) {
-	return a.enter(ctx, by, in.RoomID, roomserver.Join, in.Reason)
+	return a.enter(ctx, by, in.RoomID, roomserver.Join, in.Body)
 }
 
 type joinByRequest struct {
-	Room   string   `path:"roomIdOrAlias"`
-	Via    []string `query:"via"`
-	Server []string `query:"server_name"`
-	Reason string   `json:"reason"`
+	Room   string          `path:"roomIdOrAlias"`
+	Via    []string        `query:"via"`
+	Server []string        `query:"server_name"`
+	Body   json.RawMessage `body:"raw" default:"{}"`
 }
 
 // joinByIDOrAlias: client-server API v1.19, POST /join/{roomIdOrAlias}.
@@ -33,7 +34,7 @@ func (a *API) joinByIDOrAlias(ctx context.Context, by *httpapi.Caller, in *joinB
 	if err != nil {
 		return nil, err
 	}
-	return a.enter(ctx, by, id, roomserver.Join, in.Reason)
+	return a.enter(ctx, by, id, roomserver.Join, in.Body)
 }
 
 // knock: client-server API v1.19, POST /knock/{roomIdOrAlias}.
@@ -42,7 +43,7 @@ func (a *API) knock(ctx context.Context, by *httpapi.Caller, in *joinByRequest) 
 	if err != nil {
 		return nil, err
 	}
-	return a.enter(ctx, by, id, roomserver.Knock, in.Reason)
+	return a.enter(ctx, by, id, roomserver.Knock, in.Body)
 }
 
 // resolve turns a room id or alias into a room id.
@@ -60,8 +61,38 @@ func (a *API) resolve(ctx context.Context, idOrAlias string) (string, error) {
 	return alias.RoomID, nil
 }
 
+// entryContent is what a client wants to have in the event with which it joins or knocks: a reason, and what bridges
+// and clients add of their own. What the server decides is not for the client to say.
+func entryContent(body json.RawMessage) (map[string]any, error) {
+	content := map[string]any{}
+	var raw map[string]json.RawMessage
+	if err := json.Unmarshal(body, &raw); err != nil {
+		return nil, mxerr.BadJSON("The body is not a JSON object").With(err)
+	}
+	for k, v := range raw {
+		switch k {
+		case "membership", "third_party_signed", "join_authorised_via_users_server", "displayname", "avatar_url":
+		case "reason":
+			var reason string
+			if err := json.Unmarshal(v, &reason); err != nil {
+				return nil, mxerr.BadJSON("reason must be a string").With(err)
+			}
+			if reason != "" {
+				content[k] = reason
+			}
+		default:
+			content[k] = v
+		}
+	}
+	return content, nil
+}
+
 // enter joins a room or knocks on it.
-func (a *API) enter(ctx context.Context, by *httpapi.Caller, roomID, membership, reason string) (*roomIDResponse, error) {
+func (a *API) enter(ctx context.Context, by *httpapi.Caller, roomID, membership string, body json.RawMessage) (*roomIDResponse, error) {
+	own, err := entryContent(body)
+	if err != nil {
+		return nil, err
+	}
 	if by.Guest {
 		if err := a.checkGuestAccess(ctx, roomID); err != nil {
 			return nil, err
@@ -72,13 +103,16 @@ func (a *API) enter(ctx context.Context, by *httpapi.Caller, roomID, membership,
 		return nil, err
 	}
 	_, err = a.rooms.SetMembership(ctx, roomserver.MembershipChange{
-		RoomID: roomID, Sender: by.UserID, Target: by.UserID, Membership: membership, Content: merge(content, withReason(reason)),
+		RoomID: roomID, Sender: by.UserID, Target: by.UserID, Membership: membership, Content: merge(content, own),
 	})
 	if isUnknown(err) {
 		err = notLocal("that room")
 	}
 	if err != nil {
 		return nil, err
+	}
+	if membership == roomserver.Join {
+		a.carryOver(ctx, by.UserID, roomID)
 	}
 	return &roomIDResponse{roomID}, nil
 }
@@ -111,8 +145,13 @@ func withReason(reason string) map[string]any {
 	return map[string]any{"reason": reason}
 }
 
+type leaveRequest struct {
+	RoomID string `path:"roomId"`
+	Reason string `json:"reason"`
+}
+
 // leave: client-server API v1.19, POST /rooms/{roomId}/leave.
-func (a *API) leave(ctx context.Context, by *httpapi.Caller, in *joinRequest) (*httpapi.Empty, error) {
+func (a *API) leave(ctx context.Context, by *httpapi.Caller, in *leaveRequest) (*httpapi.Empty, error) {
 	if _, err := a.rooms.Room(ctx, in.RoomID); isUnknown(err) {
 		if ok, err := a.rooms.LeaveOutside(ctx, by.UserID, in.RoomID); ok || err != nil {
 			return nil, err
@@ -160,6 +199,9 @@ func (a *API) invite(ctx context.Context, by *httpapi.Caller, in *targetRequest)
 		return nil, mxerr.New(http.StatusForbidden, "M_THREEPID_DENIED", "Inviting by e-mail address or telephone number is not offered")
 	}
 	if err := in.target(); err != nil {
+		return nil, err
+	}
+	if err := a.mayInvite(ctx, in.UserID); err != nil {
 		return nil, err
 	}
 	content, err := a.memberContent(ctx, in.UserID)

@@ -2,8 +2,10 @@ package roomserver
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/tidwall/gjson"
 
@@ -114,4 +116,30 @@ func aliasesIn(content []byte) (out []string) {
 		out = append(out, a.Str)
 	}
 	return out
+}
+
+// DropCanonicalAlias takes an alias that was deleted out of the room's m.room.canonical_alias, in the name of a user. Where
+// it is not in there, or the user may not change it, nothing happens.
+func (s *Server) DropCanonicalAlias(ctx context.Context, roomID, user, alias string) error {
+	_, err := s.Turn(ctx, roomID, func(t *Turn) error {
+		current, err := t.State("m.room.canonical_alias", "")
+		if err != nil || current == nil || !slices.Contains(aliasesIn(current.Content()), alias) {
+			return err
+		}
+		content := map[string]any{}
+		if err := json.Unmarshal(current.Content(), &content); err != nil {
+			return fmt.Errorf("canonical alias of %s: %w", roomID, err)
+		}
+		if content["alias"] == alias {
+			delete(content, "alias")
+		}
+		if alt, ok := content["alt_aliases"].([]any); ok {
+			content["alt_aliases"] = slices.DeleteFunc(alt, func(a any) bool { return a == alias })
+		}
+		return t.appendState(user, "m.room.canonical_alias", "", content)
+	})
+	if e := mxerr.As(err); e != nil && e.Code == "M_FORBIDDEN" || errors.Is(err, ErrUnknownRoom) {
+		return nil
+	}
+	return err
 }

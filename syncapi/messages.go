@@ -14,7 +14,7 @@ type messagesRequest struct {
 	RoomID string `path:"roomId"`
 	From   string `query:"from"`
 	To     string `query:"to"`
-	Dir    string `query:"dir" enum:"b|f" required:"true"`
+	Dir    string `query:"dir" enum:"b|f" default:"f"`
 	Limit  int    `query:"limit" default:"10" min:"0"`
 	Filter string `query:"filter"`
 }

@@ -304,12 +304,13 @@ func (p *roomPart) appendTimelineAndState(ctx context.Context, b []byte) ([]byte
 		return nil, err
 	}
 	b = append(b, `,"limited":`...)
-	if p.limited {
+	// Of a room that is new to a client which knows others, it may have kept an older part: that is a gap, too.
+	if p.limited || p.fresh && !p.look.initial() {
 		b = append(b, "true"...)
 	} else {
 		b = append(b, "false"...)
 	}
-	b = append(append(append(b, `,"prev_batch":"`...), historyToken(p.prev)...), '"', '}')
+	b = append(append(append(b, `,"prev_batch":"`...), historyTokenAt(p.prev, p.to)...), '"', '}')
 	if p.look.stateAfter {
 		b = append(b, `,"state_after":{"events":`...)
 	} else {

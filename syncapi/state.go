@@ -8,6 +8,7 @@ import (
 	"github.com/myelin-im/myelin/internal/httpapi"
 	"github.com/myelin-im/myelin/internal/mxerr"
 	"github.com/myelin-im/myelin/roomserver"
+	"github.com/myelin-im/myelin/roomserver/snapshot"
 )
 
 func isUnknownEvent(err error) bool { return errors.Is(err, roomserver.ErrUnknownEvent) }
@@ -80,11 +81,7 @@ func (a *API) members(ctx context.Context, by *httpapi.Caller, in *membersReques
 	}
 	root := acc.root
 	if in.At != "" {
-		t, err := parsePlace(in.At)
-		if err != nil {
-			return nil, err
-		}
-		if root, err = a.rooms.StateAt(ctx, acc.room, min(t.Anchor-1, acc.upTo)); err != nil {
+		if root, err = a.stateAtToken(ctx, acc, in.At); err != nil {
 			return nil, err
 		}
 	}
@@ -104,13 +101,30 @@ func (a *API) members(ctx context.Context, by *httpapi.Caller, in *membersReques
 	return &out, nil
 }
 
+// stateAtToken is the state of a room at a token. At the very beginning of a room there is none; who asks for it has
+// the token from a timeline that goes back that far, and means the time of that answer.
+func (a *API) stateAtToken(ctx context.Context, acc *access, token string) (snapshot.Ref, error) {
+	t, err := parsePlace(token)
+	if err != nil {
+		return 0, err
+	}
+	root, err := a.rooms.StateAt(ctx, acc.room, min(t.Anchor-1, acc.upTo))
+	if err != nil || root != 0 {
+		return root, err
+	}
+	if pos, ok := answeredAt(token); ok {
+		return a.rooms.StateAt(ctx, acc.room, min(pos, acc.upTo))
+	}
+	return 0, nil
+}
+
 type joinedMembersResponse struct {
 	Joined map[string]joinedMember `json:"joined"`
 }
 
 type joinedMember struct {
-	DisplayName *string `json:"display_name,omitempty"`
-	AvatarURL   *string `json:"avatar_url,omitempty"`
+	DisplayName *string `json:"display_name"`
+	AvatarURL   *string `json:"avatar_url"`
 }
 
 // joinedMembers: client-server API v1.19, GET /rooms/{roomId}/joined_members.

@@ -300,7 +300,8 @@ func (l *look) stripped(ctx context.Context, s *sections, room *roomserver.Room,
 // left adds a room that the user has left since, with the timeline up to the leave. Of what happened after their stay
 // in the room, only their own membership is theirs to see.
 func (l *look) left(ctx context.Context, s *sections, room *roomserver.Room, r roomserver.UserRoom, m membership) error {
-	if m.event == nil || r.Forgotten || m.since <= l.since.Pos {
+	// A client that knows the room is told of the leave also after another device has forgotten it.
+	if m.event == nil || l.initial() && r.Forgotten || m.since <= l.since.Pos {
 		return nil
 	}
 	end, err := l.api.endOfStay(ctx, room, m.event)

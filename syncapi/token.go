@@ -65,6 +65,20 @@ func historyToken(t roomserver.HistoryToken) string {
 	return fmt.Sprintf("t%d_%d", t.Anchor, t.Sub)
 }
 
+// historyTokenAt is the wire form of a place in an answer that is true at a log position.
+func historyTokenAt(t roomserver.HistoryToken, pos int64) string {
+	return historyToken(t) + "_" + strconv.FormatInt(pos, 10)
+}
+
+// answeredAt is the log position of the answer that a token of historyTokenAt was part of.
+func answeredAt(s string) (pos int64, ok bool) {
+	if len(s) == 0 || s[0] != 't' || strings.Count(s, "_") != 2 {
+		return 0, false
+	}
+	pos, err := strconv.ParseInt(s[strings.LastIndexByte(s, '_')+1:], 10, 64)
+	return pos, err == nil && pos >= 0
+}
+
 // parsePlace reads a token where the specification takes one for a place in a room: a history token, or a
 // sync token, which is the place after all that it covers.
 func parsePlace(s string) (roomserver.HistoryToken, error) {
@@ -74,13 +88,15 @@ func parsePlace(s string) (roomserver.HistoryToken, error) {
 		t, err := parseToken(s)
 		return roomserver.AfterPosition(t.Pos), err
 	case strings.HasPrefix(s, "p"):
-		anchor, err := strconv.ParseInt(s[1:], 10, 64)
+		place, _, _ := strings.Cut(s[1:], "_")
+		anchor, err := strconv.ParseInt(place, 10, 64)
 		if err != nil || anchor < 0 {
 			return roomserver.HistoryToken{}, bad
 		}
 		return roomserver.HistoryToken{Anchor: anchor, Sub: math.MinInt64}, nil
 	case strings.HasPrefix(s, "t"):
 		a, b, ok := strings.Cut(s[1:], "_")
+		b, _, _ = strings.Cut(b, "_")
 		anchor, err1 := strconv.ParseInt(a, 10, 64)
 		sub, err2 := strconv.ParseInt(b, 10, 64)
 		if !ok || err1 != nil || err2 != nil || anchor < 0 {

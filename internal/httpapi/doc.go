@@ -13,7 +13,7 @@
 //	                      (nil without the parameter), slices of strings (repeated, at most 100)
 //	header:"X-Thing"      a header; the same types
 //	json:"name"           a top-level member of the body, matched exactly; any type of encoding/json
-//	body:"raw"            json.RawMessage with the whole body
+//	body:"raw"            json.RawMessage with the whole body; default:"{}" lets it be empty
 //	required:"true"       400 M_MISSING_PARAM without it (a JSON null counts as missing)
 //	default:"10"          for queries and headers
 //	min:"0" max:"100"     for integers of queries and headers

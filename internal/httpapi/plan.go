@@ -21,6 +21,8 @@ type plan struct {
 	headers []textField
 	members []memberField
 	raw     []int // the field for the whole body, or nil
+	// rawDefault stands for an empty body; without it, the body must be sent.
+	rawDefault string
 }
 
 type pathField struct {
@@ -118,7 +120,7 @@ func (p *plan) addField(f reflect.StructField, index []int, params []string) err
 		if f.Type != reflect.TypeFor[json.RawMessage]() {
 			return errors.New("the whole body goes into a json.RawMessage")
 		}
-		p.raw = index
+		p.raw, p.rawDefault = index, f.Tag.Get("default")
 		return nil
 	}
 	name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
@@ -136,7 +138,7 @@ func (p *plan) addField(f reflect.StructField, index []int, params []string) err
 // checked even where nothing is read from them; what a client sends to DELETE without being asked is ignored.
 func (p *plan) bodyOf(method string) Body {
 	switch {
-	case p.raw != nil:
+	case p.raw != nil && p.rawDefault == "":
 		return RequiredBody
 	case method == http.MethodGet, method == http.MethodDelete && len(p.members) == 0:
 		return NoBody
@@ -168,7 +170,11 @@ func (p *plan) decode(in any, req *request) error {
 	}
 	if p.raw != nil {
 		// The handler owns it; a second body of this size is not worth a pool.
-		v.FieldByIndex(p.raw).SetBytes(req.body)
+		body := req.body
+		if len(body) == 0 {
+			body = []byte(p.rawDefault)
+		}
+		v.FieldByIndex(p.raw).SetBytes(body)
 		req.buf, req.body = nil, nil
 	}
 	return nil

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"strings"
 	"sync/atomic"
 
@@ -156,8 +157,28 @@ type table Router
 // ServeHTTP serves a request to an endpoint, or answers that there is none.
 func (t *table) ServeHTTP(w http.ResponseWriter, r *http.Request) { (*Router)(t).serve(w, r) }
 
+// oldPrefixes are what clients written before v1.1 call the prefixes that replaced them. The endpoints behind them are
+// the same (client-server API v1.1 changelog, "Removed legacy r0 prefix").
+var oldPrefixes = map[string]string{"/_matrix/client/r0/": "/_matrix/client/v3/", "/_matrix/media/r0/": "/_matrix/media/v3/"}
+
+// modernise lets paths of old clients reach the endpoints of today.
+func modernise(u *url.URL) {
+	for old, now := range oldPrefixes {
+		rest, ok := strings.CutPrefix(u.Path, old)
+		if !ok {
+			continue
+		}
+		u.Path = now + rest
+		if u.RawPath != "" {
+			u.RawPath = now + strings.TrimPrefix(u.RawPath, old)
+		}
+		return
+	}
+}
+
 // ServeHTTP serves a request.
 func (rt *Router) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	modernise(r.URL)
 	var m mux.RouteMatch
 	if rt.front.Match(r, &m) && m.Handler == http.Handler((*table)(rt)) {
 		// mux itself would pass on two copies of the request with contexts of its own, which a

@@ -31,7 +31,7 @@ var none = &Actions{Raw: []json.RawMessage{}}
 var ErrAction = errors.New("invalid push rule action")
 
 // ParseActions checks and compacts the "actions" of a request. The historical actions
-// dont_notify and coalesce are dropped, as the specification wants them ignored. The error is
+// dont_notify and coalesce are kept for the clients that still read them, and have no effect. The error is
 // safe to show and has [ErrAction] in its chain.
 func ParseActions(list []json.RawMessage) ([]json.RawMessage, error) {
 	out := make([]json.RawMessage, 0, len(list))
@@ -39,9 +39,8 @@ func ParseActions(list []json.RawMessage) ([]json.RawMessage, error) {
 		in := gjson.ParseBytes(raw)
 		if in.Type == gjson.String {
 			switch in.Str {
-			case "notify":
-				out = append(out, json.RawMessage(`"notify"`))
-			case "dont_notify", "coalesce":
+			case "notify", "dont_notify", "coalesce":
+				out = append(out, json.RawMessage(`"`+in.Str+`"`))
 			default:
 				return nil, fmt.Errorf("%w: unknown action %q", ErrAction, in.Str)
 			}
