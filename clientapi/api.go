@@ -4,10 +4,13 @@ import (
 	"context"
 	"net/http"
 
+	"github.com/sirupsen/logrus"
+
 	"github.com/myelin-im/myelin/internal/httpapi"
 	"github.com/myelin-im/myelin/internal/mxerr"
 	"github.com/myelin-im/myelin/internal/ratelimit"
 	"github.com/myelin-im/myelin/roomserver"
+	"github.com/myelin-im/myelin/storage"
 )
 
 // Profiles tells what membership events say of a user. It is implemented by accounts.
@@ -18,13 +21,15 @@ type Profiles interface {
 
 // API serves the endpoints of this package.
 type API struct {
+	db       *storage.DB
 	rooms    *roomserver.Server
 	profiles Profiles
+	log      *logrus.Entry
 }
 
 // New makes the API on a roomserver.
-func New(rooms *roomserver.Server, profiles Profiles) *API {
-	return &API{rooms: rooms, profiles: profiles}
+func New(db *storage.DB, rooms *roomserver.Server, profiles Profiles, log *logrus.Entry) *API {
+	return &API{db: db, rooms: rooms, profiles: profiles, log: log}
 }
 
 const (
@@ -37,6 +42,7 @@ const (
 func (a *API) Endpoints() []httpapi.Endpoint {
 	return []httpapi.Endpoint{
 		httpapi.New(http.MethodPost, v3+"/createRoom", httpapi.User, ratelimit.Create, a.createRoom),
+		httpapi.New(http.MethodPost, v3+"/rooms/{roomId}/upgrade", httpapi.User, ratelimit.Create, a.upgrade),
 
 		httpapi.New(http.MethodPut, v3+"/rooms/{roomId}/send/{eventType}/{txnId}", members, ratelimit.Message, a.send),
 		httpapi.New(http.MethodPut, v3+"/rooms/{roomId}/state/{eventType}/{stateKey}", members, ratelimit.State, a.putState),

@@ -47,6 +47,9 @@ func (a *API) createRoom(ctx context.Context, by *httpapi.Caller, in *createRoom
 	if err != nil {
 		return nil, err
 	}
+	if err := a.mayInvite(ctx, n.Invite...); err != nil {
+		return nil, err
+	}
 	if n.CreatorProfile, err = a.memberContent(ctx, by.UserID); err != nil {
 		return nil, err
 	}
@@ -68,6 +71,7 @@ func (a *API) createRoom(ctx context.Context, by *httpapi.Caller, in *createRoom
 	if err != nil {
 		return nil, err
 	}
+	a.carryOver(ctx, by.UserID, id)
 	return &roomIDResponse{id}, nil
 }
 

@@ -58,6 +58,9 @@ type putStateRequest struct {
 
 // putState: client-server API v1.19, PUT /rooms/{roomId}/state/{eventType}/{stateKey}.
 func (a *API) putState(ctx context.Context, by *httpapi.Caller, in *putStateRequest) (*eventIDResponse, error) {
+	if err := a.mayPutState(ctx, in); err != nil {
+		return nil, err
+	}
 	if in.Type == "m.room.canonical_alias" && in.StateKey == "" {
 		if err := a.checkCanonicalAlias(ctx, in); err != nil {
 			return nil, err

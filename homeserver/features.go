@@ -60,7 +60,7 @@ func newFeatures(cfg *config.Config, db *storage.DB, key signingkey.Key, limits 
 		return nil, fmt.Errorf("set up accounts: %w", err)
 	}
 	f.push = push.New(db)
-	f.client = clientapi.New(f.rooms, profiles{db})
+	f.client = clientapi.New(db, f.rooms, profiles{db}, part("client"))
 	if f.sync, err = syncapi.New(db, f.rooms); err != nil {
 		return nil, fmt.Errorf("set up sync: %w", err)
 	}
@@ -92,6 +92,7 @@ func (f *features) authenticate(ctx context.Context, token string, r *http.Reque
 func (f *features) start(ctx context.Context) (ended <-chan struct{}) {
 	var group sync.WaitGroup
 	group.Go(func() { f.accounts.Run(ctx) })
+	group.Go(func() { f.client.Run(ctx) })
 	group.Go(func() { f.rooms.Run(ctx) })
 	done := make(chan struct{})
 	go func() {
