@@ -15,6 +15,7 @@ import (
 	"unsafe"
 
 	"github.com/ncruces/go-sqlite3"
+	"github.com/ncruces/go-sqlite3/ext/fts5"
 )
 
 // maxStatements bounds the prepared statements a connection keeps.
@@ -50,6 +51,10 @@ func openLiteConn(path string, flags sqlite3.OpenFlag, timeout time.Duration) (*
 	uri := url.URL{Scheme: "file", OmitHost: true, Path: slashed, RawQuery: "vfs=" + walVFS + "&modeof=" + strings.ReplaceAll(url.QueryEscape(path), "+", "%20")}
 	c, err := sqlite3.OpenFlags(uri.String(), flags|sqlite3.OPEN_URI)
 	if err != nil {
+		return nil, err
+	}
+	if err := fts5.Register(c); err != nil {
+		c.Close()
 		return nil, err
 	}
 	conn := &liteConn{c: c, stmts: map[string]*liteStmt{}}

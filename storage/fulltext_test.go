@@ -1,0 +1,111 @@
+package storage_test
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"testing"
+
+	"github.com/myelin-im/myelin/storage"
+	"github.com/myelin-im/myelin/storage/storagetest"
+)
+
+// matching returns the rows of the test's index that match, newest first.
+func matching(t testing.TB, db *storage.DB, q storage.TermQuery, limit int) (ids []int64) {
+	t.Helper()
+	err := db.Read(context.Background(), func(tx *storage.Tx) error {
+		ids = nil
+		condition, query := tx.Matching("words", q)
+		rows := tx.Query(`SELECT rowid FROM words WHERE `+condition+` ORDER BY rowid DESC LIMIT $2`, query, int64(limit))
+		var id int64
+		for rows.Next() {
+			rows.Scan(&id)
+			ids = append(ids, id)
+		}
+		return rows.Close()
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ids
+}
+
+func setTerms(t testing.TB, db *storage.DB, terms map[int64]string) {
+	t.Helper()
+	err := db.Write(context.Background(), func(tx *storage.Tx) error {
+		for id, text := range terms {
+			if err := tx.SetTerms("words", id, text); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestTerms(t *testing.T) {
+	storagetest.Each(t, []storage.Schema{testSchema}, func(t *testing.T, db *storage.DB) {
+		const big = 1 << 50
+		setTerms(t, db, map[int64]string{
+			1: "_a hello world", 2: "_b hello you", 3: "_a 黒猫 猫 été", big: "_c worlds or and not near hello hello",
+		})
+		word := func(list ...string) (terms []storage.Term) {
+			for _, text := range list {
+				terms = append(terms, storage.Term{Text: text})
+			}
+			return terms
+		}
+		check := func(want []int64, q ...[]storage.Term) {
+			t.Helper()
+			if got := matching(t, db, q, 10); !slices.Equal(got, want) {
+				t.Errorf("%v: rows %v, want %v", q, got, want)
+			}
+		}
+		check([]int64{big, 2, 1}, word("hello"))
+		check([]int64{2, 1}, word("hello"), word("_a", "_b"))
+		check([]int64{1}, word("world"))
+		check([]int64{big, 1}, []storage.Term{{Text: "wor", Prefix: true}})
+		check([]int64{3}, []storage.Term{{Text: "猫", Prefix: true}}, word("_a"))
+		check([]int64{3}, word("été"))
+		check([]int64{big}, word("not"), word("or"), word("and"), word("near"))
+		check(nil, word("_d"))
+
+		setTerms(t, db, map[int64]string{1: "_a goodbye", 2: ""})
+		check([]int64{big}, word("hello"))
+		check([]int64{1}, word("goodbye"))
+		err := db.Write(context.Background(), func(tx *storage.Tx) error { return tx.DropTerms("words", big) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		check(nil, word("hello"))
+		setTerms(t, db, map[int64]string{big: "back"})
+		check([]int64{big}, word("back"))
+	})
+}
+
+// BenchmarkTerms asks for the newest 1,000 of 100,000 rows that have a term, of which half is in one of two rooms.
+func BenchmarkTerms(b *testing.B) {
+	for _, dialect := range storagetest.Dialects {
+		b.Run(dialect.String(), func(b *testing.B) {
+			db := storagetest.Open(b, dialect, testSchema)
+			for i := int64(0); i < 100_000; {
+				terms := map[int64]string{}
+				for range 1000 {
+					i++
+					terms[i<<20] = fmt.Sprintf("_r%d always h%d c%d m%d x%d", i%2, i%10, i%100, i%1000, i)
+				}
+				setTerms(b, db, terms)
+			}
+			rooms := []storage.Term{{Text: "_r0"}, {Text: "_r7"}}
+			for _, q := range []struct{ name, term string }{{"all", "always"}, {"tenth", "h4"}, {"hundredth", "c4"}, {"rare", "x4"}} {
+				b.Run(q.name, func(b *testing.B) {
+					for b.Loop() {
+						matching(b, db, storage.TermQuery{{{Text: q.term}}, rooms}, 1000)
+					}
+				})
+			}
+		})
+	}
+}
