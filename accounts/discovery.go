@@ -13,10 +13,14 @@ var SpecVersions = []string{"v1.1", "v1.2", "v1.3", "v1.4", "v1.5", "v1.6"}
 
 // unstableFeatures are what of no released version this server does, or did before its release.
 var unstableFeatures = map[string]bool{
-	"computer.gingershaped.msc4466": true, // choice of rooms for profile changes
-	"org.matrix.msc3391":            true, // deleting account data
-	"org.matrix.msc4069":            true, // profile changes that stay out of rooms
-	"uk.tcpip.msc4133.stable":       true, // profile fields
+	"computer.gingershaped.msc4466":                  true, // choice of rooms for profile changes
+	"org.matrix.msc3391":                             true, // deleting account data
+	"org.matrix.msc3827.stable":                      true, // public rooms by type
+	"org.matrix.msc4069":                             true, // profile changes that stay out of rooms
+	"org.matrix.msc4380.stable":                      true, // blocking invites
+	"uk.half-shot.msc2666.query_mutual_rooms":        true, // rooms that two users share
+	"uk.half-shot.msc2666.query_mutual_rooms.stable": true,
+	"uk.tcpip.msc4133.stable":                        true, // profile fields
 }
 
 // WellKnown is what the server says of itself under /.well-known/matrix/. What is empty is not served, so that a web

@@ -30,8 +30,7 @@ func (l *look) outsideRoom(ctx context.Context, s *sections, o roomserver.Outsid
 	section, member := sectionInvite, "invite_state"
 	switch o.Membership {
 	case roomserver.Invite:
-		ignored, err := l.ignored(ctx)
-		if err != nil || ignored[o.Event.Sender] {
+		if hidden, err := l.hidesInvite(ctx, o.Event.Sender); err != nil || hidden {
 			return err
 		}
 	case roomserver.Knock:

@@ -278,9 +278,10 @@ func (l *look) stripped(ctx context.Context, s *sections, room *roomserver.Room,
 	if m.now == roomserver.Knock {
 		section, member = sectionKnock, `{"knock_state":{"events":[`
 	}
-	ignored, err := l.ignored(ctx)
-	if err != nil || m.now == roomserver.Invite && ignored[m.event.Sender] {
-		return err
+	if m.now == roomserver.Invite {
+		if hidden, err := l.hidesInvite(ctx, m.event.Sender); err != nil || hidden {
+			return err
+		}
 	}
 	events, err := l.api.rooms.Stripped(ctx, room, m.event)
 	if err != nil {
