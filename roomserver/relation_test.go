@@ -66,6 +66,22 @@ func TestRelationBeforeItsTarget(t *testing.T) {
 	})
 }
 
+func TestTargetThatComesAfterARestart(t *testing.T) {
+	storagetest.Each(t, []storage.Schema{Schema}, func(t *testing.T, db *storage.DB) {
+		w := newWorld(t, testServer(t, db, "hs"), "12")
+		target := w.build(nil, "@a:remote", "m.room.message", "", text)
+		child := w.accept(w.build(nil, "@b:remote", "m.room.message", "", relating("m.thread", target.ID)))
+		w.s = testServer(t, db, "hs")
+		var err error
+		if w.room, err = w.s.Room(ctx, w.room.ID); err != nil {
+			t.Fatal(err)
+		}
+		if got, want := children(t, w.s, w.room, w.accept(target)), fmt.Sprint([]int64{child.NID}); got != want {
+			t.Errorf("children %s, want %s", got, want)
+		}
+	})
+}
+
 func TestMalformedRelationsAreIgnored(t *testing.T) {
 	eachServer(t, func(t *testing.T, s *Server) {
 		w := newWorld(t, s, "12")
@@ -122,7 +138,14 @@ func TestForgottenRelations(t *testing.T) {
 			shard := &s.relations.shards[i]
 			shard.mu.Lock()
 			shard.bytes = shardBytes
+			shard.put(relationKey{-1, "another"}, &relationEntry{})
+			if len(shard.entries) != 1 {
+				t.Errorf("a full shard keeps %d entries", len(shard.entries))
+			}
 			shard.mu.Unlock()
+		}
+		if got, want := children(t, s, w.room, target), fmt.Sprint([]int64{first.NID}); got != want {
+			t.Errorf("children %s, want %s", got, want)
 		}
 		second := w.accept(w.build(nil, "@a:remote", "m.room.message", "", relating("m.thread", target.ID)))
 		if got, want := children(t, s, w.room, target), fmt.Sprint([]int64{first.NID, second.NID}); got != want {
