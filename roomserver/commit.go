@@ -185,11 +185,12 @@ func (s *Server) current(e *Event) *Event {
 // applyRedaction replaces the target wherever memory holds it.
 func (s *Server) applyRedaction(r *Room, x redaction) {
 	s.redactionLock.Lock()
-	defer s.redactionLock.Unlock()
 	s.redactionEpoch.Add(1)
 	if e, ok := s.events.GetIfPresent(x.target.NID); ok {
 		s.events.Set(e.NID, e.redactedBy(x.by))
 	}
+	s.redactionLock.Unlock()
+	// Not under the lock: a load of the ring takes it while it holds the ring.
 	r.recent.replace(x.target.NID, func(e *Event) *Event { return e.redactedBy(x.by) })
 }
 
