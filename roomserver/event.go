@@ -70,6 +70,9 @@ func (e *Event) Redaction() *Event { return e.redaction }
 // redactedBy is e as readers see it after a redaction.
 func (e *Event) redactedBy(by *Event) *Event {
 	relation := e.Relation()
+	if by != nil && by.redaction != nil {
+		by = by.redactedBy(nil) // no chains, which could be loops
+	}
 	return &Event{
 		Event: e.Redact(), NID: e.NID, RoomNID: e.RoomNID, Anchor: e.Anchor, Sub: e.Sub,
 		StateBefore: e.StateBefore, StateAfter: e.StateAfter, TxnDevice: e.TxnDevice, TxnID: e.TxnID,

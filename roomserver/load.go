@@ -110,11 +110,35 @@ func (s *Server) withRedaction(ctx context.Context, room *Room, e *Event) (*Even
 	if nid == 0 {
 		return e.redactedBy(nil), nil
 	}
-	by, err := s.eventByNID(ctx, room, nid)
+	by, err := s.redactionByNID(ctx, room, nid)
 	if err != nil {
 		return nil, fmt.Errorf("redaction of %s: %w", e.ID, err)
 	}
 	return e.redactedBy(by), nil
+}
+
+// redactionByNID returns a redaction, which may be redacted itself, but does not say by what: in the first room versions
+// servers choose the ids of events, so that redactions may form loops.
+func (s *Server) redactionByNID(ctx context.Context, room *Room, nid int64) (*Event, error) {
+	if e, ok := s.events.GetIfPresent(nid); ok {
+		return e, nil
+	}
+	var e *Event
+	err := s.db.Read(ctx, func(tx *storage.Tx) error {
+		var r eventRow
+		found, err := tx.Get(`SELECT `+eventColumns+` FROM events WHERE nid = $1`, []any{nid}, r.dest()...)
+		if err == nil && !found {
+			err = ErrUnknownEvent
+		}
+		if err == nil {
+			e, err = r.event(room)
+		}
+		return err
+	})
+	if err == nil && e.flags&flagRedacted != 0 {
+		e = e.redactedBy(nil)
+	}
+	return e, err
 }
 
 // eventByNID returns one event by its number.
