@@ -42,6 +42,29 @@ func (t *Turn) submit() (wait func() error, err error) {
 	return func() error { return <-done }, nil
 }
 
+// settle is submit for a turn that appended nothing: its outcome holds once the units are on disk whose effects it saw.
+func (t *Turn) settle() (wait func() error, err error) {
+	r := t.room
+	r.mu.Lock()
+	last, epoch := r.last, r.epoch
+	r.mu.Unlock()
+	if epoch != t.epoch {
+		return nil, errEpoch
+	}
+	if last == nil {
+		return func() error { return nil }, nil
+	}
+	done := make(chan error, 1)
+	t.s.db.Append(&storage.Unit{After: last, Done: func(_ int64, err error) { done <- err }})
+	return func() error {
+		err := <-done
+		if errors.Is(err, storage.ErrAfter) {
+			err = errEpoch
+		}
+		return err
+	}, nil
+}
+
 // done ends the flight of the turn's unit. After a failure the room goes on from what is durable, and
 // so do the turns whose units were built on this one.
 func (t *Turn) done(err error) error {
@@ -55,6 +78,8 @@ func (t *Turn) done(err error) error {
 		r.epoch++
 		r.next = r.durable.Load()
 		r.last = nil
+		// What is pending was built on this unit and fails with it; the next turn must not see it.
+		clear(r.pending)
 	}
 	r.mu.Unlock()
 	if err == nil {

@@ -78,18 +78,7 @@ func (s *Server) Turn(ctx context.Context, roomID string, fn func(*Turn) error) 
 
 // runTurn is one attempt of Turn.
 func (s *Server) runTurn(ctx context.Context, room *Room, fn func(*Turn) error) ([]*Event, error) {
-	room.turn.Lock()
-	t, err := s.begin(ctx, room)
-	if err == nil {
-		err = fn(t)
-	}
-	if err != nil || len(t.events) == 0 {
-		t.drop()
-		room.turn.Unlock()
-		return nil, err
-	}
-	wait, err := t.submit()
-	room.turn.Unlock()
+	t, wait, err := s.turn(ctx, room, fn)
 	if err != nil {
 		return nil, err
 	}
@@ -97,6 +86,42 @@ func (s *Server) runTurn(ctx context.Context, room *Room, fn func(*Turn) error) 
 		return nil, err
 	}
 	return t.events, nil
+}
+
+// turn runs fn alone with the room and submits what it appended; wait is as for submit.
+func (s *Server) turn(ctx context.Context, room *Room, fn func(*Turn) error) (t *Turn, wait func() error, err error) {
+	room.turn.Lock()
+	defer room.turn.Unlock()
+	if t, err = s.begin(ctx, room); err != nil {
+		return nil, nil, err
+	}
+	submitted := false
+	defer func() {
+		if !submitted {
+			t.drop()
+		}
+	}()
+	if err = fn(t); err != nil {
+		if t.orphaned() {
+			err = errEpoch
+		}
+		return nil, nil, err
+	}
+	if len(t.events) == 0 {
+		wait, err = t.settle()
+		return t, wait, err
+	}
+	submitted = true // which drops it if it fails
+	wait, err = t.submit()
+	return t, wait, err
+}
+
+// orphaned tells that a unit on which the turn builds has failed meanwhile: what the turn saw was never so, and some of
+// it is no longer there to be read.
+func (t *Turn) orphaned() bool {
+	t.room.mu.Lock()
+	defer t.room.mu.Unlock()
+	return t.room.epoch != t.epoch
 }
 
 // begin starts a turn; the caller holds room.turn.
