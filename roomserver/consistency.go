@@ -61,10 +61,11 @@ type roomCheck struct {
 	room     *Room
 	problems []error
 
-	heads map[string]bool         // seen, in the graph, and cited by none of the others seen
-	cited map[string]bool         // cited as a parent, and not seen
-	after map[string]snapshot.Ref // state after the events seen, of the last afterMemory
-	last  int64                   // highest position of an event
+	heads   map[string]bool         // seen, in the graph, and cited by none of the others seen
+	cited   map[string]bool         // cited as a parent, and not seen
+	after   map[string]snapshot.Ref // state after the events seen, of the last afterMemory
+	last    int64                   // highest position of an event
+	related relationSum             // of the relations that events have
 }
 
 // afterMemory bounds roomCheck.after.
@@ -77,7 +78,7 @@ func (c *roomCheck) bad(format string, args ...any) {
 }
 
 func (c *roomCheck) run(ctx context.Context) error {
-	for _, step := range []func(context.Context) error{c.events, c.order, c.head, c.stateLog, c.members, c.references} {
+	for _, step := range []func(context.Context) error{c.events, c.order, c.head, c.stateLog, c.members, c.references, c.relations} {
 		if err := step(ctx); err != nil {
 			return err
 		}
@@ -118,6 +119,7 @@ func (c *roomCheck) events(ctx context.Context) error {
 				return fmt.Errorf("state around %s: %w", e.ID, err)
 			}
 			c.graph(e)
+			c.relation(e)
 		}
 		after = list[len(list)-1].NID
 	}
