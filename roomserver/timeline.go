@@ -4,6 +4,7 @@ import (
 	"context"
 	"math"
 	"slices"
+	"strconv"
 )
 
 // HistoryToken is a place between two events of a room's history order: just before the event of that
@@ -13,6 +14,14 @@ type HistoryToken struct{ Anchor, Sub int64 }
 // Before compares two places.
 func (t HistoryToken) Before(u HistoryToken) bool {
 	return t.Anchor < u.Anchor || t.Anchor == u.Anchor && t.Sub < u.Sub
+}
+
+// String is the place as clients get it in tokens.
+func (t HistoryToken) String() string {
+	if t.Sub == math.MinInt64 {
+		return "p" + strconv.FormatInt(t.Anchor, 10)
+	}
+	return "t" + strconv.FormatInt(t.Anchor, 10) + "_" + strconv.FormatInt(t.Sub, 10)
 }
 
 // AfterPosition is the place after all events up to a log position: where a sync token points.

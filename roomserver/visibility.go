@@ -66,6 +66,10 @@ func (s *Server) Viewer(ctx context.Context, room *Room, user string, upTo int64
 	return v, nil
 }
 
+// JoinedUntil is the position of the event that ended the user's last stay in the room, MaxInt64 while it lasts, and 0
+// for someone who was never joined.
+func (v *Viewer) JoinedUntil() int64 { return v.joinedUntil }
+
 // maxMembershipWalk bounds how many membership events of one user Viewer looks through.
 const maxMembershipWalk = 100
 

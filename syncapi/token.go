@@ -58,12 +58,7 @@ func parseToken(s string) (Token, error) {
 }
 
 // historyToken is the wire form of a place in a room's history order.
-func historyToken(t roomserver.HistoryToken) string {
-	if t.Sub == math.MinInt64 {
-		return fmt.Sprintf("p%d", t.Anchor)
-	}
-	return fmt.Sprintf("t%d_%d", t.Anchor, t.Sub)
-}
+func historyToken(t roomserver.HistoryToken) string { return t.String() }
 
 // historyTokenAt is the wire form of a place in an answer that is true at a log position.
 func historyTokenAt(t roomserver.HistoryToken, pos int64) string {
