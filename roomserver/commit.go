@@ -79,7 +79,7 @@ func (t *Turn) done(err error) error {
 		r.next = r.durable.Load()
 		r.last = nil
 		// What is pending was built on this unit and fails with it; the next turn must not see it.
-		clear(r.pending)
+		r.pending = newPending()
 	}
 	r.mu.Unlock()
 	if err == nil {
@@ -191,7 +191,7 @@ func (t *Turn) apply(base int64) {
 	}
 	r.mu.Lock()
 	for _, e := range t.events {
-		delete(r.pending, e.NID)
+		r.pending.remove(e)
 	}
 	r.mu.Unlock()
 	for _, fn := range t.after {

@@ -48,7 +48,7 @@ func (s *Server) Enter(ctx context.Context, entry Entry) (*Event, error) {
 
 // emptyRoom is the turn of a room that nobody else knows yet.
 func (s *Server) emptyRoom(ctx context.Context, v *pdu.Version) (*Turn, error) {
-	room := &Room{Version: v, pending: map[int64]*Event{}, next: &Head{}}
+	room := &Room{Version: v, pending: newPending(), next: &Head{}}
 	room.durable.Store(room.next)
 	room.members.local, room.members.servers = map[string]struct{}{}, map[string]int{}
 	room.recent.loaded = true

@@ -62,6 +62,10 @@ func (s *Server) Receive(ctx context.Context, roomID string, events []*pdu.Event
 		out = make([]Received, len(events))
 		for i, p := range events {
 			var missing *MissingError
+			if p.RoomID != t.room.ID {
+				out[i].Err = fmt.Errorf("event %s is of room %s and not of %s", p.ID, p.RoomID, t.room.ID)
+				continue
+			}
 			out[i], out[i].Err = t.receive(p)
 			if err := out[i].Err; err != nil && !errors.As(err, &missing) {
 				return err
@@ -75,13 +79,11 @@ func (s *Server) Receive(ctx context.Context, roomID string, events []*pdu.Event
 // find returns an event of the room by id, among them those that are not durable yet; nil if it is unknown.
 func (t *Turn) find(id string) (*Event, error) {
 	t.room.mu.Lock()
-	for _, e := range t.room.pending {
-		if e.ID == id {
-			t.room.mu.Unlock()
-			return e, nil
-		}
-	}
+	e := t.room.pending.byID[id]
 	t.room.mu.Unlock()
+	if e != nil || t.created {
+		return e, nil // nothing of a new room is stored
+	}
 	e, err := t.s.Event(t.ctx, t.room, id)
 	if errors.Is(err, ErrUnknownEvent) {
 		return nil, nil
@@ -91,9 +93,6 @@ func (t *Turn) find(id string) (*Event, error) {
 
 // receive judges one event and makes it part of the unit.
 func (t *Turn) receive(p *pdu.Event) (Received, error) {
-	if p.RoomID != t.room.ID {
-		return Received{}, fmt.Errorf("event %s is of room %s and not of %s", p.ID, p.RoomID, t.room.ID)
-	}
 	known, err := t.find(p.ID)
 	if err != nil {
 		return Received{}, err
@@ -254,7 +253,7 @@ func (r resolvable) Events(_ context.Context, nids []int64) ([]stateres.Event, e
 	var stored []int64
 	r.t.room.mu.Lock()
 	for i, nid := range nids {
-		if e := r.t.room.pending[nid]; e != nil {
+		if e := r.t.room.pending.byNID[nid]; e != nil {
 			out[i] = stateres.Event{Event: e.Event, Rejected: e.Rejected()}
 		} else {
 			stored = append(stored, nid)
@@ -398,30 +397,43 @@ func (t *Turn) redactReceived(e *Event) error {
 		if err != nil {
 			return err
 		}
-		if found != nil {
-			return t.redactIfAllowed(e, found)
+		if found == nil {
+			t.unit.Add(redactionsTable, t.room.NID, eventKey(target), e.NID)
+		} else if err := t.redactIfAllowed(e, found); err != nil {
+			return err
 		}
-		t.unit.Add(redactionsTable, t.room.NID, eventKey(target), e.NID)
 	}
-	var waiting []int64
+	// First those that are not on disk, because they get there meanwhile.
+	var waiting []*Event
+	t.room.mu.Lock()
+	for _, by := range t.room.pending.byNID {
+		if by != e && by.offset > 0 && by.Redacts() == e.ID {
+			waiting = append(waiting, by)
+		}
+	}
+	t.room.mu.Unlock()
+	var stored []int64
 	err := t.s.db.Read(t.ctx, func(tx *storage.Tx) error {
-		waiting = nil
+		stored = nil
 		rows := tx.Query(`SELECT redaction FROM redactions WHERE room = $1 AND target = $2 ORDER BY redaction`, t.room.NID, eventKey(e.ID))
 		var nid int64
 		for rows.Next() {
 			rows.Scan(&nid)
-			waiting = append(waiting, nid)
+			stored = append(stored, nid)
 		}
 		return rows.Close()
 	})
 	if err != nil {
 		return fmt.Errorf("redactions of %s: %w", e.ID, err)
 	}
-	for _, nid := range waiting {
+	for _, nid := range stored {
 		by, err := t.event(nid)
 		if err != nil {
 			return err
 		}
+		waiting = append(waiting, by)
+	}
+	for _, by := range waiting {
 		if err := t.redactIfAllowed(by, e); err != nil {
 			return err
 		}

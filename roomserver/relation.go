@@ -127,7 +127,7 @@ func (t *Turn) await(e *Event) error {
 	// First those that are not on disk, because they get there meanwhile.
 	t.room.mu.Lock()
 	found := false
-	for _, p := range t.room.pending {
+	for _, p := range t.room.pending.byNID {
 		if r, ok := linkOf(p.Event); ok && r.Target == e.ID {
 			found = true
 			break
@@ -195,7 +195,7 @@ func (t *Turn) checkAnnotation(p *pdu.Event, r link) error {
 		redacted[x.target.NID] = true
 	}
 	t.room.mu.Lock()
-	for _, e := range t.room.pending {
+	for _, e := range t.room.pending.byNID {
 		if same(e) && !redacted[e.NID] {
 			t.room.mu.Unlock()
 			return errDuplicateAnnotation

@@ -33,7 +33,7 @@ type Room struct {
 	turn    sync.Mutex
 	mu      sync.Mutex
 	next    *Head            // what the next turn builds on
-	pending map[int64]*Event // events of units that are not yet durable
+	pending pendingEvents
 	last    *storage.Unit    // the newest unit in flight
 	flying  int              // units handed to the group commit and not yet done
 	epoch   uint64           // grows when a unit fails; units of an older epoch fail too
@@ -66,6 +66,26 @@ func (h *Head) depth() int64 {
 		d = max(d, e.Depth)
 	}
 	return min(d, pdu.MaxDepth-1) + 1
+}
+
+// pendingEvents are the events of units that are not yet durable, by number and by id.
+type pendingEvents struct {
+	byNID map[int64]*Event
+	byID  map[string]*Event
+}
+
+func newPending() pendingEvents {
+	return pendingEvents{map[int64]*Event{}, map[string]*Event{}}
+}
+
+func (p *pendingEvents) add(e *Event) { p.byNID[e.NID], p.byID[e.ID] = e, e }
+
+// remove takes e away, unless a later unit has put another value in its place.
+func (p *pendingEvents) remove(e *Event) {
+	if p.byNID[e.NID] == e {
+		delete(p.byNID, e.NID)
+		delete(p.byID, e.ID)
+	}
 }
 
 // maxRooms bounds the rooms that are kept in memory at once.
@@ -163,7 +183,7 @@ func (s *Server) RoomByNID(ctx context.Context, nid int64) (*Room, error) {
 
 // loadRoom reads a room; the caller holds its load lock, so nobody is writing the room.
 func (s *Server) loadRoom(ctx context.Context, sql string, key any) (*Room, error) {
-	r := &Room{pending: map[int64]*Event{}}
+	r := &Room{pending: newPending()}
 	head := &Head{}
 	var version string
 	var seed, extremities []byte

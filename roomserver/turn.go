@@ -141,7 +141,7 @@ func (t *Turn) drop() {
 	}
 	t.room.mu.Lock()
 	for _, e := range t.events {
-		delete(t.room.pending, e.NID)
+		t.room.pending.remove(e)
 	}
 	t.room.mu.Unlock()
 	for _, p := range t.packs {
@@ -167,7 +167,7 @@ func (t *Turn) AfterApply(fn func()) { t.after = append(t.after, fn) }
 // event returns an event of the room by number, among them those that are not durable yet.
 func (t *Turn) event(nid int64) (*Event, error) {
 	t.room.mu.Lock()
-	e := t.room.pending[nid]
+	e := t.room.pending.byNID[nid]
 	t.room.mu.Unlock()
 	if e != nil {
 		return e, nil
@@ -285,7 +285,7 @@ func (t *Turn) place(e *Event) {
 // keep makes the event part of the unit.
 func (t *Turn) keep(e *Event) {
 	t.room.mu.Lock()
-	t.room.pending[e.NID] = e
+	t.room.pending.add(e)
 	t.room.mu.Unlock()
 	t.events = append(t.events, e)
 }
