@@ -100,7 +100,9 @@ func (c *relationCache) shard(target string) *relationShard {
 func (s *relationShard) put(key relationKey, e *relationEntry) {
 	if old := s.entries[key]; old != nil {
 		s.bytes -= old.cost()
-	} else if s.bytes+e.cost() > shardBytes {
+		delete(s.entries, key)
+	}
+	if s.bytes+e.cost() > shardBytes {
 		s.entries, s.bytes, s.floor = map[relationKey]*relationEntry{}, 0, s.applied
 		s.epoch++ // what was read before may lack what has just been forgotten
 		if e.cost() > shardBytes {
@@ -173,7 +175,7 @@ func (l Children) with(c Child) Children {
 		if i > 0 && l.List[i-1].Sender == c.Sender {
 			c.Sender = l.List[i-1].Sender
 		}
-		if l.List = append(l.List, c); i >= 2*maxChildren {
+		if l.List = append(l.List, c); i >= maxChildren+maxChildren/4 {
 			l = l.trim()
 		}
 		return l
