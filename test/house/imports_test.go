@@ -15,7 +15,7 @@ type row struct {
 }
 
 // tests is the height of packages that only tests use.
-const tests = 9
+const tests = 10
 
 var rows = []row{
 	{0, []string{"internal"},
@@ -32,15 +32,17 @@ var rows = []row{
 		"roomserver is the only writer of rooms; what reacts to an event reads the log behind it"},
 	{3, []string{"accounts"},
 		"accounts stands above roomserver, because a profile change writes memberships"},
-	{4, []string{"push", "e2ee", "ephemeral", "relations"},
+	{4, []string{"e2ee", "ephemeral", "relations"},
 		"these know users and rooms, but no API and not each other"},
-	{5, []string{"clientapi", "adminapi", "federation", "syncapi", "mediaapi", "voip", "directory", "reports"},
+	{5, []string{"push"},
+		"what notifies stands above ephemeral, because receipts decide on what is unread"},
+	{6, []string{"clientapi", "adminapi", "federation", "syncapi", "mediaapi", "voip", "directory", "reports"},
 		"an API uses services below it; what it needs of a neighbour is a function given at assembly"},
-	{6, []string{"homeserver/config", "homeserver/signingkey"},
+	{7, []string{"homeserver/config", "homeserver/signingkey"},
 		"configuration reaches the rest in pieces; only the assembly knows all of it"},
-	{7, []string{"homeserver"},
+	{8, []string{"homeserver"},
 		"homeserver is the only one that knows everyone"},
-	{8, []string{"cmd"},
+	{9, []string{"cmd"},
 		"main parses flags, calls homeserver and waits"},
 	{tests, []string{"test", "storage/storagetest"},
 		"tests may use everything; nothing but tests may use them"},
@@ -115,7 +117,9 @@ func TestRowsSayWhatTheyMean(t *testing.T) {
 		{"federation/client", "federation", false},
 		{"syncapi", "clientapi", false},
 		{"clientapi/media", "clientapi", true},
-		{"push", "e2ee", false},
+		{"push", "e2ee", true},
+		{"push/unread", "ephemeral", true},
+		{"ephemeral", "push", false},
 		{"internal/httpapi", "internal/mxerr", true},
 		{"internal/httpapi", "storage", false},
 		{"accounts", "homeserver/config", false},
