@@ -17,7 +17,7 @@ type IgnoreLists struct {
 
 // ignoreList is whom one user ignores.
 type ignoreList struct {
-	users map[string]struct{}
+	users map[string]bool
 	pos   int64
 }
 
@@ -47,7 +47,7 @@ func NewIgnoreLists(db *storage.DB) (*IgnoreLists, error) {
 // Of returns whom a user ignores by now, not to be changed, and the log position since which the list is this one.
 //
 // Spec: client-server API v1.19, "Ignoring Users".
-func (l *IgnoreLists) Of(ctx context.Context, userID string) (users map[string]struct{}, pos int64, err error) {
+func (l *IgnoreLists) Of(ctx context.Context, userID string) (users map[string]bool, pos int64, err error) {
 	list, err := l.memo.Get(ctx, userID)
 	return list.users, list.pos, err
 }
@@ -65,9 +65,9 @@ func readIgnoreList(ctx context.Context, db *storage.DB, user string) (ignoreLis
 			return true // nobody ignores themselves
 		}
 		if list.users == nil {
-			list.users = map[string]struct{}{}
+			list.users = map[string]bool{}
 		}
-		list.users[id.Str] = struct{}{}
+		list.users[id.Str] = true
 		return len(list.users) < maxIgnored
 	})
 	return list, nil

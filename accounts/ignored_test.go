@@ -36,8 +36,8 @@ func TestIgnoreLists(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				_, bob := users["@bob:test"]
-				_, alice := users["@alice:test"]
+				bob := users["@bob:test"]
+				alice := users["@alice:test"]
 				if bob != c.bob || alice {
 					t.Errorf("%s: %v", c.content, users)
 				}

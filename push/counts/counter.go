@@ -127,7 +127,7 @@ type reader struct {
 	Log
 	place
 	joined         int64
-	ignored        map[string]struct{}
+	ignored        map[string]bool
 	ignoredVersion int64
 
 	compiled *rules.Compiled
@@ -230,7 +230,7 @@ func (r *reader) judge(ctx context.Context, cp *checkpoint, e *Event, everywhere
 		}
 		return nil
 	}
-	if _, ignored := r.ignored[e.Sender]; ignored && !e.State || e.Redacted {
+	if r.ignored[e.Sender] && !e.State || e.Redacted {
 		return nil
 	}
 	i := cp.scopeOf(e.Thread)

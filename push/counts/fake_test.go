@@ -24,7 +24,7 @@ type fakeLog struct {
 	leaves   []int64
 	receipts map[string]int64
 	rules    []ruleVersion
-	ignored  map[string]struct{}
+	ignored  map[string]bool
 	version  int64
 	name     string
 	// redactedAt are the positions of redactions by those of their targets.
@@ -100,9 +100,9 @@ func (l *fakeLog) changeRules(change func(*rules.Overlay) error) {
 }
 
 func (l *fakeLog) ignore(users ...string) {
-	l.ignored = map[string]struct{}{}
+	l.ignored = map[string]bool{}
 	for _, u := range users {
-		l.ignored[u] = struct{}{}
+		l.ignored[u] = true
 	}
 	l.version++
 }
@@ -161,7 +161,7 @@ func (l *fakeLog) DisplayName(context.Context, int64, string, int64) (string, er
 	return l.name, nil
 }
 
-func (l *fakeLog) Ignored(context.Context, string) (map[string]struct{}, int64, error) {
+func (l *fakeLog) Ignored(context.Context, string) (map[string]bool, int64, error) {
 	return l.ignored, l.version, nil
 }
 
@@ -184,7 +184,7 @@ func (l *fakeLog) naive(at, knownUpTo int64) *Unread {
 		if e == nil || e.Redacted && l.redactedAt[e.Pos] <= knownUpTo || e.Pos <= own[e.Thread] || e.Pos <= l.receipts[Unthreaded] {
 			continue
 		}
-		if _, ignored := l.ignored[e.Sender]; ignored && !e.State {
+		if l.ignored[e.Sender] && !e.State {
 			continue
 		}
 		if e.Thread == "" && e.Pos <= l.receipts[Main] || e.Thread != "" && e.Pos <= l.receipts[e.Thread] {

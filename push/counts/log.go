@@ -55,7 +55,7 @@ type Log interface {
 	DisplayName(ctx context.Context, room int64, user string, pos int64) (string, error)
 	// Ignored returns whom the user ignores (not to be changed), and a number that differs when they
 	// do.
-	Ignored(ctx context.Context, user string) (senders map[string]struct{}, version int64, err error)
+	Ignored(ctx context.Context, user string) (senders map[string]bool, version int64, err error)
 }
 
 // Store keeps checkpoints over restarts, if the owner of a Counter wants that.

@@ -1,0 +1,89 @@
+package unread
+
+import (
+	"context"
+	"fmt"
+	"sync"
+
+	"github.com/myelin-im/myelin/roomserver"
+	"github.com/myelin-im/myelin/roomserver/snapshot"
+)
+
+// memberCounts remembers how many members one room had in some of its states. The number in another state
+// follows from what differs.
+type memberCounts struct {
+	mu sync.Mutex
+	// known are the states asked about last, the newest first: readers at the end of the room and one
+	// who catches up do not drive each other out.
+	known []memberCount
+}
+
+type memberCount struct {
+	root   snapshot.Ref
+	anchor int64 // of the event after which the state was asked about
+	joined int64
+}
+
+const maxKnownCounts = 4
+
+// joined returns the number of joined members in the state after an event.
+func (l *log) joined(ctx context.Context, room *roomserver.Room, e *roomserver.Event) (int64, error) {
+	m, ok := l.members.GetIfPresent(room.NID)
+	if !ok {
+		m, _ = l.members.SetIfAbsent(room.NID, &memberCounts{})
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	from := -1
+	for i, k := range m.known {
+		if k.root == e.StateAfter {
+			return k.joined, nil
+		}
+		if from < 0 || distance(k.anchor, e.Anchor) < distance(m.known[from].anchor, e.Anchor) {
+			from = i
+		}
+	}
+	var base memberCount
+	if from >= 0 {
+		base = m.known[from]
+	} else {
+		root, joined, err := l.rooms.CountJoined(ctx, room)
+		if err != nil {
+			return 0, err
+		}
+		base = memberCount{root: root, joined: joined}
+	}
+	next := memberCount{e.StateAfter, e.Anchor, base.joined}
+	deltas, err := l.rooms.StateDiff(ctx, room, base.root, e.StateAfter)
+	if err != nil {
+		return 0, fmt.Errorf("count members: %w", err)
+	}
+	for _, d := range deltas {
+		if d.Old != nil && d.Old.Membership() == roomserver.Join {
+			next.joined--
+		}
+		if d.New != nil && d.New.Membership() == roomserver.Join {
+			next.joined++
+		}
+	}
+	m.remember(next, from)
+	return next.joined, nil
+}
+
+// remember puts a count first. The one that it was made from gives way if there are many, else the oldest.
+func (m *memberCounts) remember(c memberCount, from int) {
+	if len(m.known) == maxKnownCounts {
+		if from < 0 {
+			from = maxKnownCounts - 1
+		}
+		m.known = append(m.known[:from], m.known[from+1:]...)
+	}
+	m.known = append([]memberCount{c}, m.known...)
+}
+
+func distance(a, b int64) int64 {
+	if a > b {
+		return a - b
+	}
+	return b - a
+}

@@ -1,0 +1,126 @@
+package unread
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/sirupsen/logrus"
+
+	"github.com/myelin-im/myelin/storage"
+)
+
+const (
+	// savePause is how often checkpoints are written.
+	savePause = 5 * time.Second
+	// maxUnsaved bounds the checkpoints that wait for it, saveAtOnce those of one Write.
+	maxUnsaved = 5000
+	saveAtOnce = 200
+)
+
+// saver keeps checkpoints in the database. It implements counts.Store.
+type saver struct {
+	db   *storage.DB
+	log  *logrus.Entry
+	kick chan struct{}
+
+	mu      sync.Mutex
+	unsaved map[place][]byte // guarded by mu
+}
+
+type place struct {
+	room int64
+	user string
+}
+
+func newSaver(db *storage.DB, log *logrus.Entry) *saver {
+	return &saver{db: db, log: log, kick: make(chan struct{}, 1), unsaved: map[place][]byte{}}
+}
+
+// Load implements counts.Store.
+func (s *saver) Load(ctx context.Context, room int64, user string) (checkpoint []byte, err error) {
+	s.mu.Lock()
+	checkpoint, ok := s.unsaved[place{room, user}]
+	s.mu.Unlock()
+	if ok {
+		return checkpoint, nil
+	}
+	_, err = s.db.Get(ctx, `SELECT checkpoint FROM unread_checkpoints WHERE room = $1 AND user_id = $2`, []any{room, user}, &checkpoint)
+	if err != nil {
+		return nil, fmt.Errorf("read checkpoint: %w", err)
+	}
+	return checkpoint, nil
+}
+
+// Save implements counts.Store.
+func (s *saver) Save(room int64, user string, checkpoint []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.unsaved) >= maxUnsaved {
+		return // it will be counted again
+	}
+	s.unsaved[place{room, user}] = checkpoint
+	select {
+	case s.kick <- struct{}{}:
+	default:
+	}
+}
+
+// run writes what was saved until ctx ends.
+func (s *saver) run(ctx context.Context) {
+	for {
+		select {
+		case <-s.kick:
+		case <-ctx.Done():
+			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+			s.write(last)
+			cancel()
+			return
+		}
+		s.write(ctx)
+		select {
+		case <-time.After(savePause):
+		case <-ctx.Done():
+		}
+	}
+}
+
+// write writes all that there is, in portions that do not hold up others for long.
+func (s *saver) write(ctx context.Context) {
+	for {
+		batch := map[place][]byte{}
+		s.mu.Lock()
+		for p, checkpoint := range s.unsaved {
+			if len(batch) == saveAtOnce {
+				break
+			}
+			batch[p] = checkpoint
+		}
+		s.mu.Unlock()
+		if len(batch) == 0 {
+			return
+		}
+		if err := s.db.Write(ctx, func(tx *storage.Tx) error { return put(tx, batch) }); err != nil {
+			s.log.WithError(err).Warn("cannot write checkpoints of unread counts")
+			return
+		}
+		s.mu.Lock()
+		for p, checkpoint := range batch {
+			if now := s.unsaved[p]; len(now) > 0 && &now[0] == &checkpoint[0] {
+				delete(s.unsaved, p)
+			}
+		}
+		s.mu.Unlock()
+	}
+}
+
+func put(tx *storage.Tx, batch map[place][]byte) error {
+	for p, checkpoint := range batch {
+		if _, err := tx.Exec(`INSERT INTO unread_checkpoints (room, user_id, checkpoint) VALUES ($1, $2, $3)
+			ON CONFLICT (room, user_id) DO UPDATE SET checkpoint = excluded.checkpoint`, p.room, p.user, checkpoint); err != nil {
+			return err
+		}
+	}
+	return nil
+}
