@@ -12,11 +12,13 @@ import (
 	"github.com/myelin-im/myelin/appservice"
 	"github.com/myelin-im/myelin/clientapi"
 	"github.com/myelin-im/myelin/directory"
+	"github.com/myelin-im/myelin/ephemeral"
 	"github.com/myelin-im/myelin/homeserver/config"
 	"github.com/myelin-im/myelin/homeserver/signingkey"
 	"github.com/myelin-im/myelin/internal/httpapi"
 	"github.com/myelin-im/myelin/internal/ratelimit"
 	"github.com/myelin-im/myelin/push"
+	"github.com/myelin-im/myelin/push/unread"
 	"github.com/myelin-im/myelin/reports"
 	"github.com/myelin-im/myelin/roomserver"
 	"github.com/myelin-im/myelin/roomserver/pdu"
@@ -25,13 +27,15 @@ import (
 )
 
 // schemas are the tables of all features, those of lower floors first.
-var schemas = []storage.Schema{roomserver.Schema, accounts.Schema, push.Schema, directory.Schema, reports.Schema}
+var schemas = []storage.Schema{roomserver.Schema, accounts.Schema, ephemeral.Schema, push.Schema, directory.Schema, reports.Schema}
 
 // features are the parts of the server that know Matrix. The zero value can tell its endpoints, but not serve them.
 type features struct {
 	rooms     *roomserver.Server
 	accounts  *accounts.API
+	ephemeral *ephemeral.API
 	push      *push.API
+	unread    *unread.Counts
 	client    *clientapi.API
 	sync      *syncapi.API
 	directory *directory.API
@@ -53,15 +57,26 @@ func newFeatures(cfg *config.Config, db *storage.DB, key signingkey.Key, limits 
 	if err != nil {
 		return nil, fmt.Errorf("set up rooms: %w", err)
 	}
+	f.ephemeral, err = ephemeral.New(ephemeral.Config{Presence: cfg.Presence.Enabled}, ephemeral.Deps{
+		DB: db, Rooms: f.rooms, Log: part("ephemeral"),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("set up receipts, typing and presence: %w", err)
+	}
 	f.accounts, err = accounts.New(accountsConfig(cfg), accounts.Deps{
-		DB: db, Rooms: roomsOfAccounts{f.rooms}, Appservices: services, Limiter: limits, Log: part("accounts"),
+		DB: db, Rooms: roomsOfAccounts{f.rooms}, Hooks: []accounts.Hooks{f.ephemeral.Hooks()}, Appservices: services, Limiter: limits, Log: part("accounts"),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("set up accounts: %w", err)
 	}
 	f.push = push.New(db)
+	f.unread, err = unread.New(unread.Deps{DB: db, Rooms: f.rooms, Receipts: f.ephemeral, Rules: f.push, Log: part("unread")})
+	if err != nil {
+		return nil, fmt.Errorf("set up unread counts: %w", err)
+	}
 	f.client = clientapi.New(db, f.rooms, profiles{db}, part("client"))
-	if f.sync, err = syncapi.New(db, f.rooms); err != nil {
+	f.sync, err = syncapi.New(syncapi.Deps{DB: db, Rooms: f.rooms, Ephemeral: f.ephemeral, Push: f.push, Unread: f.unread})
+	if err != nil {
 		return nil, fmt.Errorf("set up sync: %w", err)
 	}
 	if f.directory, err = directory.New(db, f.rooms); err != nil {
@@ -75,7 +90,7 @@ func newFeatures(cfg *config.Config, db *storage.DB, key signingkey.Key, limits 
 func (f *features) endpoints() []httpapi.Endpoint {
 	var all []httpapi.Endpoint
 	for _, some := range [][]httpapi.Endpoint{
-		f.accounts.Endpoints(), f.push.Endpoints(), f.client.Endpoints(), f.sync.Endpoints(),
+		f.accounts.Endpoints(), f.ephemeral.Endpoints(), f.push.Endpoints(), f.client.Endpoints(), f.sync.Endpoints(),
 		f.directory.Endpoints(), f.reports.Endpoints(),
 	} {
 		all = append(all, some...)
@@ -92,6 +107,8 @@ func (f *features) authenticate(ctx context.Context, token string, r *http.Reque
 func (f *features) start(ctx context.Context) (ended <-chan struct{}) {
 	var group sync.WaitGroup
 	group.Go(func() { f.accounts.Run(ctx) })
+	group.Go(func() { f.ephemeral.Run(ctx) })
+	group.Go(func() { f.unread.Run(ctx) })
 	group.Go(func() { f.client.Run(ctx) })
 	group.Go(func() { f.rooms.Run(ctx) })
 	done := make(chan struct{})

@@ -4,8 +4,6 @@ import (
 	"context"
 	"fmt"
 
-	"github.com/tidwall/gjson"
-
 	"github.com/myelin-im/myelin/accounts"
 	"github.com/myelin-im/myelin/internal/canonicaljson"
 	"github.com/myelin-im/myelin/internal/httpapi"
@@ -66,6 +64,9 @@ func (l *look) accountData(ctx context.Context, out []byte) ([]byte, error) {
 		} else {
 			data, err = accounts.AccountDataBetween(tx, l.user, l.since.Pos, l.upTo)
 		}
+		if err == nil {
+			data, err = l.pushRules(tx, data)
+		}
 		return err
 	})
 	if err != nil {
@@ -95,6 +96,21 @@ func (l *look) accountData(ctx context.Context, out []byte) ([]byte, error) {
 		out = append(out, "]}"...)
 	}
 	return out, nil
+}
+
+// pushRules appends the account data that the user's push rules are, if they changed.
+func (l *look) pushRules(tx *storage.Tx, data []accounts.Datum) ([]accounts.Datum, error) {
+	if !l.initial() {
+		changed, err := l.api.push.RulesChangedBetween(tx, l.user, l.since.Pos, l.upTo)
+		if err != nil || !changed {
+			return data, err
+		}
+	}
+	content, err := l.api.push.AppendAccountData(tx, l.user, l.upTo, nil)
+	if err != nil {
+		return nil, err
+	}
+	return append(data, accounts.Datum{Type: "m.push_rules", Content: content}), nil
 }
 
 func appendDatum(b []byte, d accounts.Datum) []byte {
@@ -149,34 +165,10 @@ func (p *roomPart) roomData(ctx context.Context, b []byte) ([]byte, error) {
 
 // ignored returns the users whom the user ignores (client-server API v1.19, "Ignoring users").
 func (l *look) ignored(ctx context.Context) (map[string]bool, error) {
-	if l.ignoredKnown {
-		return l.ignoredUsers, nil
-	}
-	var err error
-	if l.ignoredUsers, err = l.api.ignoredUsers(ctx, l.user); err != nil {
-		return nil, err
-	}
-	l.ignoredKnown = true
-	return l.ignoredUsers, nil
+	return l.api.ignoredUsers(ctx, l.user)
 }
 
-// ignoredUsers reads whom a user ignores.
+// ignoredUsers returns whom a user ignores, not to be changed.
 func (a *API) ignoredUsers(ctx context.Context, user string) (map[string]bool, error) {
-	var raw []byte
-	err := a.db.Read(ctx, func(tx *storage.Tx) (err error) {
-		raw, err = accounts.AccountDatum(tx, user, "", "m.ignored_user_list")
-		return err
-	})
-	if err != nil {
-		return nil, fmt.Errorf("ignored users of %s: %w", user, err)
-	}
-	var ignored map[string]bool
-	gjson.GetBytes(raw, "ignored_users").ForEach(func(user, _ gjson.Result) bool {
-		if ignored == nil {
-			ignored = map[string]bool{}
-		}
-		ignored[user.String()] = true
-		return true
-	})
-	return ignored, nil
+	return a.unread.Ignored(ctx, user)
 }

@@ -8,17 +8,33 @@ import (
 
 	"github.com/maypok86/otter/v2"
 
+	"github.com/myelin-im/myelin/ephemeral"
 	"github.com/myelin-im/myelin/internal/httpapi"
 	"github.com/myelin-im/myelin/internal/ratelimit"
+	"github.com/myelin-im/myelin/push"
+	"github.com/myelin-im/myelin/push/unread"
 	"github.com/myelin-im/myelin/roomserver"
 	"github.com/myelin-im/myelin/storage"
 	"github.com/myelin-im/myelin/syncapi/filter"
 )
 
+// Deps are the parts of the server that this package reads.
+type Deps struct {
+	DB        *storage.DB
+	Rooms     *roomserver.Server
+	Ephemeral *ephemeral.API
+	Push      *push.API
+	Unread    *unread.Counts
+}
+
 // API serves the endpoints of this package.
 type API struct {
-	db      *storage.DB
-	rooms   *roomserver.Server
+	db        *storage.DB
+	rooms     *roomserver.Server
+	ephemeral *ephemeral.API
+	push      *push.API
+	unread    *unread.Counts
+
 	tracker *tracker
 	lazy    *lazyCache
 	filters *otter.Cache[string, *filter.Filter]
@@ -33,18 +49,20 @@ type API struct {
 const maxFilters = 2000
 
 // New makes the API. It must be made before the first write after start, since it follows the log from there.
-func New(db *storage.DB, rooms *roomserver.Server) (*API, error) {
+func New(d Deps) (*API, error) {
 	filters, err := otter.New(&otter.Options[string, *filter.Filter]{MaximumSize: maxFilters})
 	if err != nil {
 		return nil, fmt.Errorf("make cache of filters: %w", err)
 	}
 	a := &API{
-		db: db, rooms: rooms, tracker: newTracker(rooms, db.Head()),
-		lazy: newLazyCache(), filters: filters, now: time.Now,
+		db: d.DB, rooms: d.Rooms, ephemeral: d.Ephemeral, push: d.Push, unread: d.Unread,
+		tracker: newTracker(d.Rooms, d.DB.Head()),
+		lazy:    newLazyCache(), filters: filters, now: time.Now,
 		released: make(chan struct{}),
 	}
-	db.Subscribe(a.tracker.committed)
-	db.Watch(a.tracker.published)
+	d.DB.Subscribe(a.tracker.committed)
+	d.DB.Watch(a.tracker.published)
+	d.Ephemeral.Listen(ephemeral.Listener{Typing: a.tracker.typing, Presence: a.tracker.presence})
 	return a, nil
 }
 

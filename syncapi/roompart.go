@@ -28,6 +28,7 @@ type roomPart struct {
 	prev     roomserver.HistoryToken
 	state    []*roomserver.Event
 	members  bool // memberships changed
+	counted  bool // the user has read something, so that fewer messages are unread
 }
 
 const (
@@ -368,7 +369,11 @@ func (a *API) appendEvents(ctx context.Context, b []byte, room *roomserver.Room,
 // rest gives the members of a joined room beside timeline, state and summary, each with a leading comma: none
 // where nothing changed.
 func (p *roomPart) rest(ctx context.Context) ([]byte, error) {
-	return p.roomData(ctx, nil)
+	b, err := p.roomData(ctx, nil)
+	if err != nil {
+		return nil, err
+	}
+	return p.appendEphemeral(ctx, b)
 }
 
 // appendSummary appends the room summary, if memberships changed or the room is new to the client.

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/myelin-im/myelin/accounts"
+	"github.com/myelin-im/myelin/ephemeral"
 	"github.com/myelin-im/myelin/internal/canonicaljson"
 	"github.com/myelin-im/myelin/internal/httpapi"
 	"github.com/myelin-im/myelin/roomserver"
@@ -16,7 +17,7 @@ type syncRequest struct {
 	Filter      string `query:"filter"`
 	Since       string `query:"since"`
 	FullState   bool   `query:"full_state"`
-	SetPresence string `query:"set_presence" enum:"online|offline|unavailable"`
+	SetPresence string `query:"set_presence" enum:"online|offline|unavailable|org.matrix.msc3026.busy" default:"online"`
 	Timeout     int64  `query:"timeout" min:"0"`
 	StateAfter  bool   `query:"use_state_after"`
 	// UnstableStateAfter is the name that clients used before MSC4222 was accepted.
@@ -46,6 +47,8 @@ func (a *API) sync(ctx context.Context, by *httpapi.Caller, in *syncRequest) (*r
 			l.since = Token{}
 		}
 	}
+	state, _ := ephemeral.ParseState(in.SetPresence)
+	defer a.ephemeral.Syncing(ctx, by.UserID, by.DeviceID, state)()
 	timeout := min(time.Duration(in.Timeout)*time.Millisecond, maxTimeout)
 	if l.since.Pos == 0 || in.FullState {
 		timeout = 0
@@ -59,7 +62,7 @@ func (a *API) poll(ctx context.Context, l *look, timeout time.Duration) (*rawJSO
 		out, _, err := l.take(ctx)
 		return out, err
 	}
-	w, done := a.tracker.wait(l.user)
+	w, done := a.tracker.wait(l.user, l.interests())
 	defer done()
 	deadline := time.NewTimer(timeout)
 	defer deadline.Stop()
@@ -94,9 +97,8 @@ type look struct {
 	changed []roomserver.UserRoom // reused between looks
 	// data is the account data of rooms that changed, by room id.
 	data map[string][]accounts.Datum
-	// ignoredUsers are those whose messages and invites are hidden, once ignoredKnown.
-	ignoredUsers map[string]bool
-	ignoredKnown bool
+	// volatile is what is told of typing and presence.
+	volatile volatile
 }
 
 // initial tells that the client knows nothing yet.
@@ -106,17 +108,22 @@ func (l *look) initial() bool { return l.since.Pos == 0 }
 func (l *look) take(ctx context.Context) (*rawJSON, bool, error) {
 	l.upTo = l.api.db.Head()
 	l.now = l.api.now().UnixMilli()
-	l.ignoredUsers, l.ignoredKnown = nil, false
 	next := Token{Generation: l.api.db.Generation(), Pos: l.upTo}
+	var err error
+	if next.Volatile, err = l.beginVolatile(ctx); err != nil {
+		return nil, false, err
+	}
 	out := make([]byte, 0, 128)
 	out = append(out, `{"next_batch":"`...)
 	out = append(append(out, next.String()...), '"')
 	start := len(out)
-	out, err := l.accountData(ctx, out)
-	if err != nil {
+	if out, err = l.accountData(ctx, out); err != nil {
 		return nil, false, err
 	}
 	if out, err = l.rooms(ctx, out); err != nil {
+		return nil, false, err
+	}
+	if out, err = l.presence(ctx, out); err != nil {
 		return nil, false, err
 	}
 	found := len(out) > start
@@ -131,7 +138,7 @@ func (l *look) rooms(ctx context.Context, out []byte) ([]byte, error) {
 		return nil, err
 	}
 	if !l.initial() && !l.fullState {
-		l.changed = l.api.tracker.changedRooms(rooms, l.since.Pos, l.data, l.changed[:0])
+		l.changed = l.api.tracker.changedRooms(rooms, l, l.changed[:0])
 		rooms = l.changed
 	}
 	var s sections
@@ -345,7 +352,7 @@ func (l *look) joined(ctx context.Context, s *sections, room *roomserver.Room, m
 	if err != nil {
 		return err
 	}
-	if part.empty() && len(rest) == 0 {
+	if part.empty() && len(rest) == 0 && !part.counted {
 		return nil
 	}
 	b := append(s.begin(sectionJoin, room.ID), '{')
@@ -354,6 +361,9 @@ func (l *look) joined(ctx context.Context, s *sections, room *roomserver.Room, m
 	}
 	b = append(b, rest...)
 	if b, err = part.appendSummary(ctx, b); err != nil {
+		return err
+	}
+	if b, err = part.appendUnread(ctx, b); err != nil {
 		return err
 	}
 	s[sectionJoin] = append(b, '}')

@@ -4,7 +4,6 @@ import (
 	"context"
 	"sync"
 
-	"github.com/myelin-im/myelin/accounts"
 	"github.com/myelin-im/myelin/roomserver"
 	"github.com/myelin-im/myelin/storage"
 )
@@ -23,7 +22,21 @@ type tracker struct {
 }
 
 // waiter is one request that waits.
-type waiter struct{ wake chan struct{} }
+type waiter struct {
+	wake      chan struct{}
+	interests interests
+}
+
+// interests are what a request waits for beside the log.
+type interests uint8
+
+const (
+	inReceipts interests = 1 << iota
+	inTyping
+	inPresence
+	inLog      // every request is
+	everything = inLog | inPresence | inTyping | inReceipts
+)
 
 func newTracker(rooms *roomserver.Server, head int64) *tracker {
 	return &tracker{
@@ -32,7 +45,7 @@ func newTracker(rooms *roomserver.Server, head int64) *tracker {
 	}
 }
 
-// committed takes note of a batch. It is called in commit order.
+// committed takes note of a batch. It is called in commit order. Receipts concern rooms, not their user's data.
 func (t *tracker) committed(batch []storage.Notice, _ int64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -40,7 +53,7 @@ func (t *tracker) committed(batch []storage.Notice, _ int64) {
 		if n.Room != 0 {
 			t.roomPos[n.Room] = n.Pos
 		}
-		if n.User != "" {
+		if n.User != "" && n.Kind != storage.Receipt && n.Kind != storage.PrivateReceipt {
 			t.userPos[n.User] = n.Pos
 		}
 	}
@@ -52,20 +65,32 @@ func (t *tracker) published(batch []storage.Notice, _ int64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	var last int64
+	var told interests
 	for _, n := range batch {
 		if n.User != "" {
-			t.wakeLocked(n.User)
+			t.wakeLocked(n.User, everything)
 		}
 		// Account data, push rules and forgetting concern one user and not the room's members.
-		if n.Room != 0 && n.Room != last && (n.Kind == storage.Event || n.Kind == storage.State || n.Kind == storage.Receipt) {
-			t.wakeRoomLocked(n.Room)
-			last = n.Room
+		var what interests
+		switch n.Kind {
+		case storage.Event, storage.State:
+			what = everything
+		case storage.Receipt:
+			what = inReceipts
 		}
+		if n.Room == 0 || what == 0 || n.Room == last && told&what == what {
+			continue
+		}
+		t.wakeRoomLocked(n.Room, what)
+		last, told = n.Room, what
 	}
 }
 
-func (t *tracker) wakeLocked(user string) {
+func (t *tracker) wakeLocked(user string, what interests) {
 	for _, w := range t.waiters[user] {
+		if w.interests&what == 0 {
+			continue
+		}
 		select {
 		case w.wake <- struct{}{}:
 		default: // it is awake already
@@ -73,8 +98,8 @@ func (t *tracker) wakeLocked(user string) {
 	}
 }
 
-// wakeRoomLocked wakes the joined members of a room that wait.
-func (t *tracker) wakeRoomLocked(nid int64) {
+// wakeRoomLocked wakes those joined members of a room that wait for such a thing.
+func (t *tracker) wakeRoomLocked(nid int64, what interests) {
 	if len(t.waiters) == 0 {
 		return
 	}
@@ -84,29 +109,32 @@ func (t *tracker) wakeRoomLocked(nid int64) {
 	}
 	t.names = room.LocalMembers(t.names[:0])
 	for _, user := range t.names {
-		t.wakeLocked(user)
+		t.wakeLocked(user, what)
 	}
 }
 
-// wakeRoom wakes the members of a room for what is not in the log (typing).
-func (t *tracker) wakeRoom(nid int64) {
+// typing wakes the members of a room where who types has changed.
+func (t *tracker) typing(nid int64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.wakeRoomLocked(nid)
+	t.wakeRoomLocked(nid, inTyping)
 }
 
-// wakeUsers wakes users for what is not in the log (presence).
-func (t *tracker) wakeUsers(users []string) {
+// presence wakes users whose presence has changed, on their other devices, and those in the given rooms.
+func (t *tracker) presence(users []string, rooms []int64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, u := range users {
-		t.wakeLocked(u)
+		t.wakeLocked(u, inPresence)
+	}
+	for _, nid := range rooms {
+		t.wakeRoomLocked(nid, inPresence)
 	}
 }
 
 // wait registers a request of a user before it looks; the returned function takes it away.
-func (t *tracker) wait(user string) (w *waiter, done func()) {
-	w = &waiter{make(chan struct{}, 1)}
+func (t *tracker) wait(user string, what interests) (w *waiter, done func()) {
+	w = &waiter{make(chan struct{}, 1), what}
 	t.mu.Lock()
 	t.waiters[user] = append(t.waiters[user], w)
 	t.mu.Unlock()
@@ -129,13 +157,15 @@ func (t *tracker) wait(user string) (w *waiter, done func()) {
 	}
 }
 
-// changedRooms appends to dst those rooms that may have changed after a position: known to have, or not
-// known not to have, or with account data.
-func (t *tracker) changedRooms(rooms []roomserver.UserRoom, since int64, data map[string][]accounts.Datum, dst []roomserver.UserRoom) []roomserver.UserRoom {
+// changedRooms appends to dst those rooms that may have something to tell in a look: known to have changed, or not
+// known not to have, or with account data, or where who types has changed.
+func (t *tracker) changedRooms(rooms []roomserver.UserRoom, l *look, dst []roomserver.UserRoom) []roomserver.UserRoom {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
+	since := l.since.Pos
 	for _, r := range rooms {
-		if r.Pos > since || since < t.start || t.roomPos[r.NID] > since || len(data) > 0 && data[r.RoomID] != nil {
+		if r.Pos > since || since < t.start || t.roomPos[r.NID] > since || len(l.data) > 0 && l.data[r.RoomID] != nil ||
+			l.volatile.typed && l.typingChanged(r.NID) {
 			dst = append(dst, r)
 		}
 	}
