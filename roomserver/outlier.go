@@ -120,18 +120,7 @@ func (t *Turn) admitFirst(e *Event) (Received, error) {
 	if !e.IsState() {
 		return Received{}, errors.New("a room is entered by a state event")
 	}
-	edit := t.s.tree(t.room, e.StateBefore).Edit(e.NID)
-	edit.Set(e.Type, *e.StateKey, e.NID)
-	var err error
-	if e.StateAfter, err = t.commit(edit, e.NID); err != nil {
-		return Received{}, err
-	}
-	if err := t.index(e); err != nil {
-		return Received{}, err
-	}
-	t.place(e)
-	t.keep(e)
-	return Received{Outcome: Accepted}, t.advance(e, nil)
+	return Received{Outcome: Accepted}, t.merge(e, nil)
 }
 
 // authEvents finds the auth events of an event; all must be known.

@@ -276,17 +276,9 @@ func (r resolvable) Events(_ context.Context, nids []int64) ([]stateres.Event, e
 // admit takes an authorised event in: its state, then, unless it fails against the current state, its place in the
 // timeline.
 func (t *Turn) admit(e *Event, prev []*Event) (Received, error) {
-	var err error
 	if e.IsState() {
-		edit := t.s.tree(t.room, e.StateBefore).Edit(e.NID)
-		edit.Set(e.Type, *e.StateKey, e.NID)
-		if e.StateAfter, err = t.commit(edit, e.NID); err != nil {
-			return Received{}, fmt.Errorf("state after %s: %w", e.ID, err)
-		}
-		if !e.stored {
-			if err := t.index(e); err != nil {
-				return Received{}, err
-			}
+		if err := t.setAfter(e); err != nil {
+			return Received{}, err
 		}
 	}
 	if e.StateBefore != t.head.State {

@@ -59,10 +59,10 @@ type Head struct {
 // Head returns the durable head of the room.
 func (r *Room) Head() *Head { return r.durable.Load() }
 
-// depth is the depth that an event on top of the head has.
-func (h *Head) depth() int64 {
+// depthOn is the depth that an event with these parents has.
+func depthOn(parents []*Event) int64 {
 	var d int64
-	for _, e := range h.Extremities {
+	for _, e := range parents {
 		d = max(d, e.Depth)
 	}
 	return min(d, pdu.MaxDepth-1) + 1

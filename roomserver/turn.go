@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/myelin-im/myelin/roomserver/authrules"
 	"github.com/myelin-im/myelin/roomserver/pdu"
@@ -219,7 +220,11 @@ func (a authState) Event(typ, key string) (*pdu.Event, error) {
 // Append builds, authorises and appends an event of a local user. The error is a *mxerr.Error where
 // the user may not send it or it breaks a limit.
 func (t *Turn) Append(d Draft) (*Event, error) {
-	proto, auth, err := t.proto(&d)
+	parents, before, err := t.parents()
+	if err != nil {
+		return nil, err
+	}
+	proto, auth, err := t.proto(&d, parents, before)
 	if err != nil {
 		return nil, err
 	}
@@ -227,8 +232,13 @@ func (t *Turn) Append(d Draft) (*Event, error) {
 	if err != nil {
 		return nil, buildError(err)
 	}
-	if err := authrules.Check(p, authState{t, t.head.State}); err != nil {
+	if err := authrules.Check(p, authState{t, before}); err != nil {
 		return nil, authError(err)
+	}
+	if before != t.head.State {
+		if err := authrules.Check(p, authState{t, t.head.State}); err != nil {
+			return nil, authError(err)
+		}
 	}
 	if err := t.checkRelation(p); err != nil {
 		return nil, err
@@ -237,7 +247,7 @@ func (t *Turn) Append(d Draft) (*Event, error) {
 	if err != nil {
 		return nil, fmt.Errorf("take an event number: %w", err)
 	}
-	e := &Event{Event: p, NID: nid, RoomNID: t.room.NID, StateBefore: t.head.State, StateAfter: t.head.State, auth: auth}
+	e := &Event{Event: p, NID: nid, RoomNID: t.room.NID, StateBefore: before, StateAfter: before, auth: auth}
 	if d.Txn != nil {
 		e.TxnDevice, e.TxnID = d.Txn.Device, d.Txn.ID
 		t.txn = d.Txn
@@ -247,24 +257,43 @@ func (t *Turn) Append(d Draft) (*Event, error) {
 			return nil, err
 		}
 	}
+	if len(parents) < len(t.head.Extremities) {
+		return e, t.merge(e, parents)
+	}
 	return e, t.extend(e)
 }
 
-// proto collects what an event on top of the head needs: parents, auth events, depth.
-func (t *Turn) proto(d *Draft) (proto *pdu.Proto, auth []int64, err error) {
+// parents chooses the extremities on which the next event of a local user builds, and gives the state that they make:
+// all of them, or of more than an event may cite half of the oldest and half of the newest.
+func (t *Turn) parents() ([]*Event, snapshot.Ref, error) {
+	all := t.head.Extremities
+	if len(all) <= pdu.MaxPrevEvents {
+		return all, t.head.State, nil
+	}
+	const half = pdu.MaxPrevEvents / 2
+	chosen := slices.Concat(all[:half], all[len(all)-half:])
+	state, err := t.resolve(statesAfter(chosen))
+	if err != nil {
+		return nil, 0, fmt.Errorf("state of %d of %d extremities: %w", len(chosen), len(all), err)
+	}
+	return chosen, state, nil
+}
+
+// proto collects what an event on top of its parents needs: them, auth events, depth.
+func (t *Turn) proto(d *Draft, parents []*Event, before snapshot.Ref) (proto *pdu.Proto, auth []int64, err error) {
 	ts := d.OriginServerTS
 	if ts == 0 {
 		ts = t.s.now().UnixMilli()
 	}
 	proto = &pdu.Proto{
 		RoomID: t.room.ID, Sender: d.Sender, Type: d.Type, StateKey: d.StateKey, Content: d.Content,
-		Redacts: d.Redacts, Depth: t.head.depth(), OriginServerTS: ts,
+		Redacts: d.Redacts, Depth: depthOn(parents), OriginServerTS: ts,
 	}
-	for _, e := range t.head.Extremities {
+	for _, e := range parents {
 		proto.PrevEvents = append(proto.PrevEvents, e.Ref())
 	}
 	for _, k := range authrules.Required(t.room.Version, authrules.Header{Type: d.Type, StateKey: d.StateKey, Sender: d.Sender, Content: d.Content}) {
-		e, err := t.State(k.Type, k.StateKey)
+		e, err := t.stateEvent(before, k.Type, k.StateKey)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -305,6 +334,32 @@ func (t *Turn) extend(e *Event) error {
 	return nil
 }
 
+// merge makes e the child of some of the forward extremities.
+func (t *Turn) merge(e *Event, parents []*Event) error {
+	if e.IsState() {
+		if err := t.setAfter(e); err != nil {
+			return err
+		}
+	}
+	t.place(e)
+	t.keep(e)
+	return t.advance(e, parents)
+}
+
+// setAfter computes the state after a state event from the state before it.
+func (t *Turn) setAfter(e *Event) error {
+	edit := t.s.tree(t.room, e.StateBefore).Edit(e.NID)
+	edit.Set(e.Type, *e.StateKey, e.NID)
+	var err error
+	if e.StateAfter, err = t.commit(edit, e.NID); err != nil {
+		return fmt.Errorf("state after %s: %w", e.ID, err)
+	}
+	if e.stored {
+		return nil // it is in the index of auth chains
+	}
+	return t.index(e)
+}
+
 // setState computes the state after a state event that becomes part of the current state.
 func (t *Turn) setState(e *Event) error {
 	if e.Type == "m.room.member" {
@@ -318,14 +373,11 @@ func (t *Turn) setState(e *Event) error {
 		}
 		t.members = append(t.members, c)
 	}
-	edit := t.s.tree(t.room, t.head.State).Edit(e.NID)
-	edit.Set(e.Type, *e.StateKey, e.NID)
-	var err error
-	if e.StateAfter, err = t.commit(edit, e.NID); err != nil {
-		return fmt.Errorf("state after %s: %w", e.ID, err)
+	if err := t.setAfter(e); err != nil {
+		return err
 	}
 	t.changes = append(t.changes, stateChange{int64(e.offset), t.head.State, e.StateAfter})
-	return t.index(e)
+	return nil
 }
 
 // commit makes an edit of the state, named pack, part of the unit.
