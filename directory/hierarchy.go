@@ -74,6 +74,7 @@ func (in *hierarchyRequest) token() (*hierarchyToken, error) {
 	}
 	raw, err := base64.RawURLEncoding.DecodeString(in.From)
 	asked := *t
+	*t = hierarchyToken{}
 	if err != nil || json.Unmarshal(raw, t) != nil || t.Root != in.RoomID || t.Count < 1 || t.Depth < 0 || t.Depth > maxDepth {
 		return nil, mxerr.InvalidParam("from is not a token of this hierarchy")
 	}
