@@ -90,7 +90,9 @@ func New(db *storage.DB, opts Options) (*Server, error) {
 	s.states = snapshot.NewStore(packLoader{db}, opts.StateCacheBytes)
 	s.rooms.init()
 	s.users.init()
-	s.txns.init()
+	if err := s.txns.init(); err != nil {
+		return nil, fmt.Errorf("make cache of transactions: %w", err)
+	}
 	s.relations.init(db.Head())
 	return s, nil
 }

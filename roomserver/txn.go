@@ -8,6 +8,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/maypok86/otter/v2"
+
 	"github.com/myelin-im/myelin/storage"
 )
 
@@ -33,6 +35,18 @@ func (t *Txn) key() []byte {
 type txnTable struct {
 	mu   sync.Mutex
 	open map[[16]byte]*openTxn
+	// recent are some of those that were written, so that a repeated one rarely gets as far as the database: there it
+	// fails its unit, and what others built on that has to be done again.
+	recent *otter.Cache[[16]byte, doneTxn]
+}
+
+// maxRecentTxns bounds the transactions that are remembered in memory, about 200 bytes each.
+const maxRecentTxns = 20_000
+
+// doneTxn is a transaction that was written: the event that it made, and when.
+type doneTxn struct {
+	id string
+	at time.Time
 }
 
 // openTxn is one transaction in flight.
@@ -40,9 +54,16 @@ type openTxn struct {
 	done chan struct{}
 	id   string
 	err  error
+	// abandoned tells that it came to no result that others may share.
+	abandoned bool
 }
 
-func (t *txnTable) init() { t.open = map[[16]byte]*openTxn{} }
+func (t *txnTable) init() error {
+	t.open = map[[16]byte]*openTxn{}
+	var err error
+	t.recent, err = otter.New(&otter.Options[[16]byte, doneTxn]{MaximumSize: maxRecentTxns})
+	return err
+}
 
 // txnLifetime is how long a transaction is remembered at least. Clients retry within minutes.
 const txnLifetime = 24 * time.Hour
@@ -85,24 +106,51 @@ func (s *Server) once(ctx context.Context, txn *Txn, roomID string, send func() 
 		return send()
 	}
 	key := [16]byte(txn.key())
-	s.txns.mu.Lock()
-	if o := s.txns.open[key]; o != nil {
-		s.txns.mu.Unlock()
+	for {
+		o, first := s.txns.enter(key)
+		if first {
+			return s.onceOpen(ctx, key, o, roomID, send)
+		}
 		select {
 		case <-o.done:
-			return o.id, o.err
+			if !o.abandoned {
+				return o.id, o.err
+			}
 		case <-ctx.Done():
 			return "", ctx.Err()
 		}
 	}
-	o := &openTxn{done: make(chan struct{})}
-	s.txns.open[key] = o
-	s.txns.mu.Unlock()
+}
+
+// enter returns the transaction in flight, or begins it.
+func (t *txnTable) enter(key [16]byte) (o *openTxn, first bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if o = t.open[key]; o == nil {
+		o, first = &openTxn{done: make(chan struct{}), abandoned: true}, true
+		t.open[key] = o
+	}
+	return o, first
+}
+
+// onceOpen runs a transaction that nobody else runs.
+func (s *Server) onceOpen(ctx context.Context, key [16]byte, o *openTxn, roomID string, send func() (string, error)) (string, error) {
+	defer func() {
+		s.txns.mu.Lock()
+		delete(s.txns.open, key)
+		s.txns.mu.Unlock()
+		close(o.done)
+	}()
+	if d, ok := s.txns.recent.GetIfPresent(key); ok && s.now().Sub(d.at) < txnLifetime {
+		o.id, o.abandoned = d.id, false
+		return o.id, nil
+	}
 	o.id, o.err = s.onceStored(ctx, key[:], roomID, send)
-	close(o.done)
-	s.txns.mu.Lock()
-	delete(s.txns.open, key)
-	s.txns.mu.Unlock()
+	// The failure of a client that hung up is not that of the one that tries again.
+	o.abandoned = o.err != nil && ctx.Err() != nil
+	if o.err == nil {
+		s.txns.recent.Set(key, doneTxn{o.id, s.now()})
+	}
 	return o.id, o.err
 }
 
