@@ -80,6 +80,8 @@ func (s *Server) createRoom(ctx context.Context, n NewRoom) (string, error) {
 		t.drop()
 		return "", err
 	}
+	// Who reads the database between the commit and its publication must not make a second Room.
+	defer s.rooms.load.lock(t.room.ID)()
 	wait, err := t.submit()
 	if err != nil {
 		return "", err

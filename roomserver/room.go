@@ -32,12 +32,12 @@ type Room struct {
 	// the committer takes it while a writer may be waiting for the committer.
 	turn    sync.Mutex
 	mu      sync.Mutex
-	next    *Head            // what the next turn builds on
+	next    *Head // what the next turn builds on
 	pending pendingEvents
-	last    *storage.Unit    // the newest unit in flight
-	flying  int              // units handed to the group commit and not yet done
-	epoch   uint64           // grows when a unit fails; units of an older epoch fail too
-	evicted bool             // no longer in the table: load the room again
+	last    *storage.Unit // the newest unit in flight
+	flying  int           // units handed to the group commit and not yet done
+	epoch   uint64        // grows when a unit fails; units of an older epoch fail too
+	evicted bool          // no longer in the table: load the room again
 
 	chains  *authchain.Index
 	durable atomic.Pointer[Head]
