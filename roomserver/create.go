@@ -80,8 +80,13 @@ func (s *Server) createRoom(ctx context.Context, n NewRoom) (string, error) {
 		t.drop()
 		return "", err
 	}
-	// Who reads the database between the commit and its publication must not make a second Room.
-	defer s.rooms.load.lock(t.room.ID)()
+	return t.found()
+}
+
+// found writes the first unit of a room that was made here and returns the room's id. Meanwhile nobody can load the room:
+// who read it between the commit and its publication would make a second Room of it.
+func (t *Turn) found() (string, error) {
+	defer t.s.rooms.load.lock(t.room.ID)()
 	wait, err := t.submit()
 	if err != nil {
 		return "", err

@@ -26,7 +26,14 @@ type Entry struct {
 // the event against the given state.
 func (s *Server) Enter(ctx context.Context, entry Entry) (*Event, error) {
 	defer s.rooms.load.lock(entry.RoomID)()
-	if s.rooms.get(entry.RoomID) != nil {
+	known := s.rooms.get(entry.RoomID) != nil
+	if !known {
+		var err error
+		if known, err = s.stored(ctx, entry.RoomID); err != nil {
+			return nil, fmt.Errorf("enter %s: %w", entry.RoomID, err)
+		}
+	}
+	if known {
 		return nil, fmt.Errorf("enter %s: the room is known already", entry.RoomID)
 	}
 	t, err := s.emptyRoom(ctx, entry.Version)
@@ -44,6 +51,16 @@ func (s *Server) Enter(ctx context.Context, entry Entry) (*Event, error) {
 		return nil, err
 	}
 	return e, wait()
+}
+
+// stored tells whether the database has a room.
+func (s *Server) stored(ctx context.Context, roomID string) (found bool, err error) {
+	err = s.db.Read(ctx, func(tx *storage.Tx) (err error) {
+		var nid int64
+		found, err = tx.Get(`SELECT nid FROM rooms WHERE room_id = $1`, []any{roomID}, &nid)
+		return err
+	})
+	return found, err
 }
 
 // emptyRoom is the turn of a room that nobody else knows yet.

@@ -147,11 +147,7 @@ func (s *Server) makeReplacement(ctx context.Context, old *Room, u *Upgrade) (st
 	t.unit.Exec(`INSERT INTO room_upgrades (old_room, new_room, user_id, finished) VALUES ($1, $2, $3, $4)
 		ON CONFLICT (old_room) DO UPDATE SET new_room = excluded.new_room, user_id = excluded.user_id, finished = excluded.finished`,
 		old.ID, t.room.ID, u.User, false)
-	wait, err := t.submit()
-	if err != nil {
-		return "", err
-	}
-	return t.room.ID, wait()
+	return t.found()
 }
 
 // replacementContent is the content of the new room's m.room.create.
