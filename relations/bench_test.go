@@ -81,3 +81,20 @@ func BenchmarkBundle(b *testing.B) {
 	run("thread of 1000", warm, []*roomserver.Event{root})
 	run("thread of 1000 after a start", cold, []*roomserver.Event{root})
 }
+
+// BenchmarkRecurse reads the newest page of everything in a thread, as clients do that show one.
+func BenchmarkRecurse(b *testing.B) {
+	for _, d := range []storage.Dialect{storage.SQLite, storage.PostgreSQL} {
+		b.Run(d.String(), func(b *testing.B) {
+			c, root, _ := benchRoom(b, storagetest.Open(b, d, roomserver.Schema), 1000)
+			q := roomserver.RelationQuery{Target: root.ID, High: roomserver.EndOfHistory, Depth: 4, Limit: 21}
+			b.ResetTimer()
+			for range b.N {
+				events, err := c.s.RelatedEvents(ctx, c.room, q)
+				if err != nil || len(events) != q.Limit {
+					b.Fatal(len(events), err)
+				}
+			}
+		})
+	}
+}

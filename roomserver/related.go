@@ -54,11 +54,11 @@ func (s *Server) RelatedEvents(ctx context.Context, room *Room, q RelationQuery)
 		// Event ids of the first room versions are chosen by servers, so that relations may form loops: depth ends them.
 		args = append(args, int64(q.Depth))
 		depth := "$" + strconv.Itoa(len(args))
-		sql = `WITH RECURSIVE tree (child, anchor, sub, depth) AS (
-				SELECT r.child, r.anchor, r.sub, 1 FROM relations r WHERE r.room = $1 AND r.target = $2` + wanted + `
+		sql = `WITH RECURSIVE tree (event_id, child, anchor, sub, depth) AS (
+				SELECT r.event_id, r.child, r.anchor, r.sub, 1 FROM relations r WHERE r.room = $1 AND r.target = $2` + wanted + `
 				UNION ALL
-				SELECT r.child, r.anchor, r.sub, t.depth + 1 FROM tree t JOIN events e ON e.nid = t.child
-				JOIN relations r ON r.room = $1 AND r.target = e.event_id WHERE t.depth < ` + depth + wanted + `
+				SELECT r.event_id, r.child, r.anchor, r.sub, t.depth + 1 FROM tree t
+				JOIN relations r ON r.room = $1 AND r.target = t.event_id WHERE t.depth < ` + depth + wanted + `
 			) SELECT DISTINCT r.child, r.anchor, r.sub FROM tree r WHERE ` + between + order
 	}
 	args = append(args, int64(q.Limit))

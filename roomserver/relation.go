@@ -70,7 +70,7 @@ func (r link) kind(p *pdu.Event) RelationKind {
 
 var relationsTable = storage.DeclareTable("relations", storage.Insert,
 	storage.Col("room", storage.Int), storage.Col("target", storage.Bytes),
-	storage.Col("anchor", storage.Int), storage.Col("sub", storage.Int), storage.Col("child", storage.Int),
+	storage.Col("anchor", storage.Int), storage.Col("sub", storage.Int), storage.Col("child", storage.Int), storage.Col("event_id", storage.Bytes),
 	storage.Col("kind", storage.Int), storage.Col("rel_type", storage.Bytes),
 	storage.Col("type", storage.Bytes), storage.Col("sender", storage.Bytes))
 
@@ -101,7 +101,7 @@ func (t *Turn) writeRelations() {
 		}
 		kind := r.kind(e.Event)
 		t.relations = append(t.relations, related{e, r, kind})
-		t.unit.Add(relationsTable, t.room.NID, eventKey(r.Target), storage.Pos(e.offset), int64(0), e.NID,
+		t.unit.Add(relationsTable, t.room.NID, eventKey(r.Target), storage.Pos(e.offset), int64(0), e.NID, eventKey(e.ID),
 			int64(kind), r.Type, e.Type, e.Sender)
 	}
 }

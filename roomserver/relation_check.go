@@ -11,9 +11,9 @@ import (
 // relationSum stands for a set of rows of relations, whatever their order.
 type relationSum struct{ rows, hash uint64 }
 
-func (s *relationSum) add(nid, anchor, sub, kind int64, target, relType, typ, sender []byte) {
+func (s *relationSum) add(nid, anchor, sub, kind int64, target, id, relType, typ, sender []byte) {
 	h := fnv.New64a()
-	fmt.Fprintf(h, "%d %d %d %d %q %q %q %q", nid, anchor, sub, kind, target, relType, typ, sender)
+	fmt.Fprintf(h, "%d %d %d %d %q %q %q %q %q", nid, anchor, sub, kind, target, id, relType, typ, sender)
 	s.rows++
 	s.hash += h.Sum64()
 }
@@ -24,7 +24,7 @@ func (c *roomCheck) relation(e *Event) {
 		return
 	}
 	if r, ok := linkOf(e.Event); ok {
-		c.related.add(e.NID, e.Anchor, e.Sub, int64(r.kind(e.Event)), eventKey(r.Target), []byte(r.Type), []byte(e.Type), []byte(e.Sender))
+		c.related.add(e.NID, e.Anchor, e.Sub, int64(r.kind(e.Event)), eventKey(r.Target), eventKey(e.ID), []byte(r.Type), []byte(e.Type), []byte(e.Sender))
 	}
 }
 
@@ -33,12 +33,12 @@ func (c *roomCheck) relations(ctx context.Context) error {
 	var stored relationSum
 	err := c.s.db.Read(ctx, func(tx *storage.Tx) error {
 		stored = relationSum{}
-		rows := tx.Query(`SELECT child, anchor, sub, kind, target, rel_type, type, sender FROM relations WHERE room = $1`, c.room.NID)
+		rows := tx.Query(`SELECT child, anchor, sub, kind, target, event_id, rel_type, type, sender FROM relations WHERE room = $1`, c.room.NID)
 		var nid, anchor, sub, kind int64
-		var target, relType, typ, sender []byte
+		var target, id, relType, typ, sender []byte
 		for rows.Next() {
-			rows.Scan(&nid, &anchor, &sub, &kind, &target, &relType, &typ, &sender)
-			stored.add(nid, anchor, sub, kind, target, relType, typ, sender)
+			rows.Scan(&nid, &anchor, &sub, &kind, &target, &id, &relType, &typ, &sender)
+			stored.add(nid, anchor, sub, kind, target, id, relType, typ, sender)
 		}
 		return rows.Close()
 	})

@@ -6,6 +6,7 @@ CREATE TABLE relations (
     anchor   BIGINT NOT NULL, -- place of the relating event, as in events
     sub      BIGINT NOT NULL,
     child    BIGINT NOT NULL, -- the relating event's nid
+    event_id BYTEA NOT NULL,  -- the relating event's, as events.event_id: following relations needs no other table
     kind     BIGINT NOT NULL, -- RelationKind
     rel_type BYTEA NOT NULL,
     type     BYTEA NOT NULL,
