@@ -2,12 +2,14 @@ package syncapi
 
 import (
 	"context"
+	"slices"
 
 	"github.com/myelin-im/myelin/roomserver"
 )
 
-// outside adds the user's invites and knocks in rooms that this server is not in, and how they ended.
-func (l *look) outside(ctx context.Context, s *sections) error {
+// outside adds the user's invites and knocks in rooms that this server is not in, and how they ended, unless the
+// room's state, among the rooms given, has told more since.
+func (l *look) outside(ctx context.Context, s *sections, rooms []roomserver.UserRoom) error {
 	if !l.initial() && !l.api.tracker.userChanged(l.user, l.since.Pos) {
 		return nil
 	}
@@ -17,6 +19,9 @@ func (l *look) outside(ctx context.Context, s *sections) error {
 	}
 	for _, o := range records {
 		if o.Pos <= l.since.Pos || o.Pos > l.upTo || o.Forgotten || !l.filter.Room.Allows(o.RoomID) {
+			continue
+		}
+		if slices.ContainsFunc(rooms, func(r roomserver.UserRoom) bool { return r.RoomID == o.RoomID && r.Pos > o.Pos }) {
 			continue
 		}
 		if err := l.outsideRoom(ctx, s, o); err != nil {

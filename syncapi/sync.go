@@ -137,12 +137,13 @@ func (l *look) rooms(ctx context.Context, out []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	all := rooms
 	if !l.initial() && !l.fullState {
 		l.changed = l.api.tracker.changedRooms(rooms, l, l.changed[:0])
 		rooms = l.changed
 	}
 	var s sections
-	if err := l.outside(ctx, &s); err != nil {
+	if err := l.outside(ctx, &s, all); err != nil {
 		return nil, err
 	}
 	for _, r := range rooms {
@@ -206,14 +207,15 @@ type membership struct {
 	now, before string
 	// event is the membership event at the end; nil if the user never had one.
 	event *roomserver.Event
-	// since is the position of the last change.
-	since int64
+	// changed tells that it is news: another membership event than at the beginning. Its place in the timeline does not
+	// tell, since state resolution may bring an old event to power, and a room that was just entered has them without place.
+	changed bool
 }
 
 // membershipIn finds the user's memberships. What memory knows may be newer than the end of the look;
 // then the state at the end decides.
 func (l *look) membershipIn(ctx context.Context, room *roomserver.Room, r roomserver.UserRoom) (m membership, err error) {
-	m.now, m.before, m.since = r.Membership, r.Membership, r.Pos
+	m.now, m.before = r.Membership, r.Membership
 	if r.Pos <= l.since.Pos && !l.initial() {
 		return m, nil
 	}
@@ -227,9 +229,9 @@ func (l *look) membershipIn(ctx context.Context, room *roomserver.Room, r roomse
 	if m.event, err = at(l.upTo); err != nil {
 		return m, err
 	}
-	m.now, m.before, m.since = roomserver.Leave, roomserver.Leave, 0
+	m.now, m.before = roomserver.Leave, roomserver.Leave
 	if m.event != nil {
-		m.now, m.since = m.event.Membership(), m.event.Anchor
+		m.now, m.changed = m.event.Membership(), true
 	}
 	if l.initial() {
 		return m, nil
@@ -240,9 +242,10 @@ func (l *look) membershipIn(ctx context.Context, room *roomserver.Room, r roomse
 	}
 	if old != nil {
 		m.before = old.Membership()
+		m.changed = m.event == nil || m.event.NID != old.NID
 	}
 	// Left and joined again within the look: for the client it is a new join.
-	if m.now == roomserver.Join && m.before == roomserver.Join && old.NID != m.event.NID {
+	if m.now == roomserver.Join && m.before == roomserver.Join && m.changed {
 		prev, err := l.api.rooms.MembershipAt(ctx, room, m.event.StateBefore, l.user)
 		if err != nil {
 			return m, err
@@ -270,7 +273,7 @@ func (l *look) room(ctx context.Context, s *sections, r roomserver.UserRoom) err
 	case roomserver.Join:
 		return l.joined(ctx, s, room, m)
 	case roomserver.Invite, roomserver.Knock:
-		if m.since > l.since.Pos {
+		if m.changed {
 			return l.stripped(ctx, s, room, m)
 		}
 	case roomserver.Leave, roomserver.Ban:
@@ -309,14 +312,14 @@ func (l *look) stripped(ctx context.Context, s *sections, room *roomserver.Room,
 // in the room, only their own membership is theirs to see.
 func (l *look) left(ctx context.Context, s *sections, room *roomserver.Room, r roomserver.UserRoom, m membership) error {
 	// A client that knows the room is told of the leave also after another device has forgotten it.
-	if m.event == nil || l.initial() && r.Forgotten || m.since <= l.since.Pos {
+	if m.event == nil || l.initial() && r.Forgotten || !m.changed {
 		return nil
 	}
 	end, err := l.api.endOfStay(ctx, room, m.event)
 	if err != nil {
 		return err
 	}
-	part := roomPart{look: l, room: room, from: l.since.Pos, to: m.since}
+	part := roomPart{look: l, room: room, from: l.since.Pos}
 	if end != nil && end.Anchor > l.since.Pos {
 		// A client that does not know the room may see what the user saw last.
 		part.to, part.fresh = end.Anchor, l.initial() || m.before != roomserver.Join
@@ -328,7 +331,7 @@ func (l *look) left(ctx context.Context, s *sections, room *roomserver.Room, r r
 		}
 	} else {
 		part.timeline, part.prev = []*roomserver.Event{m.event}, m.event.Token()
-		if part.viewer, err = l.api.rooms.Viewer(ctx, room, l.user, m.since); err != nil {
+		if part.viewer, err = l.api.rooms.Viewer(ctx, room, l.user, l.upTo); err != nil {
 			return err
 		}
 	}
