@@ -107,7 +107,8 @@ func (a *API) getGlobal(ctx context.Context, by *httpapi.Caller, _ *httpapi.Empt
 // rule reads the rule that a path names.
 func (a *API) rule(ctx context.Context, by *httpapi.Caller, p *rulePath) (k rules.Kind, r rules.Rule, err error) {
 	if k, err = p.kind(); err != nil {
-		return k, r, err
+		// A client that asks whether the server has a newer kind of rule learns that it has not.
+		return k, r, mxerr.NotFound("There is no such push rule").With(err)
 	}
 	overlay, err := a.current(ctx, by.UserID)
 	if err != nil {
