@@ -137,9 +137,13 @@ var StrippedTypes = []string{
 // Stripped returns the state that a user who is invited to the room or knocks on it is shown: the
 // usual types, the user's own membership event and the member event of who sent that.
 func (s *Server) Stripped(ctx context.Context, room *Room, membership *Event) ([]*Event, error) {
+	root := membership.StateBefore
+	if membership.Outlier() { // known only as part of the state with which this server entered the room
+		root = room.Head().State
+	}
 	var out []*Event
 	add := func(typ, key string) error {
-		e, err := s.StateEvent(ctx, room, membership.StateBefore, typ, key)
+		e, err := s.StateEvent(ctx, room, root, typ, key)
 		if err == nil && e != nil {
 			out = append(out, e)
 		}
