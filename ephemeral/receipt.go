@@ -219,7 +219,7 @@ func (s *receiptStore) old(ctx context.Context, room int64, user string, since, 
 				ORDER BY pos DESC LIMIT $6) AS others
 			UNION ALL
 			SELECT `+receiptColumns+` FROM receipts WHERE room = $1 AND user_id = $5 AND pos > $2 AND pos <= $3 AND kind <> $7
-			ORDER BY pos`,
+			ORDER BY pos, kind`,
 			room, since, upTo, int64(Read), user, int64(maxShown), int64(FullyRead))
 		return err
 	})
@@ -266,7 +266,7 @@ func (l *receiptLog) extend(ctx context.Context, db *storage.DB, room, upTo int6
 		}
 		fresh, err = readReceipts(tx, `SELECT * FROM (
 			SELECT `+receiptColumns+` FROM receipts WHERE room = $1 AND pos > $2 AND pos <= $3 AND kind <> $4
-			ORDER BY pos DESC LIMIT $5) AS newest ORDER BY pos`, room, after, upTo, int64(FullyRead), int64(keepReceipts+1))
+			ORDER BY pos DESC LIMIT $5) AS newest ORDER BY pos, kind`, room, after, upTo, int64(FullyRead), int64(keepReceipts+1))
 		return err
 	})
 	if err != nil {
