@@ -76,7 +76,7 @@ func TestUpgradeTakesStateOver(t *testing.T) {
 			"predecessor": map[string]any{"room_id": old}, "additional_creators": []any{bob.UserID},
 		})
 		for typ, content := range taken {
-			want(t, typ, state(alice, next, typ, "").Value(), map[string]any(content))
+			want(t, typ, state(alice, next, typ, "").Value(), content)
 		}
 		want(t, "join rule", state(alice, next, "m.room.join_rules", "").Get("join_rule").Str, "public")
 		want(t, "a stranger's state", state(alice, next, "org.example.widget", "").Exists(), false)

@@ -147,7 +147,9 @@ func TestNetworks(t *testing.T) {
 			bridge.Refused(400, "M_MISSING_PARAM", "PUT", path, J{})
 			bridge.Refused(404, "M_NOT_FOUND", "PUT", Path("/directory/list/appservice/%s/%s", "libera", "!no:where"), J{"visibility": "public"})
 			bridge.Must("PUT", path, J{"visibility": "public"})
-			search := func(body J) []string { return roomIDs(alice.Must("POST", Path("/publicRooms"), body).JSON.Get("chunk")) }
+			search := func(body J) []string {
+				return roomIDs(alice.Must("POST", Path("/publicRooms"), body).JSON.Get("chunk"))
+			}
 			want(t, "the server's own", search(J{}), []string{listed})
 			want(t, "the network's", search(J{"third_party_instance_id": "libera"}), []string{bridged})
 			want(t, "the network's, with the service", search(J{"third_party_instance_id": "bridge|libera"}), []string{bridged})

@@ -159,7 +159,7 @@ func (s *Server) replacementContent(ctx context.Context, old *Room, head *Head, 
 	content := map[string]json.RawMessage{}
 	for _, key := range []string{"type", "m.federate"} {
 		if v := create.ContentField(key); v != nil {
-			content[key] = json.RawMessage(v)
+			content[key] = v
 		}
 	}
 	predecessor := map[string]string{"room_id": old.ID}
@@ -231,7 +231,7 @@ func (t *Turn) takeOver(old *Room, root snapshot.Ref, u *Upgrade) error {
 
 // copyState appends a state event of another room as a user's own. What the room's version does not take is left out.
 func (t *Turn) copyState(user string, e *Event) error {
-	content := json.RawMessage(e.Content())
+	content := e.Content()
 	if e.Type == "m.room.join_rules" && !t.knowsJoinRule(contentString(e, "join_rule")) {
 		content = json.RawMessage(`{"join_rule":"invite"}`)
 	}
@@ -451,7 +451,7 @@ func (t *Turn) relink(user, typ, from, to string) error {
 	if err != nil || e == nil || !linked(e) {
 		return err
 	}
-	if _, err := t.sendOrKeep(Draft{Sender: user, Type: typ, StateKey: &to, Content: json.RawMessage(e.Content())}); err != nil {
+	if _, err := t.sendOrKeep(Draft{Sender: user, Type: typ, StateKey: &to, Content: e.Content()}); err != nil {
 		return err
 	}
 	return t.appendState(user, typ, from, struct{}{})
