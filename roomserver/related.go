@@ -1,9 +1,11 @@
 package roomserver
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -32,56 +34,119 @@ var EndOfHistory = HistoryToken{math.MaxInt64, math.MinInt64}
 // RelatedEvents returns events that relate to another one, in history order or the reverse. Redacted ones relate to
 // nothing any more.
 func (s *Server) RelatedEvents(ctx context.Context, room *Room, q RelationQuery) ([]*Event, error) {
-	args := []any{room.NID, eventKey(q.Target), q.Low.Anchor, q.Low.Sub, q.High.Anchor, q.High.Sub}
-	wanted := ""
-	add := func(column, value string) {
-		if value != "" {
-			args = append(args, value)
-			wanted += " AND r." + column + " = $" + strconv.Itoa(len(args))
-		}
-	}
-	add("rel_type", q.RelType)
-	add("type", q.EventType)
-	const between = `(r.anchor, r.sub) >= ($3, $4) AND (r.anchor, r.sub) < ($5, $6)`
-	order := ` ORDER BY r.anchor DESC, r.sub DESC`
-	if q.Forward {
-		order = ` ORDER BY r.anchor, r.sub`
-	}
-	var sql string
-	if q.Depth <= 1 {
-		sql = `SELECT r.child FROM relations r WHERE r.room = $1 AND r.target = $2 AND ` + between + wanted + order
-	} else {
-		// Event ids of the first room versions are chosen by servers, so that relations may form loops: depth ends them.
-		args = append(args, int64(q.Depth))
-		depth := "$" + strconv.Itoa(len(args))
-		sql = `WITH RECURSIVE tree (event_id, child, anchor, sub, depth) AS (
-				SELECT r.event_id, r.child, r.anchor, r.sub, 1 FROM relations r WHERE r.room = $1 AND r.target = $2` + wanted + `
-				UNION ALL
-				SELECT r.event_id, r.child, r.anchor, r.sub, t.depth + 1 FROM tree t
-				JOIN relations r ON r.room = $1 AND r.target = t.event_id WHERE t.depth < ` + depth + wanted + `
-			) SELECT DISTINCT r.child, r.anchor, r.sub FROM tree r WHERE ` + between + order
-	}
-	args = append(args, int64(q.Limit))
-	sql += " LIMIT $" + strconv.Itoa(len(args))
 	var nids []int64
-	err := s.db.Read(ctx, func(tx *storage.Tx) error {
-		nids = nids[:0]
-		rows := tx.Query(sql, args...)
-		var nid, anchor, sub int64
-		dest := []any{&nid, &anchor, &sub}
+	err := s.db.Read(ctx, func(tx *storage.Tx) (err error) {
 		if q.Depth <= 1 {
-			dest = dest[:1]
+			nids, err = q.direct(tx, room)
+		} else {
+			nids, err = q.recursive(tx, room)
 		}
-		for rows.Next() {
-			rows.Scan(dest...)
-			nids = append(nids, nid)
-		}
-		return rows.Close()
+		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("relations of %s: %w", q.Target, err)
 	}
 	return s.eventsByNID(ctx, room, nids)
+}
+
+// wanted appends the conditions on the relation and its event.
+func (q *RelationQuery) wanted(sql string, args []any) (string, []any) {
+	for _, c := range []struct{ column, value string }{{"rel_type", q.RelType}, {"type", q.EventType}} {
+		if c.value != "" {
+			args = append(args, c.value)
+			sql += " AND " + c.column + " = $" + strconv.Itoa(len(args))
+		}
+	}
+	return sql, args
+}
+
+// direct reads the numbers of the events that relate to the target itself.
+func (q *RelationQuery) direct(tx *storage.Tx, room *Room) (nids []int64, err error) {
+	sql, args := q.wanted(`SELECT child FROM relations WHERE room = $1 AND target = $2 AND (anchor, sub) >= ($3, $4) AND (anchor, sub) < ($5, $6)`,
+		[]any{room.NID, eventKey(q.Target), q.Low.Anchor, q.Low.Sub, q.High.Anchor, q.High.Sub})
+	if args = append(args, int64(q.Limit)); q.Forward {
+		sql += " ORDER BY anchor, sub LIMIT $" + strconv.Itoa(len(args))
+	} else {
+		sql += " ORDER BY anchor DESC, sub DESC LIMIT $" + strconv.Itoa(len(args))
+	}
+	rows := tx.Query(sql, args...)
+	var nid int64
+	for rows.Next() {
+		rows.Scan(&nid)
+		nids = append(nids, nid)
+	}
+	return nids, rows.Close()
+}
+
+const (
+	// maxDescendants bounds how many relations one recursive query follows.
+	maxDescendants = 50_000
+	// relationBatch is how many events of one level are asked about at once, if there are more than eventBatch.
+	relationBatch = 512
+)
+
+// descendant is an event found by following relations.
+type descendant struct {
+	key []byte
+	nid int64
+	at  HistoryToken
+}
+
+// recursive reads the numbers of the events that relate to the target over up to Depth levels. It goes level by level: the
+// planners of both databases make a recursive query walk all relations of the room.
+func (q *RelationQuery) recursive(tx *storage.Tx, room *Room) (nids []int64, err error) {
+	var found []descendant
+	// Servers choose the event ids of the first room versions, so relations may form loops.
+	seen := map[int64]bool{}
+	level := [][]byte{eventKey(q.Target)}
+	for depth := 0; depth < q.Depth && len(level) > 0; depth++ {
+		first := len(found)
+		for len(level) > 0 {
+			batch := eventBatch
+			if len(level) > eventBatch {
+				batch = relationBatch
+			}
+			if found, err = q.below(tx, room, level[:min(batch, len(level))], batch, found, seen); err != nil {
+				return nil, err
+			}
+			level = level[min(batch, len(level)):]
+		}
+		for _, d := range found[first:] {
+			level = append(level, d.key)
+		}
+	}
+	found = slices.DeleteFunc(found, func(d descendant) bool { return d.at.Before(q.Low) || !d.at.Before(q.High) })
+	slices.SortFunc(found, func(a, b descendant) int {
+		if !q.Forward {
+			a, b = b, a
+		}
+		return cmp.Or(cmp.Compare(a.at.Anchor, b.at.Anchor), cmp.Compare(a.at.Sub, b.at.Sub))
+	})
+	for _, d := range found[:min(q.Limit, len(found))] {
+		nids = append(nids, d.nid)
+	}
+	return nids, nil
+}
+
+// below appends what relates directly to one of some events and was not seen yet.
+func (q *RelationQuery) below(tx *storage.Tx, room *Room, keys [][]byte, batch int, found []descendant, seen map[int64]bool) ([]descendant, error) {
+	// Always one of two numbers of parameters, so that two prepared statements serve all.
+	args := make([]any, 1, batch+3)
+	args[0] = room.NID
+	for i := range batch {
+		args = append(args, keys[min(i, len(keys)-1)])
+	}
+	sql, args := q.wanted(`SELECT event_id, child, anchor, sub FROM relations WHERE room = $1 AND target IN `+storage.In(batch, 2), args)
+	rows := tx.Query(sql, args...)
+	for rows.Next() {
+		var d descendant
+		rows.Scan(&d.key, &d.nid, &d.at.Anchor, &d.at.Sub)
+		if !seen[d.nid] && len(found) < maxDescendants {
+			seen[d.nid] = true
+			found = append(found, d)
+		}
+	}
+	return found, rows.Close()
 }
 
 // ThreadReplyAt is the place of a reply and the root of its thread.
