@@ -36,6 +36,14 @@ func (c *lazyCache) knows(k deviceRoom, user string, nid int64) bool {
 	return c.devices[k][user] == nid
 }
 
+// knowsUser tells whether the device was sent any membership event of a user.
+func (c *lazyCache) knowsUser(k deviceRoom, user string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	_, ok := c.devices[k][user]
+	return ok
+}
+
 // sent notes that the device was sent the membership event of a user.
 func (c *lazyCache) sent(k deviceRoom, user string, nid int64) {
 	c.mu.Lock()

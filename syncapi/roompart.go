@@ -249,13 +249,17 @@ func (p *roomPart) lazyLoad(ctx context.Context, start, end snapshot.Ref) error 
 	}
 	for _, e := range p.timeline {
 		wanted[e.Sender] = true
+		// With state_after, the timeline changes no state.
+		if l.stateAfter && e.Type == "m.room.member" && e.IsState() {
+			wanted[*e.StateKey] = true
+		}
 	}
 	had := map[string]bool{}
 	p.state = keep(p.state, func(e *roomserver.Event) bool {
 		if e.Type != "m.room.member" {
 			return true
 		}
-		if !wanted[*e.StateKey] {
+		if !wanted[*e.StateKey] && !l.api.lazy.knowsUser(known, *e.StateKey) {
 			return false
 		}
 		had[*e.StateKey] = true
