@@ -50,7 +50,7 @@ func (a *API) sync(ctx context.Context, by *httpapi.Caller, in *syncRequest) (*r
 	state, _ := ephemeral.ParseState(in.SetPresence)
 	defer a.ephemeral.Syncing(ctx, by.UserID, by.DeviceID, state)()
 	timeout := min(time.Duration(in.Timeout)*time.Millisecond, maxTimeout)
-	if l.since.Pos == 0 || in.FullState {
+	if l.initial() || in.FullState {
 		timeout = 0
 	}
 	return a.poll(ctx, l, timeout)
@@ -101,8 +101,8 @@ type look struct {
 	volatile volatile
 }
 
-// initial tells that the client knows nothing yet.
-func (l *look) initial() bool { return l.since.Pos == 0 }
+// initial tells that the client knows nothing yet. A client may know position 0: that nothing has happened.
+func (l *look) initial() bool { return l.since.Generation == 0 }
 
 // take builds the answer up to the present head, and tells whether there is anything in it.
 func (l *look) take(ctx context.Context) (*rawJSON, bool, error) {

@@ -370,6 +370,23 @@ func TestFilters(t *testing.T) {
 	})
 }
 
+// On a server on which nothing has happened yet, a client waits as well.
+func TestFirstUserWaits(t *testing.T) {
+	Each(t, func(t *testing.T, s *Server) {
+		alice := s.Register(t, "alice")
+		alice.Sync(nil)
+		begin := time.Now()
+		if r := alice.Sync(url.Values{"timeout": {"150"}}); time.Since(begin) < 100*time.Millisecond {
+			t.Errorf("a poll without news ended after %v: %s", time.Since(begin), r)
+		}
+		go func() {
+			time.Sleep(50 * time.Millisecond)
+			alice.Create(J{})
+		}()
+		alice.Until("the first room", func(r gjson.Result) bool { return r.Get("rooms.join").Exists() })
+	})
+}
+
 func TestLongPolling(t *testing.T) {
 	Each(t, func(t *testing.T, s *Server) {
 		alice, bob := s.Register(t, "alice"), s.Register(t, "bob")
