@@ -66,13 +66,35 @@ func (a *API) putState(ctx context.Context, by *httpapi.Caller, in *putStateRequ
 			return nil, err
 		}
 	}
+	content := in.Content
+	if in.Type == "m.room.member" {
+		var err error
+		if content, err = withoutAuthoriser(content); err != nil {
+			return nil, err
+		}
+	}
 	id, err := a.rooms.Send(ctx, in.RoomID, roomserver.Draft{
-		Sender: by.UserID, Type: in.Type, StateKey: &in.StateKey, Content: in.Content, OriginServerTS: timestamp(by, in.TS),
+		Sender: by.UserID, Type: in.Type, StateKey: &in.StateKey, Content: content, OriginServerTS: timestamp(by, in.TS),
 	})
 	if err != nil {
 		return nil, err
 	}
 	return &eventIDResponse{id}, nil
+}
+
+// withoutAuthoriser drops join_authorised_via_users_server from the content of a membership. It is the server's to say,
+// and clients send it back when they change a name in the event that they have.
+func withoutAuthoriser(content json.RawMessage) (json.RawMessage, error) {
+	const key = "join_authorised_via_users_server"
+	if !gjson.GetBytes(content, key).Exists() {
+		return content, nil
+	}
+	var members map[string]json.RawMessage
+	if err := json.Unmarshal(content, &members); err != nil {
+		return nil, mxerr.NotJSON("The content is not valid JSON").With(err)
+	}
+	delete(members, key)
+	return json.Marshal(members)
 }
 
 func (a *API) checkCanonicalAlias(ctx context.Context, in *putStateRequest) error {

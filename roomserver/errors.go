@@ -19,10 +19,19 @@ func buildError(err error) error {
 	return err
 }
 
+// malformed are the rules that refuse an event for what it is, whoever sends it.
+var malformed = map[string]bool{
+	"create.prev_events": true, "member.malformed": true, "member.unknown": true,
+	"power.integer": true, "power.maps": true, "power.users": true, "power.creators": true,
+}
+
 // authError is the answer to a client whose event the room's rules refuse.
 func authError(err error) error {
 	var refused *authrules.Error
 	if errors.As(err, &refused) {
+		if malformed[refused.Name] {
+			return mxerr.BadJSON(refused.Reason).With(err)
+		}
 		return mxerr.Forbidden(refused.Reason).With(err)
 	}
 	return err

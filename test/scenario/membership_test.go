@@ -128,6 +128,8 @@ func TestRestrictedRooms(t *testing.T) {
 				if e.Get("join_authorised_via_users_server").Str != alice.UserID {
 					t.Errorf("the join is authorised by nobody: %s", e)
 				}
+				// A client changes its name in the event that it has.
+				bob.State(id, "m.room.member", bob.UserID, J{"membership": "join", "displayname": "Bobby", "join_authorised_via_users_server": "unused"})
 				bob.Leave(space)
 				bob.Text(id, "leaving the space leaves the room alone")
 				bob.Leave(id)
