@@ -162,6 +162,9 @@ func (s *Server) Room(ctx context.Context, id string) (*Room, error) {
 	return s.loadRoom(ctx, `SELECT nid, room_id, version, seed FROM rooms WHERE room_id = $1`, id)
 }
 
+// ActiveRoom returns a room by its number if it is in memory, else nil. It never waits.
+func (s *Server) ActiveRoom(nid int64) *Room { return s.rooms.getNID(nid) }
+
 // RoomByNID is Room for a room's number.
 func (s *Server) RoomByNID(ctx context.Context, nid int64) (*Room, error) {
 	if r := s.rooms.getNID(nid); r != nil {

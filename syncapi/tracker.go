@@ -1,7 +1,6 @@
 package syncapi
 
 import (
-	"context"
 	"sync"
 
 	"github.com/myelin-im/myelin/roomserver"
@@ -103,9 +102,13 @@ func (t *tracker) wakeRoomLocked(nid int64, what interests) {
 	if len(t.waiters) == 0 {
 		return
 	}
-	room, err := t.rooms.RoomByNID(context.Background(), nid)
-	if err != nil {
-		return // it was committed a moment ago, so it is in memory; else the next look finds it
+	// This may run on the publisher's goroutine, which must not wait for the database.
+	room := t.rooms.ActiveRoom(nid)
+	if room == nil {
+		for user := range t.waiters {
+			t.wakeLocked(user, what)
+		}
+		return
 	}
 	t.names = room.LocalMembers(t.names[:0])
 	for _, user := range t.names {
