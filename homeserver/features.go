@@ -22,12 +22,13 @@ import (
 	"github.com/myelin-im/myelin/reports"
 	"github.com/myelin-im/myelin/roomserver"
 	"github.com/myelin-im/myelin/roomserver/pdu"
+	"github.com/myelin-im/myelin/search"
 	"github.com/myelin-im/myelin/storage"
 	"github.com/myelin-im/myelin/syncapi"
 )
 
 // schemas are the tables of all features, those of lower floors first.
-var schemas = []storage.Schema{roomserver.Schema, accounts.Schema, ephemeral.Schema, push.Schema, directory.Schema, reports.Schema}
+var schemas = []storage.Schema{roomserver.Schema, accounts.Schema, ephemeral.Schema, push.Schema, directory.Schema, reports.Schema, search.Schema}
 
 // features are the parts of the server that know Matrix. The zero value can tell its endpoints, but not serve them.
 type features struct {
@@ -40,6 +41,7 @@ type features struct {
 	sync      *syncapi.API
 	directory *directory.API
 	reports   *reports.API
+	search    *search.API
 }
 
 // newFeatures puts the features together, each on those that it uses. They must be complete before the first write,
@@ -83,6 +85,7 @@ func newFeatures(cfg *config.Config, db *storage.DB, key signingkey.Key, limits 
 		return nil, fmt.Errorf("set up the directory: %w", err)
 	}
 	f.reports = reports.New(db, f.rooms)
+	f.search = search.New(search.Deps{DB: db, Rooms: f.rooms, Ignored: f.unread.Ignored, Log: part("search")})
 	return f, nil
 }
 
@@ -91,7 +94,7 @@ func (f *features) endpoints() []httpapi.Endpoint {
 	var all []httpapi.Endpoint
 	for _, some := range [][]httpapi.Endpoint{
 		f.accounts.Endpoints(), f.ephemeral.Endpoints(), f.push.Endpoints(), f.client.Endpoints(), f.sync.Endpoints(),
-		f.directory.Endpoints(), f.reports.Endpoints(),
+		f.directory.Endpoints(), f.reports.Endpoints(), f.search.Endpoints(),
 	} {
 		all = append(all, some...)
 	}
@@ -111,6 +114,7 @@ func (f *features) start(ctx context.Context) (ended <-chan struct{}) {
 	group.Go(func() { f.unread.Run(ctx) })
 	group.Go(func() { f.client.Run(ctx) })
 	group.Go(func() { f.rooms.Run(ctx) })
+	group.Go(func() { f.search.Run(ctx) })
 	done := make(chan struct{})
 	go func() {
 		group.Wait()
