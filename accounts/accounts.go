@@ -3,6 +3,7 @@ package accounts
 import (
 	"context"
 	"embed"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -106,6 +107,9 @@ type Deps struct {
 	Rooms Rooms
 	// Hooks of the features that stand above accounts.
 	Hooks []Hooks
+	// Computed is account data outside rooms that other features keep, by type: it can be read like any other and set
+	// only through them.
+	Computed map[string]func(tx *storage.Tx, userID string) (json.RawMessage, error)
 	// Appservices may act as and register users; nil: there are none.
 	Appservices *appservice.Set
 	// Limiter bounds password attempts; nil sets no limits.
@@ -122,6 +126,7 @@ type API struct {
 	db       *storage.DB
 	rooms    Rooms
 	hooks    []Hooks
+	computed map[string]func(tx *storage.Tx, userID string) (json.RawMessage, error)
 	services *appservice.Set
 	limiter  *ratelimit.Limiter
 	log      *logrus.Entry
@@ -130,6 +135,7 @@ type API struct {
 	hasher   *hasher
 	cache    *tokenCache
 	seen     *lastSeen
+	erased   erasedUsers
 	jobs     *jobs
 	tokenIDs *storage.IDs
 	jobIDs   *storage.IDs
@@ -152,7 +158,7 @@ func New(cfg Config, deps Deps) (*API, error) {
 		deps.Now = time.Now
 	}
 	a := &API{
-		cfg: cfg, db: deps.DB, rooms: deps.Rooms, hooks: deps.Hooks, services: deps.Appservices,
+		cfg: cfg, db: deps.DB, rooms: deps.Rooms, hooks: deps.Hooks, computed: deps.Computed, services: deps.Appservices,
 		limiter: deps.Limiter, log: deps.Log, now: deps.Now,
 		hasher: newHasher(cfg.Hashing), cache: newTokenCache(), seen: newLastSeen(),
 		tokenIDs: deps.DB.IDs("access_tokens"), jobIDs: deps.DB.IDs("account_jobs"),

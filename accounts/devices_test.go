@@ -254,12 +254,12 @@ func TestDeactivate(t *testing.T) {
 		if p := s.ok("GET", path("/profile/%", "@bob:test"), "", nil); p.Raw != "{}" {
 			t.Errorf("profile after erasure: %s", p.Raw)
 		}
-		err := db.Read(context.Background(), func(tx *storage.Tx) error {
-			for user, want := range map[string]bool{"@alice:test": false, "@bob:test": true, "@nobody:test": false} {
-				if erased, err := Erased(tx, user); err != nil || erased != want {
-					t.Errorf("Erased(%s) = %v, %v", user, erased, err)
-				}
+		for user, want := range map[string]bool{"@alice:test": false, "@bob:test": true, "@nobody:test": false} {
+			if erased, err := s.API.Erased(context.Background(), user); err != nil || erased != want {
+				t.Errorf("Erased(%s) = %v, %v", user, erased, err)
 			}
+		}
+		err := db.Read(context.Background(), func(tx *storage.Tx) error {
 			data, err := AccountData(tx, "@bob:test")
 			if len(data) != 0 {
 				t.Errorf("account data after erasure: %v", data)

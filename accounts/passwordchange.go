@@ -189,6 +189,9 @@ func (a *API) end(ctx context.Context, userID string, erase bool, p *proof) erro
 		return fmt.Errorf("deactivate account: %w", err)
 	}
 	a.cache.forget(userID)
+	if erase {
+		a.erased.add(userID)
+	}
 	a.jobs.wake()
 	return nil
 }
@@ -205,11 +208,4 @@ func eraseData(tx *storage.Tx, userID string) error {
 		}
 	}
 	return nil
-}
-
-// Erased tells whether a local user asked for erasure of their content: who had no part in a room when their events
-// were sent gets them redacted (client-server API v1.19, "Account deactivation", erase).
-func Erased(tx *storage.Tx, userID string) (erased bool, err error) {
-	_, err = tx.Get(`SELECT erased FROM accounts WHERE user_id = $1`, []any{userID}, &erased)
-	return erased, err
 }

@@ -2,6 +2,7 @@ package homeserver
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"net/http"
 	"sync"
@@ -28,7 +29,7 @@ import (
 )
 
 // schemas are the tables of all features, those of lower floors first.
-var schemas = []storage.Schema{roomserver.Schema, accounts.Schema, ephemeral.Schema, push.Schema, directory.Schema, reports.Schema, search.Schema}
+var schemas = []storage.Schema{roomserver.Schema, accounts.Schema, ephemeral.Schema, push.Schema, directory.Schema, reports.Schema, syncapi.Schema, search.Schema}
 
 // features are the parts of the server that know Matrix. The zero value can tell its endpoints, but not serve them.
 type features struct {
@@ -65,19 +66,21 @@ func newFeatures(cfg *config.Config, db *storage.DB, key signingkey.Key, limits 
 	if err != nil {
 		return nil, fmt.Errorf("set up receipts, typing and presence: %w", err)
 	}
+	f.push = push.New(db)
 	f.accounts, err = accounts.New(accountsConfig(cfg), accounts.Deps{
-		DB: db, Rooms: roomsOfAccounts{f.rooms}, Hooks: []accounts.Hooks{f.ephemeral.Hooks()}, Appservices: services, Limiter: limits, Log: part("accounts"),
+		DB: db, Rooms: roomsOfAccounts{f.rooms}, Hooks: []accounts.Hooks{f.ephemeral.Hooks()},
+		Computed: map[string]func(*storage.Tx, string) (json.RawMessage, error){"m.push_rules": f.push.AccountData},
+		Appservices: services, Limiter: limits, Log: part("accounts"),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("set up accounts: %w", err)
 	}
-	f.push = push.New(db)
 	f.unread, err = unread.New(unread.Deps{DB: db, Rooms: f.rooms, Receipts: f.ephemeral, Rules: f.push, Log: part("unread")})
 	if err != nil {
 		return nil, fmt.Errorf("set up unread counts: %w", err)
 	}
 	f.client = clientapi.New(db, f.rooms, profiles{db}, part("client"))
-	f.sync, err = syncapi.New(syncapi.Deps{DB: db, Rooms: f.rooms, Ephemeral: f.ephemeral, Push: f.push, Unread: f.unread})
+	f.sync, err = syncapi.New(syncapi.Deps{DB: db, Rooms: f.rooms, Ephemeral: f.ephemeral, Push: f.push, Unread: f.unread, Accounts: f.accounts})
 	if err != nil {
 		return nil, fmt.Errorf("set up sync: %w", err)
 	}

@@ -28,6 +28,9 @@ type Reader struct {
 	Now int64
 	// Membership, if set, gives unsigned.membership.
 	Membership *Viewer
+	// Erased, if set, tells which senders asked for erasure: where Membership says that the reader was not in the room
+	// then, their events are shown redacted (client-server API v1.19, "Account deactivation").
+	Erased func(ctx context.Context, user string) (bool, error)
 	// Relations, if set, gives the m.relations member of unsigned for an event, or nil.
 	Relations func(*Event) []byte
 }
@@ -38,7 +41,15 @@ func (s *Server) AppendClientEvent(ctx context.Context, dst []byte, room *Room, 
 	if err != nil {
 		return dst, err
 	}
-	dst = append(dst, shared.body...)
+	hidden, err := r.hides(ctx, e)
+	if err != nil {
+		return dst, err
+	}
+	if hidden {
+		dst = e.Redact().AppendClient(dst)
+	} else {
+		dst = append(dst, shared.body...)
+	}
 	if r.RoomID {
 		dst = append(dst, `,"room_id":`...)
 		dst = canonicaljson.AppendString(dst, room.ID)
@@ -58,12 +69,24 @@ func (s *Server) AppendClientEvent(ctx context.Context, dst []byte, room *Room, 
 		dst = append(dst, `,"membership":`...)
 		dst = canonicaljson.AppendString(dst, m)
 	}
-	if r.Relations != nil {
+	if r.Relations != nil && !hidden {
 		if rel := r.Relations(e); rel != nil {
 			dst = append(append(dst, `,"m.relations":`...), rel...)
 		}
 	}
 	return append(dst, "}}"...), nil
+}
+
+// hides tells whether the reader is shown only the redacted form of an event, because its sender asked for erasure.
+func (r *Reader) hides(ctx context.Context, e *Event) (bool, error) {
+	if r.Erased == nil || r.Membership == nil || e.IsState() {
+		return false, nil
+	}
+	if erased, err := r.Erased(ctx, e.Sender); !erased || err != nil {
+		return false, err
+	}
+	m, err := r.Membership.MembershipAfter(ctx, e)
+	return m != Join, err
 }
 
 // AppendClientEvents appends a JSON array of events.

@@ -105,5 +105,5 @@ func (a *API) endOfStay(ctx context.Context, room *roomserver.Room, e *roomserve
 
 // reader is how an answer outside /sync renders events for a caller.
 func (a *API) reader(by *httpapi.Caller, v *roomserver.Viewer) *roomserver.Reader {
-	return &roomserver.Reader{User: by.UserID, Device: by.DeviceID, RoomID: true, Now: a.now().UnixMilli(), Membership: v}
+	return &roomserver.Reader{User: by.UserID, Device: by.DeviceID, RoomID: true, Now: a.now().UnixMilli(), Membership: v, Erased: a.accounts.Erased}
 }

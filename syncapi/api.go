@@ -8,6 +8,7 @@ import (
 
 	"github.com/maypok86/otter/v2"
 
+	"github.com/myelin-im/myelin/accounts"
 	"github.com/myelin-im/myelin/ephemeral"
 	"github.com/myelin-im/myelin/internal/httpapi"
 	"github.com/myelin-im/myelin/internal/ratelimit"
@@ -25,6 +26,7 @@ type Deps struct {
 	Ephemeral *ephemeral.API
 	Push      *push.API
 	Unread    *unread.Counts
+	Accounts  *accounts.API
 }
 
 // API serves the endpoints of this package.
@@ -34,6 +36,7 @@ type API struct {
 	ephemeral *ephemeral.API
 	push      *push.API
 	unread    *unread.Counts
+	accounts  *accounts.API
 
 	tracker *tracker
 	lazy    *lazyCache
@@ -43,6 +46,8 @@ type API struct {
 	// released is closed when the server is about to stop.
 	released chan struct{}
 	release  sync.Once
+
+	sliding sliding
 }
 
 // maxFilters bounds the compiled filters kept in memory.
@@ -55,7 +60,7 @@ func New(d Deps) (*API, error) {
 		return nil, fmt.Errorf("make cache of filters: %w", err)
 	}
 	a := &API{
-		db: d.DB, rooms: d.Rooms, ephemeral: d.Ephemeral, push: d.Push, unread: d.Unread,
+		db: d.DB, rooms: d.Rooms, ephemeral: d.Ephemeral, push: d.Push, unread: d.Unread, accounts: d.Accounts,
 		tracker: newTracker(d.Rooms, d.DB.Head()),
 		lazy:    newLazyCache(), filters: filters, now: time.Now,
 		released: make(chan struct{}),
@@ -63,6 +68,9 @@ func New(d Deps) (*API, error) {
 	d.DB.Subscribe(a.tracker.committed)
 	d.DB.Watch(a.tracker.published)
 	d.Ephemeral.Listen(ephemeral.Listener{Typing: a.tracker.typing, Presence: a.tracker.presence})
+	if err := a.setUpSliding(); err != nil {
+		return nil, fmt.Errorf("set up sliding sync: %w", err)
+	}
 	return a, nil
 }
 
@@ -81,6 +89,8 @@ func (a *API) Endpoints() []httpapi.Endpoint {
 	get := http.MethodGet
 	return []httpapi.Endpoint{
 		httpapi.New(get, v3+"/sync", anyUser, ratelimit.Sync, a.sync),
+		httpapi.New(http.MethodPost, "/_matrix/client/v4/sync", anyUser, ratelimit.Sync, a.slidingV4),
+		httpapi.New(http.MethodPost, "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync", anyUser, ratelimit.Sync, a.slidingDraft),
 		httpapi.New(get, v3+"/rooms/{roomId}/messages", anyUser, ratelimit.Read, a.messages),
 		httpapi.New(get, v3+"/rooms/{roomId}/context/{eventId}", anyUser, ratelimit.Read, a.context),
 		httpapi.New(get, v3+"/rooms/{roomId}/event/{eventId}", anyUser, ratelimit.Read, a.event),

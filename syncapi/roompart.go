@@ -299,7 +299,7 @@ func (p *roomPart) empty() bool {
 
 // appendTimelineAndState appends the members timeline and state (or state_after).
 func (p *roomPart) appendTimelineAndState(ctx context.Context, b []byte) ([]byte, error) {
-	reader := &roomserver.Reader{User: p.look.user, Device: p.look.device, Now: p.look.now, Membership: p.viewer}
+	reader := &roomserver.Reader{User: p.look.user, Device: p.look.device, Now: p.look.now, Membership: p.viewer, Erased: p.look.api.accounts.Erased}
 	if err := p.bundle(ctx, reader); err != nil {
 		return nil, err
 	}
