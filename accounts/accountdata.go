@@ -181,7 +181,11 @@ func (a *API) readDatum(ctx context.Context, by *httpapi.Caller, userID, roomID,
 	}
 	var content json.RawMessage
 	err := a.db.Read(ctx, func(tx *storage.Tx) (err error) {
-		content, err = AccountDatum(tx, userID, roomID, eventType)
+		if compute := a.computed[eventType]; compute != nil && roomID == "" {
+			content, err = compute(tx, userID)
+		} else {
+			content, err = AccountDatum(tx, userID, roomID, eventType)
+		}
 		return err
 	})
 	switch {

@@ -97,6 +97,8 @@ func TestPresenceOfSeveralDevices(t *testing.T) {
 		check("org.matrix.msc3026.busy")
 		s.poll(alice, "A", Online)
 		check("org.matrix.msc3026.busy")
+		s.poll(alice, "B", Online) // does not end it
+		check("org.matrix.msc3026.busy")
 		s.pass(20 * time.Second)
 		s.poll(alice, "A", Unavailable)
 		s.pass(10 * time.Second)

@@ -30,7 +30,7 @@ const (
 )
 
 // Syncing notes that a device makes a request that says what its user's presence is, until the returned function is
-// called. Offline says nothing.
+// called. Offline says nothing, and a device that said to be busy remains so, whatever it says by the way.
 func (a *API) Syncing(ctx context.Context, user, deviceID string, s State) (done func()) {
 	if a.presence == nil || s == Offline {
 		return func() {}
@@ -40,7 +40,11 @@ func (a *API) Syncing(ctx context.Context, user, deviceID string, s State) (done
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	who := p.entry(user, status)
-	d := who.say(deviceID, s, a.now())
+	now := a.now()
+	if d := who.devices[deviceID]; d != nil && d.state == Busy && d.alive(now) {
+		s = Busy
+	}
+	d := who.say(deviceID, s, now)
 	d.polls++
 	a.settle(who)
 	return func() {

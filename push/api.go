@@ -3,6 +3,7 @@ package push
 import (
 	"context"
 	"embed"
+	"encoding/json"
 
 	"github.com/myelin-im/myelin/internal/httpapi"
 	"github.com/myelin-im/myelin/internal/ratelimit"
@@ -83,6 +84,11 @@ func (a *API) RulesChangedBetween(tx *storage.Tx, user string, since, until int6
 		return false, err
 	}
 	return h.at(until) > since, nil
+}
+
+// AccountData returns the content of the user's m.push_rules account data as it is now.
+func (a *API) AccountData(tx *storage.Tx, user string) (json.RawMessage, error) {
+	return a.AppendAccountData(tx, user, now, nil)
 }
 
 // AppendAccountData appends the content of the user's m.push_rules account data at a position.
