@@ -180,7 +180,7 @@ func TestRulesOverHTTP(t *testing.T) {
 			t.Errorf("enabled: %s", out)
 		}
 		s.ok("PUT", message+"/actions", `{"actions":["dont_notify",{"set_tweak":"highlight"}]}`)
-		if out := s.ok("GET", message+"/actions", ""); out != `{"actions":[{"set_tweak":"highlight"}]}` {
+		if out := s.ok("GET", message+"/actions", ""); out != `{"actions":["dont_notify",{"set_tweak":"highlight"}]}` {
 			t.Errorf("actions: %s", out)
 		}
 		if out := s.ok("GET", "global/override/.m.rule.master/actions", ""); out != `{"actions":[]}` {

@@ -372,8 +372,8 @@ func TestActions(t *testing.T) {
 	for _, c := range []struct{ in, kept, shape string }{
 		{`["notify"]`, `["notify"]`, "notify"},
 		{`[]`, `[]`, "silent"},
-		{`["dont_notify"]`, `[]`, "silent"},
-		{`["coalesce","notify"]`, `["notify"]`, "notify"},
+		{`["dont_notify"]`, `["dont_notify"]`, "silent"},
+		{`["coalesce","notify"]`, `["coalesce","notify"]`, "notify"},
 		{`["notify",{"set_tweak":"highlight"}]`, `["notify",{"set_tweak":"highlight"}]`, "notify highlight"},
 		{`["notify",{"set_tweak":"highlight","value":true}]`, `["notify",{"set_tweak":"highlight","value":true}]`, "notify highlight"},
 		{`["notify",{"set_tweak":"highlight","value":false}]`, `["notify",{"set_tweak":"highlight","value":false}]`, "notify"},
