@@ -19,6 +19,7 @@ var unstableFeatures = map[string]bool{
 	"org.matrix.msc3827.stable":                      true, // public rooms by type
 	"org.matrix.msc4069":                             true, // profile changes that stay out of rooms
 	"org.matrix.msc4380.stable":                      true, // blocking invites
+	"org.matrix.simplified_msc3575":                  true, // sliding sync, as it was before MSC4186 was accepted
 	"uk.half-shot.msc2666.query_mutual_rooms":        true, // rooms that two users share
 	"uk.half-shot.msc2666.query_mutual_rooms.stable": true,
 	"uk.tcpip.msc4133.stable":                        true, // profile fields

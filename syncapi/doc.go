@@ -1,5 +1,5 @@
 // Package syncapi serves everything that reads rooms: /sync, /messages, /context, /event, /state, /members and their
-// relatives. It writes nothing.
+// relatives. It writes nothing but what connections of sliding sync were sent.
 //
 // A sync token names a position of the log. An answer tells what became true in (since, upTo], where
 // upTo is the head of the log when the request arrived:
@@ -12,5 +12,15 @@
 // they contain by the log. A request that finds nothing waits for a wake-up and looks again: losing a
 // wake-up costs latency, never data.
 //
-// Spec: client-server API v1.19, "Syncing", "Getting events for a room"; MSC4222 (state_after), MSC4115 (membership).
+// # Sliding sync
+//
+// A connection's state says of each room that its client was sent up to which position the client knows it, how deep and
+// with which required state. An answer is the difference from there to the head for those rooms that the request's
+// windows and subscriptions match, so a room that no window has simply stays behind until one has it again, and any
+// request may be computed again. The pos is the number of the last answer that changed the state, and a log position for
+// what is not told room by room. An answer without rooms changes no state and writes nothing. Both dialects, MSC4186 as
+// it was accepted and as clients spoke it before, are read into one request and differ only in the names of the answer.
+//
+// Spec: client-server API v1.19, "Syncing", "Getting events for a room"; MSC4222 (state_after), MSC4115 (membership),
+// MSC4186 (sliding sync), MSC3884, MSC3885, MSC3959, MSC3960, MSC3961 (its extensions).
 package syncapi

@@ -82,6 +82,12 @@ func parsePlace(s string) (roomserver.HistoryToken, error) {
 	case strings.HasPrefix(s, "s1_"):
 		t, err := parseToken(s)
 		return roomserver.AfterPosition(t.Pos), err
+	case strings.HasPrefix(s, slidingTokenPrefix):
+		t, ok := parseSlidingToken(s)
+		if !ok {
+			return roomserver.HistoryToken{}, bad
+		}
+		return roomserver.AfterPosition(t.pos), nil
 	case strings.HasPrefix(s, "p"):
 		place, _, _ := strings.Cut(s[1:], "_")
 		anchor, err := strconv.ParseInt(place, 10, 64)
