@@ -203,8 +203,8 @@ func (s *Server) applyForgotten(user string, m UserRoom) {
 // forgetOutside forgets an invite or knock that ended in a room this server is not in.
 func (s *Server) forgetOutside(ctx context.Context, user, roomID string) error {
 	err := s.db.Write(ctx, func(tx *storage.Tx) error {
-		n, err := tx.Exec(`UPDATE outside_memberships SET forgotten = $1 WHERE user_id = $2 AND room_id = $3 AND membership = $4`,
-			true, user, roomID, Leave)
+		n, err := tx.Exec(`UPDATE outside_memberships SET forgotten = $1 WHERE user_id = $2 AND room_id = $3 AND (membership = $4 OR membership = $5)`,
+			true, user, roomID, Leave, Ban)
 		if err == nil && n == 0 {
 			err = mxerr.NotFound("You have never been in this room")
 		}

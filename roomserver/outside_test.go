@@ -100,3 +100,19 @@ func TestOutsideBecomesMembership(t *testing.T) {
 		}
 	})
 }
+
+func TestForgetAfterABanFromOutside(t *testing.T) {
+	w, invite := invitation(t)
+	away := testServer(t, storagetest.Open(t, storage.SQLite, Schema), "away")
+	err := away.PutOutside(ctx, Outside{User: "@guest:away", RoomID: w.room.ID, Version: w.room.Version, Membership: Invite, Event: invite})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ban := w.build(nil, "@a:remote", "m.room.member", "@guest:away", `{"membership":"ban"}`)
+	if err := away.RescindOutside(ctx, "@guest:away", ban); err != nil {
+		t.Fatal(err)
+	}
+	if err := away.Forget(ctx, "@guest:away", w.room.ID); err != nil {
+		t.Error(err)
+	}
+}
