@@ -29,7 +29,7 @@ import (
 )
 
 // schemas are the tables of all features, those of lower floors first.
-var schemas = []storage.Schema{roomserver.Schema, accounts.Schema, ephemeral.Schema, push.Schema, directory.Schema, reports.Schema, syncapi.Schema, syncapi.Schema, search.Schema}
+var schemas = []storage.Schema{roomserver.Schema, accounts.Schema, ephemeral.Schema, push.Schema, directory.Schema, reports.Schema, syncapi.Schema, search.Schema}
 
 // features are the parts of the server that know Matrix. The zero value can tell its endpoints, but not serve them.
 type features struct {

@@ -48,8 +48,6 @@ type API struct {
 	release  sync.Once
 
 	sliding sliding
-
-	sliding sliding
 }
 
 // maxFilters bounds the compiled filters kept in memory.
@@ -73,9 +71,6 @@ func New(d Deps) (*API, error) {
 	if err := a.setUpSliding(); err != nil {
 		return nil, fmt.Errorf("set up sliding sync: %w", err)
 	}
-	if err := a.setUpSliding(); err != nil {
-		return nil, fmt.Errorf("set up sliding sync: %w", err)
-	}
 	return a, nil
 }
 
@@ -94,8 +89,6 @@ func (a *API) Endpoints() []httpapi.Endpoint {
 	get := http.MethodGet
 	return []httpapi.Endpoint{
 		httpapi.New(get, v3+"/sync", anyUser, ratelimit.Sync, a.sync),
-		httpapi.New(http.MethodPost, "/_matrix/client/v4/sync", anyUser, ratelimit.Sync, a.slidingV4),
-		httpapi.New(http.MethodPost, "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync", anyUser, ratelimit.Sync, a.slidingDraft),
 		httpapi.New(http.MethodPost, "/_matrix/client/v4/sync", anyUser, ratelimit.Sync, a.slidingV4),
 		httpapi.New(http.MethodPost, "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync", anyUser, ratelimit.Sync, a.slidingDraft),
 		httpapi.New(get, v3+"/rooms/{roomId}/messages", anyUser, ratelimit.Read, a.messages),
