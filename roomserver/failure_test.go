@@ -344,10 +344,19 @@ func TestNobodyLoadsARoomThatIsBeingCreated(t *testing.T) {
 			}
 			created <- id
 		}()
-		time.Sleep(100 * time.Millisecond)
+		for range 10_000 { // until the room is about to be written
+			s.rooms.load.mu.Lock()
+			locked := len(s.rooms.load.locks) > 0
+			s.rooms.load.mu.Unlock()
+			if locked {
+				break
+			}
+			time.Sleep(time.Millisecond)
+		}
+		time.Sleep(200 * time.Millisecond)
 		release()
 		var id string
-		for range 1000 {
+		for range 10_000 {
 			err := s.db.Read(ctx, func(tx *storage.Tx) error {
 				_, err := tx.Get(`SELECT room_id FROM rooms`, nil, &id)
 				return err
