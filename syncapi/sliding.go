@@ -160,6 +160,7 @@ type slidingLook struct {
 	now      int64
 	data     *slidingUser
 	rooms    []slidingRoom // all of the user's, reused between looks
+	order    []placed      // of rooms, the most active first; reused like them
 	activity []int64       // scratch
 	counts   []int         // rooms of each list
 

@@ -90,7 +90,7 @@ func outsideNID(roomID string) int64 {
 	return -int64(h.Sum64()>>1) - 1
 }
 
-// collect finds the user's rooms, the most active first.
+// collect finds the user's rooms and their order, the most active first.
 func (l *slidingLook) collect(ctx context.Context) error {
 	a := l.api
 	rooms, err := a.rooms.UserRooms(ctx, l.user)
@@ -135,10 +135,23 @@ func (l *slidingLook) collect(ctx context.Context) error {
 	if err := l.collectOutside(ctx); err != nil {
 		return err
 	}
-	slices.SortFunc(l.rooms, func(a, b slidingRoom) int {
-		return cmp.Or(cmp.Compare(b.activity, a.activity), cmp.Compare(b.nid, a.nid))
+	l.order = slices.Grow(l.order[:0], len(l.rooms))
+	for i := range l.rooms {
+		l.order = append(l.order, placed{l.rooms[i].activity, i})
+	}
+	slices.SortFunc(l.order, func(a, b placed) int {
+		if a.activity != b.activity {
+			return cmp.Compare(b.activity, a.activity)
+		}
+		return b.index - a.index
 	})
 	return nil
+}
+
+// placed is a room's place in the order of lists: small, because it is sorted.
+type placed struct {
+	activity int64
+	index    int // in slidingLook.rooms
 }
 
 // collectOutside adds invites to and knocks on rooms that this server is not in, and how they ended.
@@ -228,8 +241,8 @@ func (l *slidingLook) choose(ctx context.Context) error {
 			return err
 		}
 		n := 0
-		for j := range l.rooms {
-			c := &l.rooms[j]
+		for _, place := range l.order {
+			c := &l.rooms[place.index]
 			if !c.listed {
 				continue
 			}

@@ -574,7 +574,7 @@ func (p *slidingPart) appendHeroes(ctx context.Context, b []byte) ([]byte, error
 // appendEvents appends timeline and state.
 func (p *slidingPart) appendEvents(ctx context.Context, b []byte) ([]byte, error) {
 	l := p.look
-	reader := &roomserver.Reader{User: l.user, Device: l.device, Now: l.now, Membership: p.viewer}
+	reader := &roomserver.Reader{User: l.user, Device: l.device, Now: l.now, Membership: p.viewer, Erased: l.api.accounts.Erased}
 	var err error
 	if len(p.timeline) > 0 {
 		if p.limited || p.expanded || p.fresh {
@@ -647,7 +647,7 @@ func (p *slidingPart) rejected(ctx context.Context) (err error) {
 		return err
 	}
 	p.timeline, p.state = []*roomserver.Event{p.membership}, []*roomserver.Event{p.membership}
-	reader := &roomserver.Reader{User: l.user, Device: l.device, Now: l.now, Membership: p.viewer}
+	reader := &roomserver.Reader{User: l.user, Device: l.device, Now: l.now, Membership: p.viewer, Erased: l.api.accounts.Erased}
 	b := append(l.open(p.c, p.membership.Membership(), p.membership.Anchor), `,"initial":true,"timeline":`...)
 	if b, err = l.api.rooms.AppendClientEvents(ctx, b, p.room, p.timeline, reader); err != nil {
 		return err
