@@ -16,7 +16,7 @@ import (
 
 const (
 	// maxMatches bounds the matches that are ranked and counted: the newest.
-	maxMatches = 1000
+	maxMatches = 500
 	// maxRounds bounds how often more matches are asked for because the user may not see enough of them.
 	maxRounds = 4
 	// roomChunk is how many rooms one query names.
@@ -158,9 +158,9 @@ func (f *finder) read(ctx context.Context, below int64) ([]*match, error) {
 
 // readRooms appends the newest matches in some rooms.
 func (f *finder) readRooms(tx *storage.Tx, q storage.TermQuery, below int64, found []*match) ([]*match, error) {
-	condition, text := tx.Matching(termsOfEvents, q)
+	condition, order, text := tx.Matching(termsOfEvents, q)
 	rows := tx.Query(`SELECT e.id, e.room, e.event, e.part, e.sender, e.state_before, e.words
-		FROM (SELECT rowid AS id FROM search_terms WHERE `+condition+` AND rowid < $2 ORDER BY rowid DESC LIMIT $3) m
+		FROM (SELECT rowid AS id FROM search_terms WHERE `+condition+` AND rowid < $2 ORDER BY `+order+` DESC LIMIT $3) m
 		JOIN search_events e ON e.id = m.id`, text, below, int64(maxMatches))
 	var kind, before int64
 	for rows.Next() {

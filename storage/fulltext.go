@@ -40,14 +40,15 @@ func (tx *Tx) DropTerms(index string, id int64) error {
 	return err
 }
 
-// Matching returns the condition that a row of an index fulfils a query, with the argument for its $1. The row's number
-// is the index's column rowid, by which SQLite can sort in either direction without looking at all matches.
-func (tx *Tx) Matching(index string, q TermQuery) (condition string, query Text) {
+// Matching returns the condition that a row of an index fulfils a query, with the argument for its $1, and the expression
+// that sorts matches by their number, the index's column rowid. SQLite sorts without looking at all matches. PostgreSQL
+// must be kept from trying that, because it would read the whole index for a term that is rarer than it believes.
+func (tx *Tx) Matching(index string, q TermQuery) (condition, order string, query Text) {
 	and, or, quote, star := " AND ", " OR ", `"`, " *"
-	condition = index + ` MATCH $1`
+	condition, order = index+` MATCH $1`, index+`.rowid`
 	if tx.pg != nil {
 		and, or, quote, star = " & ", " | ", `'`, ":*"
-		condition = index + `.terms @@ CAST($1 AS tsquery)`
+		condition, order = index+`.terms @@ CAST($1 AS tsquery)`, index+`.rowid + 0`
 	}
 	var b strings.Builder
 	for i, list := range q {
@@ -66,5 +67,5 @@ func (tx *Tx) Matching(index string, q TermQuery) (condition string, query Text)
 		}
 		b.WriteByte(')')
 	}
-	return condition, Text(b.String())
+	return condition, order, Text(b.String())
 }

@@ -15,8 +15,8 @@ func matching(t testing.TB, db *storage.DB, q storage.TermQuery, limit int) (ids
 	t.Helper()
 	err := db.Read(context.Background(), func(tx *storage.Tx) error {
 		ids = nil
-		condition, query := tx.Matching("words", q)
-		rows := tx.Query(`SELECT rowid FROM words WHERE `+condition+` ORDER BY rowid DESC LIMIT $2`, query, int64(limit))
+		condition, order, query := tx.Matching("words", q)
+		rows := tx.Query(`SELECT rowid FROM words WHERE `+condition+` ORDER BY `+order+` DESC LIMIT $2`, query, int64(limit))
 		var id int64
 		for rows.Next() {
 			rows.Scan(&id)

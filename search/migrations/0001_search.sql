@@ -48,7 +48,7 @@ CREATE TABLE directory_open_rooms (
     room BIGINT PRIMARY KEY
 );
 -- only: sqlite
-CREATE VIRTUAL TABLE directory_terms USING fts5(terms, content='', contentless_delete=1, detail=none, prefix='1 2 3', tokenize="ascii tokenchars '_'");
+CREATE VIRTUAL TABLE directory_terms USING fts5(terms, content='', contentless_delete=1, detail=none, prefix='1 2 3 4 5 6 7 8', tokenize="ascii tokenchars '_'");
 -- only: postgres
 CREATE TABLE directory_terms (rowid BIGINT PRIMARY KEY, terms tsvector NOT NULL);
 -- only: postgres

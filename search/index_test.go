@@ -1,0 +1,224 @@
+package search
+
+import (
+	"context"
+	"crypto/ed25519"
+	"encoding/json"
+	"fmt"
+	"io"
+	"sync"
+	"testing"
+
+	"github.com/sirupsen/logrus"
+
+	"github.com/myelin-im/myelin/accounts"
+	"github.com/myelin-im/myelin/internal/httpapi"
+	"github.com/myelin-im/myelin/roomserver"
+	"github.com/myelin-im/myelin/roomserver/pdu"
+	"github.com/myelin-im/myelin/storage"
+	"github.com/myelin-im/myelin/storage/storagetest"
+)
+
+const alice = "@alice:hs"
+
+var schemas = []storage.Schema{roomserver.Schema, accounts.Schema, Schema}
+
+// fixture is an API whose index nobody follows, with a room of alice's.
+type fixture struct {
+	t     testing.TB
+	db    *storage.DB
+	rooms *roomserver.Server
+	api   *API
+	room  string
+}
+
+func newFixture(t testing.TB, db *storage.DB) *fixture {
+	log := logrus.New()
+	log.SetOutput(io.Discard)
+	f := &fixture{t: t, db: db}
+	var err error
+	f.rooms, err = roomserver.New(db, roomserver.Options{
+		ServerName: "hs", KeyID: "ed25519:1", Key: ed25519.NewKeyFromSeed(make([]byte, 32)), Log: logrus.NewEntry(log),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.api = New(Deps{
+		DB: db, Rooms: f.rooms, Log: logrus.NewEntry(log),
+		Ignored: func(context.Context, string) (map[string]bool, error) { return nil, nil },
+	})
+	version, _ := pdu.Lookup("12")
+	f.room, err = f.rooms.CreateRoom(context.Background(), roomserver.NewRoom{Creator: alice, Version: version, Preset: roomserver.PublicChat})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+func (f *fixture) send(text string) {
+	content, err := json.Marshal(map[string]string{"msgtype": "m.text", "body": text})
+	if err == nil {
+		_, err = f.rooms.Send(context.Background(), f.room, roomserver.Draft{Sender: alice, Type: "m.room.message", Content: content})
+	}
+	if err != nil {
+		f.t.Error(err)
+	}
+}
+
+// follow brings the index up to date, as after a start.
+func (f *fixture) follow() {
+	f.t.Helper()
+	x := f.api.index
+	x.forget()
+	err := x.load(context.Background())
+	if err == nil {
+		err = x.pass(context.Background())
+	}
+	if err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+func (f *fixture) exec(sql string, args ...any) {
+	f.t.Helper()
+	err := f.db.Write(context.Background(), func(tx *storage.Tx) error {
+		_, err := tx.Exec(sql, args...)
+		return err
+	})
+	if err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+// settle lets PostgreSQL know what is in the tables, as autovacuum does for those that grow.
+func (f *fixture) settle() {
+	f.t.Helper()
+	if f.db.Dialect() == storage.PostgreSQL {
+		f.exec(`ANALYZE`)
+	}
+}
+
+// count searches for a word and returns how often it is there.
+func (f *fixture) count(word string) int {
+	f.t.Helper()
+	return f.search(word).Count
+}
+
+func (f *fixture) search(term string) *roomEvents {
+	f.t.Helper()
+	in := &searchRequest{}
+	if err := json.Unmarshal(fmt.Appendf(nil, `{"search_categories":{"room_events":{"search_term":%q}}}`, term), in); err != nil {
+		f.t.Fatal(err)
+	}
+	out, err := f.api.search(context.Background(), &httpapi.Caller{UserID: alice}, in)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	return out.Categories.RoomEvents
+}
+
+// The index is made anew from the log, and goes on where it was interrupted.
+func TestCatchUp(t *testing.T) {
+	storagetest.Each(t, schemas, func(t *testing.T, db *storage.DB) {
+		f := newFixture(t, db)
+		const messages = 3*eventPage + 5
+		for range messages {
+			f.send("word")
+		}
+		f.follow()
+		if n := f.count("word"); n != messages {
+			t.Errorf("%d messages in the index, want %d", n, messages)
+		}
+		before := f.db.Head()
+		f.send("later word")
+		f.follow()
+		if n := f.count("word"); n != messages+1 {
+			t.Errorf("%d messages in the index after another one, want %d", n, messages+1)
+		}
+		clear := func() {
+			f.exec(`DELETE FROM search_cursor`)
+			f.exec(`DELETE FROM search_events`)
+			f.exec(`DELETE FROM search_terms`)
+		}
+		clear()
+		f.follow()
+		if n := f.count("word"); n != messages+1 {
+			t.Errorf("%d messages in the index made anew, want %d", n, messages+1)
+		}
+		// Interrupted before the last message.
+		clear()
+		room, err := f.rooms.Room(context.Background(), f.room)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.exec(`INSERT INTO search_progress (room, pos) VALUES ($1, $2)`, room.NID, before)
+		f.follow()
+		if n := f.count("word"); n != 1 {
+			t.Errorf("%d messages in the index that went on, want 1", n)
+		}
+		var left int64
+		if _, err := f.db.Get(context.Background(), `SELECT count(*) FROM search_progress`, nil, &left); err != nil || left != 0 {
+			t.Errorf("%d rooms of progress are left (%v)", left, err)
+		}
+	})
+}
+
+// BenchmarkSearch searches 100,000 messages for words that are in all of them, in some and in few.
+func BenchmarkSearch(b *testing.B) {
+	for _, dialect := range storagetest.Dialects {
+		b.Run(dialect.String(), func(b *testing.B) {
+			f := newFixture(b, storagetest.Open(b, dialect, schemas...))
+			const messages, senders = 100_000, 100
+			var group sync.WaitGroup
+			for s := range senders {
+				group.Go(func() {
+					for i := s; i < messages; i += senders {
+						f.send(fmt.Sprintf("always the tenth%d and hundredth%d of the quick brown foxes thousandth%d number%d", i%10, i%100, i%1000, i))
+					}
+				})
+			}
+			group.Wait()
+			f.follow()
+			f.settle()
+			for _, term := range []string{"always", "tenth4", "tenth4 hundredth14", "hundredth14", "thousandth514", "number4711", "nowhere"} {
+				b.Run(term, func(b *testing.B) {
+					for b.Loop() {
+						f.search(term)
+					}
+				})
+			}
+		})
+	}
+}
+
+// BenchmarkUsers searches a directory of 100,000 users, all of whom the searcher may see, or a few.
+func BenchmarkUsers(b *testing.B) {
+	for _, dialect := range storagetest.Dialects {
+		b.Run(dialect.String(), func(b *testing.B) {
+			f := newFixture(b, storagetest.Open(b, dialect, schemas...))
+			f.follow()
+			ctx := context.Background()
+			batch := &batch{x: f.api.index, open: map[int64]bool{1: true}}
+			for i := range int64(100_000) {
+				u := batch.user(fmt.Sprintf("@user%d:remote", i))
+				u.profile, u.name = true, fmt.Sprintf("%c%c%d Somebody%d", 'a'+i%26, 'a'+i/26%26, i/676, i%1000)
+				u.rooms[1+i%2] = true
+				if len(batch.users) >= 5000 {
+					if err := batch.flush(ctx, func(*storage.Tx) error { return nil }); err != nil {
+						b.Fatal(err)
+					}
+				}
+			}
+			f.settle()
+			for _, term := range []string{"s", "somebody", "somebody77", "ab3", "user4242", "@user4242:remote", "nobody"} {
+				b.Run(term, func(b *testing.B) {
+					for b.Loop() {
+						if _, err := f.api.searchUsers(ctx, &httpapi.Caller{UserID: alice}, &usersRequest{Term: &term}); err != nil {
+							b.Fatal(err)
+						}
+					}
+				})
+			}
+		})
+	}
+}
