@@ -27,7 +27,9 @@ type page struct {
 	acc    *access
 	viewer *roomserver.Viewer
 	filter *filter.RoomEventFilter
-	events []*roomserver.Event
+	// ignored are the users whose messages the reader does not want to see.
+	ignored map[string]bool
+	events  []*roomserver.Event
 	// end is where the next page begins; more tells whether there may be one.
 	end  roomserver.HistoryToken
 	more bool
@@ -40,6 +42,9 @@ func (a *API) messages(ctx context.Context, by *httpapi.Caller, in *messagesRequ
 		return nil, err
 	}
 	p := &page{acc: acc}
+	if p.ignored, err = a.ignoredUsers(ctx, by.UserID); err != nil {
+		return nil, err
+	}
 	if p.filter, err = parseRoomFilter(in.Filter); err != nil {
 		return nil, err
 	}
@@ -96,7 +101,7 @@ func (a *API) fill(ctx context.Context, p *page, from, to roomserver.HistoryToke
 		var events []*roomserver.Event
 		var err error
 		if forward {
-			events, err = a.rooms.HistoryAfter(ctx, p.acc.room, p.end, to.Anchor-1, want)
+			events, err = a.rooms.HistoryAfter(ctx, p.acc.room, p.end, to.Anchor, want)
 		} else {
 			events, err = a.rooms.HistoryBefore(ctx, p.acc.room, p.end, want)
 		}
@@ -120,7 +125,9 @@ func (a *API) fill(ctx context.Context, p *page, from, to roomserver.HistoryToke
 		if events, err = p.viewer.Filter(ctx, events); err != nil {
 			return err
 		}
-		events = keep(events, func(e *roomserver.Event) bool { return matches(p.filter, e) })
+		events = keep(events, func(e *roomserver.Event) bool {
+			return (len(p.ignored) == 0 || e.IsState() || !p.ignored[e.Sender]) && matches(p.filter, e)
+		})
 		if events, err = a.related(ctx, p.acc.room, p.filter, events); err != nil {
 			return err
 		}
@@ -194,11 +201,15 @@ func (a *API) context(ctx context.Context, by *httpapi.Caller, in *contextReques
 		return nil, err
 	}
 	limit := min(f.Limit(in.Limit, maxPage), in.Limit, maxPage)
-	before := &page{acc: acc, viewer: viewer, filter: f}
+	ignored, err := a.ignoredUsers(ctx, by.UserID)
+	if err != nil {
+		return nil, err
+	}
+	before := &page{acc: acc, viewer: viewer, filter: f, ignored: ignored}
 	if err := a.fill(ctx, before, e.Token(), roomserver.HistoryToken{}, limit/2, false); err != nil {
 		return nil, err
 	}
-	after := &page{acc: acc, viewer: viewer, filter: f}
+	after := &page{acc: acc, viewer: viewer, filter: f, ignored: ignored}
 	if err := a.fill(ctx, after, e.After(), roomserver.AfterPosition(acc.room.Head().Pos), limit-limit/2, true); err != nil {
 		return nil, err
 	}
