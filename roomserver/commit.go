@@ -109,7 +109,7 @@ func (t *Turn) writeRows() {
 		t.unit.Add(txnsTable, t.txn.key(), t.events[len(t.events)-1].NID, t.s.now().UnixMilli())
 	}
 	for _, x := range t.redacts {
-		t.unit.Add(redactionsTable, r.NID, eventKey(x.target.ID), x.by.NID)
+		t.unit.Add(redactionsTable, r.NID, eventKey(x.target.ID), x.by.NID, true)
 		t.unit.Exec(`UPDATE events SET flags = flags | $1 WHERE nid = $2`, int64(flagRedacted), x.target.NID)
 	}
 	if t.placed > 0 {

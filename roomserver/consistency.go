@@ -339,7 +339,7 @@ func (c *roomCheck) references(ctx context.Context) error {
 		if n > 0 {
 			c.bad("%d redactions are by events that are not there", n)
 		}
-		rows := tx.Query(`SELECT t.nid, t.flags FROM redactions x JOIN events t ON t.room = x.room AND t.event_id = x.target WHERE x.room = $1`, c.room.NID)
+		rows := tx.Query(`SELECT t.nid, t.flags FROM redactions x JOIN events t ON t.room = x.room AND t.event_id = x.target WHERE x.room = $1 AND x.applied`, c.room.NID)
 		var nid, flags int64
 		for rows.Next() {
 			rows.Scan(&nid, &flags)

@@ -100,7 +100,7 @@ func (s *Server) queryEvents(ctx context.Context, room *Room, query string, args
 func (s *Server) withRedaction(ctx context.Context, room *Room, e *Event) (*Event, error) {
 	var nid int64
 	err := s.db.Read(ctx, func(tx *storage.Tx) error {
-		_, err := tx.Get(`SELECT redaction FROM redactions WHERE room = $1 AND target = $2 ORDER BY redaction LIMIT 1`,
+		_, err := tx.Get(`SELECT redaction FROM redactions WHERE room = $1 AND target = $2 AND applied ORDER BY redaction LIMIT 1`,
 			[]any{room.NID, eventKey(e.ID)}, &nid)
 		return err
 	})

@@ -390,7 +390,7 @@ func (t *Turn) redactReceived(e *Event) error {
 			return err
 		}
 		if found == nil {
-			t.unit.Add(redactionsTable, t.room.NID, eventKey(target), e.NID)
+			t.unit.Add(redactionsTable, t.room.NID, eventKey(target), e.NID, false)
 		} else if err := t.redactIfAllowed(e, found); err != nil {
 			return err
 		}

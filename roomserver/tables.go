@@ -36,6 +36,7 @@ var (
 	roomsTable = storage.DeclareTable("rooms", storage.Insert,
 		storage.Key("nid", storage.Int), storage.Col("room_id", storage.Bytes),
 		storage.Col("version", storage.Bytes), storage.Col("seed", storage.Bytes))
-	redactionsTable = storage.DeclareTable("redactions", storage.InsertIgnore,
-		storage.Key("room", storage.Int), storage.Key("target", storage.Bytes), storage.Key("redaction", storage.Int))
+	redactionsTable = storage.DeclareTable("redactions", storage.Put,
+		storage.Key("room", storage.Int), storage.Key("target", storage.Bytes), storage.Key("redaction", storage.Int),
+		storage.Col("applied", storage.Bool))
 )

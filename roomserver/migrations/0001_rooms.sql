@@ -93,6 +93,7 @@ CREATE TABLE redactions (
     room      BIGINT NOT NULL,
     target    BYTEA NOT NULL, -- as events.event_id
     redaction BIGINT NOT NULL,
+    applied   BOOLEAN NOT NULL, -- its sender had the right to it
     PRIMARY KEY (room, target, redaction)
 ) /*sqlite WITHOUT ROWID*/;
 
