@@ -263,7 +263,7 @@ func (p *roomPart) lazyLoad(ctx context.Context, start, end snapshot.Ref) error 
 			return false
 		}
 		had[*e.StateKey] = true
-		l.api.lazy.sent(known, *e.StateKey, e.NID)
+		l.api.lazy.sent(known, *e.StateKey, e.NID, l.upTo)
 		return true
 	})
 	at := start
@@ -278,15 +278,15 @@ func (p *roomPart) lazyLoad(ctx context.Context, start, end snapshot.Ref) error 
 		if err != nil {
 			return err
 		}
-		if e == nil || !l.filter.Room.State.IncludeRedundantMembers && l.api.lazy.knows(known, user, e.NID) {
+		if e == nil || !l.filter.Room.State.IncludeRedundantMembers && l.api.lazy.knows(known, user, e.NID, l.since.Pos) {
 			continue
 		}
-		l.api.lazy.sent(known, user, e.NID)
+		l.api.lazy.sent(known, user, e.NID, l.upTo)
 		p.state = append(slices.Clip(p.state), e)
 	}
 	for _, e := range p.timeline {
 		if e.Type == "m.room.member" && e.IsState() {
-			l.api.lazy.sent(known, *e.StateKey, e.NID)
+			l.api.lazy.sent(known, *e.StateKey, e.NID, l.upTo)
 		}
 	}
 	return nil

@@ -33,3 +33,28 @@ func TestLazyLoadingTellsOfChanges(t *testing.T) {
 		}
 	})
 }
+
+// TestLazyLoadingRepeatsWhatWasLost: an answer that the client did not acknowledge counts for nothing.
+func TestLazyLoadingRepeatsWhatWasLost(t *testing.T) {
+	Each(t, func(t *testing.T, s *Server) {
+		alice, bob := s.Register(t, "alice"), s.Register(t, "bob")
+		id := alice.Create(J{"preset": "public_chat"})
+		bob.Join(id)
+		alice.Text(id, "the only event of the first timeline")
+		lazy := Filter(J{"room": J{"state": J{"lazy_load_members": true}, "timeline": J{"limit": 1}}})
+		alice.Sync(lazy)
+		token := alice.Since()
+		bob.Text(id, "hello")
+		for _, attempt := range []string{"first", "second"} {
+			alice.SyncFrom(token)
+			part := room(alice.Sync(lazy), id)
+			if !Find(part.Get("state.events"), "m.room.member", bob.UserID).Exists() {
+				t.Errorf("the %s answer lacks the sender: %s", attempt, part)
+			}
+		}
+		bob.Text(id, "again")
+		if part := room(alice.Sync(lazy), id); Find(part.Get("state.events"), "m.room.member", bob.UserID).Exists() {
+			t.Errorf("the sender is told again after an acknowledged answer: %s", part)
+		}
+	})
+}
