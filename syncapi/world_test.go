@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/ed25519"
 	"encoding/json"
-	"io"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -58,7 +57,7 @@ func (noRooms) LeaveAll(context.Context, string) error                          
 func newWorld(t testing.TB, db *storage.DB) *world {
 	t.Helper()
 	logger := logrus.New()
-	logger.SetOutput(io.Discard)
+	logger.SetOutput(t.Output())
 	log := logrus.NewEntry(logger)
 	w := &world{t: t, db: db, clock: time.UnixMilli(1_700_000_000_000)}
 	must := func(err error) {
@@ -78,7 +77,7 @@ func newWorld(t testing.TB, db *storage.DB) *world {
 	must(err)
 	counts, err := unread.New(unread.Deps{DB: db, Rooms: w.rooms, Receipts: w.ephemeral, Rules: rules, Log: log})
 	must(err)
-	w.sync, err = New(Deps{DB: db, Rooms: w.rooms, Ephemeral: w.ephemeral, Push: rules, Unread: counts})
+	w.sync, err = New(Deps{DB: db, Rooms: w.rooms, Ephemeral: w.ephemeral, Push: rules, Unread: counts, Accounts: acc})
 	must(err)
 	w.sync.now = w.now
 	var endpoints []httpapi.Endpoint
@@ -86,6 +85,7 @@ func newWorld(t testing.TB, db *storage.DB) *world {
 		endpoints = append(endpoints, some...)
 	}
 	w.router, err = httpapi.NewRouter(httpapi.Config{
+		Log: log,
 		Authenticate: func(_ context.Context, token string, _ *http.Request) (*httpapi.Caller, error) {
 			if !strings.HasPrefix(token, "@") {
 				return nil, mxerr.UnknownToken(false)
