@@ -190,6 +190,9 @@ func (l *log) JoinedSince(ctx context.Context, nid int64, user string, at int64)
 // stayBegan goes back from a membership event of somebody who is joined to the one by which they joined: changes of
 // profile write membership events, too.
 func (l *log) stayBegan(ctx context.Context, room *roomserver.Room, e *roomserver.Event) (int64, error) {
+	if since, ok := l.joins.GetIfPresent(e.NID); ok {
+		return since, nil
+	}
 	first := e
 	var since int64
 	for {
@@ -211,9 +214,7 @@ func (l *log) stayBegan(ctx context.Context, room *roomserver.Room, e *roomserve
 		}
 		first = before
 	}
-	if first != e || since == e.Anchor {
-		l.joins.Set(e.NID, since)
-	}
+	l.joins.Set(e.NID, since)
 	return since, nil
 }
 
