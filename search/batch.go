@@ -3,6 +3,8 @@ package search
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -10,7 +12,7 @@ import (
 )
 
 // maxBatch is how many messages or users one write changes: it goes through the same queue as everybody's writes.
-const maxBatch = 64
+const maxBatch = 128
 
 // batch collects changes of the index until they are worth a write.
 type batch struct {
@@ -82,8 +84,9 @@ func (b *batch) flush(ctx context.Context, mark func(tx *storage.Tx) error) erro
 	err := b.number(ctx)
 	if err == nil {
 		err = b.x.db.Write(ctx, func(tx *storage.Tx) error {
-			for _, e := range b.entries {
-				if err := e.write(tx); err != nil {
+			// In order: an index of SQLite writes out what it has gathered whenever a number goes back.
+			for _, id := range slices.Sorted(maps.Keys(b.entries)) {
+				if err := b.entries[id].write(tx); err != nil {
 					return err
 				}
 			}

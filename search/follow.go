@@ -17,7 +17,8 @@ import (
 
 const (
 	// gather is how long the reader waits for more after news, so that a busy log makes larger batches.
-	gather = 100 * time.Millisecond
+	// Nobody waits for that: a search hurries it.
+	gather = time.Second
 	// patience is how long a request waits for the reader.
 	patience = 500 * time.Millisecond
 	// retry is how long the reader waits after an error of the database.
