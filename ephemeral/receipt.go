@@ -164,7 +164,14 @@ func (s *receiptStore) newest(room int64) int64 {
 	return s.last[room]
 }
 
+// readOwn reads a user's own receipts of a room, from memory if that has all of the room's.
 func (s *receiptStore) readOwn(ctx context.Context, m member) (list []Receipt, err error) {
+	newest := s.newest(m.room)
+	if log, ok := s.logs.GetIfPresent(m.room); ok {
+		if list, all := log.own(m.user, newest); all {
+			return list, nil
+		}
+	}
 	err = s.db.Read(ctx, func(tx *storage.Tx) (err error) {
 		list, err = readReceipts(tx, `SELECT `+receiptColumns+` FROM receipts WHERE room = $1 AND user_id = $2`, m.room, m.user)
 		return err
@@ -197,11 +204,7 @@ func (a *API) Receipts(ctx context.Context, room int64, user string, since, upTo
 	if since >= s.start && newest <= since {
 		return nil, nil
 	}
-	log, ok := s.logs.GetIfPresent(room)
-	if !ok {
-		log, _ = s.logs.SetIfAbsent(room, &receiptLog{})
-	}
-	list, covered, err := log.between(ctx, s.db, room, user, since, upTo, newest)
+	list, covered, err := s.log(room).between(ctx, s.db, room, user, since, upTo, newest)
 	if err == nil && !covered {
 		list, err = s.old(ctx, room, user, since, upTo)
 	}
@@ -209,6 +212,15 @@ func (a *API) Receipts(ctx context.Context, room int64, user string, since, upTo
 		return nil, fmt.Errorf("receipts of room %d: %w", room, err)
 	}
 	return list, nil
+}
+
+// log returns the log of a room, which may have to be loaded.
+func (s *receiptStore) log(room int64) *receiptLog {
+	log, ok := s.logs.GetIfPresent(room)
+	if !ok {
+		log, _ = s.logs.SetIfAbsent(room, &receiptLog{})
+	}
+	return log
 }
 
 // old reads from the database what memory does not reach back to.
@@ -230,7 +242,8 @@ func (s *receiptStore) old(ctx context.Context, room int64, user string, since, 
 type receiptLog struct {
 	mu     sync.Mutex
 	loaded bool
-	// list holds all receipts with positions in (from, upTo], by position, also private ones.
+	// list holds all receipts with positions in (from, upTo], by position, also private ones and, as far as they
+	// were read with others, read markers.
 	from, upTo int64
 	list       []Receipt
 }
@@ -249,7 +262,7 @@ func (l *receiptLog) between(ctx context.Context, db *storage.DB, room int64, us
 		return nil, false, nil
 	}
 	for i := range l.list {
-		if r := &l.list[i]; r.Pos > since && r.Pos <= upTo && (r.Kind == Read || r.User == user) {
+		if r := &l.list[i]; r.Pos > since && r.Pos <= upTo && (r.Kind == Read || r.User == user && r.Kind == Private) {
 			out = append(out, *r)
 		}
 	}
@@ -265,20 +278,39 @@ func (l *receiptLog) extend(ctx context.Context, db *storage.DB, room, upTo int6
 			after = l.upTo
 		}
 		fresh, err = readReceipts(tx, `SELECT * FROM (
-			SELECT `+receiptColumns+` FROM receipts WHERE room = $1 AND pos > $2 AND pos <= $3 AND kind <> $4
-			ORDER BY pos DESC LIMIT $5) AS newest ORDER BY pos, kind`, room, after, upTo, int64(FullyRead), int64(keepReceipts+1))
+			SELECT `+receiptColumns+` FROM receipts WHERE room = $1 AND pos > $2 AND pos <= $3
+			ORDER BY pos DESC LIMIT $4) AS newest ORDER BY pos, kind`, room, after, upTo, int64(keepReceipts+1))
 		return err
 	})
-	if err != nil {
-		return err
+	if err == nil {
+		l.extended(fresh, upTo)
 	}
-	if len(fresh) > keepReceipts { // there may be more between
+	return err
+}
+
+// extended takes in what is new up to a position, of which there is more if it is more than the log keeps.
+func (l *receiptLog) extended(fresh []Receipt, upTo int64) {
+	if len(fresh) > keepReceipts {
 		l.list, l.from = nil, fresh[0].Pos
 		fresh = fresh[1:]
 	}
 	l.add(fresh)
 	l.loaded, l.upTo = true, upTo
-	return nil
+}
+
+// own returns the receipts of a user, if the log has all of the room's up to a position.
+func (l *receiptLog) own(user string, upTo int64) (list []Receipt, all bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.loaded || l.from > 0 || l.upTo < upTo {
+		return nil, false
+	}
+	for i := range l.list {
+		if l.list[i].User == user {
+			list = append(list, l.list[i])
+		}
+	}
+	return list, true
 }
 
 // add appends receipts, which replace what they moved from, and forgets the oldest ones.

@@ -3,12 +3,9 @@ package roomserver
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 
 	"github.com/tidwall/gjson"
-
-	"github.com/myelin-im/myelin/roomserver/snapshot"
 )
 
 // Arrived returns up to limit events that arrived in the room at positions in (after, upTo], oldest first. What was
@@ -118,19 +115,4 @@ func (s *Server) ThreadRoot(ctx context.Context, room *Room, e *Event) (string, 
 		}
 		e = parent
 	}
-}
-
-// CountJoined counts the joined members of a room, and returns the root of the state of which that is true. It
-// reads all memberships from the database.
-func (s *Server) CountJoined(ctx context.Context, room *Room) (root snapshot.Ref, joined int64, err error) {
-	var state int64
-	found, err := s.db.Get(ctx, `SELECT h.state, (SELECT count(*) FROM room_members m WHERE m.room = h.room AND m.membership = $2)
-		FROM room_heads h WHERE h.room = $1`, []any{room.NID, Join}, &state, &joined)
-	if err == nil && !found {
-		err = errors.New("it has no head")
-	}
-	if err != nil {
-		return 0, 0, fmt.Errorf("count members of %s: %w", room.ID, err)
-	}
-	return snapshot.Ref(state), joined, nil
 }

@@ -163,7 +163,7 @@ func (t *Turn) apply(base int64) {
 	if t.placed > 0 {
 		head.Pos = base + int64(t.placed)
 	}
-	r.members.apply(s, t.members)
+	r.members.apply(s, t.members, head.State)
 	for _, c := range t.changes {
 		r.changes.push(stateChange{base + c.pos, c.old, c.new})
 	}

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/myelin-im/myelin/roomserver/snapshot"
 	"github.com/myelin-im/myelin/storage"
 )
 
@@ -31,14 +32,16 @@ type memberChange struct {
 // local joined users (whom a commit wakes) and the servers (whom federation tells).
 type memberIndex struct {
 	mu      sync.RWMutex
+	root    snapshot.Ref // of the state that all of this is true of
 	joined  int
 	invited int
 	local   map[string]struct{}
 	servers map[string]int
 }
 
-// load reads the index of a room from room_members.
-func (m *memberIndex) load(tx *storage.Tx, s *Server, room int64) error {
+// load reads the index of a room, whose current state has the given root, from room_members.
+func (m *memberIndex) load(tx *storage.Tx, s *Server, room int64, root snapshot.Ref) error {
+	m.root = root
 	m.local, m.servers = map[string]struct{}{}, map[string]int{}
 	rows := tx.Query(`SELECT user_id, membership FROM room_members WHERE room = $1`, room)
 	var user, membership string
@@ -71,10 +74,11 @@ func (m *memberIndex) count(s *Server, user, membership string, d int) {
 	}
 }
 
-// apply advances the index by what a unit changed.
-func (m *memberIndex) apply(s *Server, changes []memberChange) {
+// apply advances the index by what a unit changed, after which the state has the given root.
+func (m *memberIndex) apply(s *Server, changes []memberChange, root snapshot.Ref) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.root = root
 	for _, c := range changes {
 		m.count(s, c.user, c.old, -1)
 		m.count(s, c.user, c.new, 1)
@@ -86,6 +90,13 @@ func (r *Room) MemberCounts() (joined, invited int) {
 	r.members.mu.RLock()
 	defer r.members.mu.RUnlock()
 	return r.members.joined, r.members.invited
+}
+
+// JoinedAt is the number of joined members, and the root of the state in which there are so many.
+func (r *Room) JoinedAt() (joined int, root snapshot.Ref) {
+	r.members.mu.RLock()
+	defer r.members.mu.RUnlock()
+	return r.members.joined, r.members.root
 }
 
 // LocalMembers appends the local joined users to dst, in no order.

@@ -207,7 +207,7 @@ func (s *Server) loadRoom(ctx context.Context, sql string, key any) (*Room, erro
 			return fmt.Errorf("room %s has no head", r.ID)
 		}
 		head.State = snapshot.Ref(state)
-		return r.members.load(tx, s, r.NID)
+		return r.members.load(tx, s, r.NID, head.State)
 	})
 	if err != nil {
 		if errors.Is(err, ErrUnknownRoom) {

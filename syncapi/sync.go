@@ -146,6 +146,9 @@ func (l *look) rooms(ctx context.Context, out []byte) ([]byte, error) {
 	if err := l.outside(ctx, &s, all); err != nil {
 		return nil, err
 	}
+	if err := l.api.ephemeral.Prefetch(ctx, rooms); err != nil {
+		return nil, err
+	}
 	for _, r := range rooms {
 		if !l.filter.Room.Allows(r.RoomID) {
 			continue

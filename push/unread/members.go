@@ -47,11 +47,8 @@ func (l *log) joined(ctx context.Context, room *roomserver.Room, e *roomserver.E
 	if from >= 0 {
 		base = m.known[from]
 	} else {
-		root, joined, err := l.rooms.CountJoined(ctx, room)
-		if err != nil {
-			return 0, err
-		}
-		base = memberCount{root: root, joined: joined}
+		joined, root := room.JoinedAt()
+		base = memberCount{root: root, joined: int64(joined)}
 	}
 	next := memberCount{e.StateAfter, e.Anchor, base.joined}
 	deltas, err := l.rooms.StateDiff(ctx, room, base.root, e.StateAfter)

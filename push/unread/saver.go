@@ -8,6 +8,7 @@ import (
 
 	"github.com/sirupsen/logrus"
 
+	"github.com/myelin-im/myelin/internal/memo"
 	"github.com/myelin-im/myelin/storage"
 )
 
@@ -17,6 +18,8 @@ const (
 	// maxUnsaved bounds the checkpoints that wait for it, saveAtOnce those of one Write.
 	maxUnsaved = 5000
 	saveAtOnce = 200
+	// maxSavedUsers bounds the users whose checkpoints are in memory as stored.
+	maxSavedUsers = 100
 )
 
 // saver keeps checkpoints in the database. It implements counts.Store.
@@ -24,6 +27,10 @@ type saver struct {
 	db   *storage.DB
 	log  *logrus.Entry
 	kick chan struct{}
+
+	// saved are the checkpoints in the database, by user and room: whoever asks for one room after a restart will ask
+	// for the others.
+	saved *memo.Memo[string, map[int64][]byte]
 
 	mu      sync.Mutex
 	unsaved map[place][]byte // guarded by mu
@@ -34,8 +41,11 @@ type place struct {
 	user string
 }
 
-func newSaver(db *storage.DB, log *logrus.Entry) *saver {
-	return &saver{db: db, log: log, kick: make(chan struct{}, 1), unsaved: map[place][]byte{}}
+func newSaver(db *storage.DB, log *logrus.Entry) (*saver, error) {
+	s := &saver{db: db, log: log, kick: make(chan struct{}, 1), unsaved: map[place][]byte{}}
+	var err error
+	s.saved, err = memo.New(maxSavedUsers, s.read)
+	return s, err
 }
 
 // Load implements counts.Store.
@@ -46,11 +56,28 @@ func (s *saver) Load(ctx context.Context, room int64, user string) (checkpoint [
 	if ok {
 		return checkpoint, nil
 	}
-	_, err = s.db.Get(ctx, `SELECT checkpoint FROM unread_checkpoints WHERE room = $1 AND user_id = $2`, []any{room, user}, &checkpoint)
+	saved, err := s.saved.Get(ctx, user)
+	return saved[room], err
+}
+
+// read reads the checkpoints of a user.
+func (s *saver) read(ctx context.Context, user string) (map[int64][]byte, error) {
+	var saved map[int64][]byte
+	err := s.db.Read(ctx, func(tx *storage.Tx) error {
+		saved = map[int64][]byte{}
+		rows := tx.Query(`SELECT room, checkpoint FROM unread_checkpoints WHERE user_id = $1`, user)
+		for rows.Next() {
+			var room int64
+			var checkpoint []byte
+			rows.Scan(&room, &checkpoint)
+			saved[room] = checkpoint
+		}
+		return rows.Close()
+	})
 	if err != nil {
-		return nil, fmt.Errorf("read checkpoint: %w", err)
+		return nil, fmt.Errorf("read checkpoints of %s: %w", user, err)
 	}
-	return checkpoint, nil
+	return saved, nil
 }
 
 // Save implements counts.Store.
@@ -105,6 +132,9 @@ func (s *saver) write(ctx context.Context) {
 			s.log.WithError(err).Warn("cannot write checkpoints of unread counts")
 			return
 		}
+		for p := range batch {
+			s.saved.Changed(p.user)
+		}
 		s.mu.Lock()
 		for p, checkpoint := range batch {
 			if now := s.unsaved[p]; len(now) > 0 && &now[0] == &checkpoint[0] {
@@ -118,7 +148,7 @@ func (s *saver) write(ctx context.Context) {
 func put(tx *storage.Tx, batch map[place][]byte) error {
 	for p, checkpoint := range batch {
 		if _, err := tx.Exec(`INSERT INTO unread_checkpoints (room, user_id, checkpoint) VALUES ($1, $2, $3)
-			ON CONFLICT (room, user_id) DO UPDATE SET checkpoint = excluded.checkpoint`, p.room, p.user, checkpoint); err != nil {
+			ON CONFLICT (user_id, room) DO UPDATE SET checkpoint = excluded.checkpoint`, p.room, p.user, checkpoint); err != nil {
 			return err
 		}
 	}

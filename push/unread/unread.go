@@ -64,7 +64,10 @@ func New(d Deps) (*Counts, error) {
 	if l.members, err = otter.New(&otter.Options[int64, *memberCounts]{MaximumSize: maxRooms}); err != nil {
 		return nil, fmt.Errorf("make cache of member counts: %w", err)
 	}
-	s := newSaver(d.DB, d.Log)
+	s, err := newSaver(d.DB, d.Log)
+	if err != nil {
+		return nil, err
+	}
 	return &Counts{rooms: d.Rooms, ignored: ignored, counter: counts.New(l, counts.Options{Store: s}), saver: s}, nil
 }
 
