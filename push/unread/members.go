@@ -3,6 +3,7 @@ package unread
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 
 	"github.com/myelin-im/myelin/roomserver"
@@ -39,6 +40,10 @@ func (l *log) joined(ctx context.Context, room *roomserver.Room, e *roomserver.E
 		if k.root == e.StateAfter {
 			return k.joined, nil
 		}
+		if k.root == e.StateBefore && e.Type != "m.room.member" { // it changed something else
+			m.remember(memberCount{e.StateAfter, e.Anchor, k.joined}, i)
+			return k.joined, nil
+		}
 		if from < 0 || distance(k.anchor, e.Anchor) < distance(m.known[from].anchor, e.Anchor) {
 			from = i
 		}
@@ -67,15 +72,12 @@ func (l *log) joined(ctx context.Context, room *roomserver.Room, e *roomserver.E
 	return next.joined, nil
 }
 
-// remember puts a count first. The one that it was made from gives way if there are many, else the oldest.
+// remember puts a count first. The one that it was made from gives way if there are many.
 func (m *memberCounts) remember(c memberCount, from int) {
-	if len(m.known) == maxKnownCounts {
-		if from < 0 {
-			from = maxKnownCounts - 1
-		}
-		m.known = append(m.known[:from], m.known[from+1:]...)
+	if len(m.known) == maxKnownCounts { // so that from is one of them
+		m.known = slices.Delete(m.known, from, from+1)
 	}
-	m.known = append([]memberCount{c}, m.known...)
+	m.known = slices.Insert(m.known, 0, c)
 }
 
 func distance(a, b int64) int64 {

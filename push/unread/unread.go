@@ -31,8 +31,7 @@ type Deps struct {
 
 // Counts answers what is unread. It is safe for concurrent use.
 type Counts struct {
-	rooms   *roomserver.Server
-	ignored *accounts.IgnoreLists
+	log     *log
 	counter *counts.Counter
 	saver   *saver
 }
@@ -53,22 +52,14 @@ func New(d Deps) (*Counts, error) {
 		return nil, err
 	}
 	l := &log{rooms: d.Rooms, receipts: d.Receipts, rules: d.Rules, ignored: ignored}
-	if l.events, err = otter.New(&otter.Options[int64, prepared]{
-		MaximumWeight: eventBytes, Weigher: func(_ int64, p prepared) uint32 { return p.size },
-	}); err != nil {
-		return nil, fmt.Errorf("make cache of events: %w", err)
-	}
-	if l.joins, err = otter.New(&otter.Options[int64, int64]{MaximumSize: maxJoins}); err != nil {
-		return nil, fmt.Errorf("make cache of joins: %w", err)
-	}
-	if l.members, err = otter.New(&otter.Options[int64, *memberCounts]{MaximumSize: maxRooms}); err != nil {
-		return nil, fmt.Errorf("make cache of member counts: %w", err)
+	if err := l.makeCaches(); err != nil {
+		return nil, err
 	}
 	s, err := newSaver(d.DB, d.Log)
 	if err != nil {
 		return nil, err
 	}
-	return &Counts{rooms: d.Rooms, ignored: ignored, counter: counts.New(l, counts.Options{Store: s}), saver: s}, nil
+	return &Counts{log: l, counter: counts.New(l, counts.Options{Store: s}), saver: s}, nil
 }
 
 // Unread returns what a user has not read in a room of the events up to a position; nothing for somebody who is not in
@@ -79,7 +70,7 @@ func (c *Counts) Unread(ctx context.Context, room *roomserver.Room, user string,
 
 // Ignored returns whom a user ignores, not to be changed.
 func (c *Counts) Ignored(ctx context.Context, user string) (map[string]bool, error) {
-	users, _, err := c.ignored.Of(ctx, user)
+	users, _, err := c.log.ignored.Of(ctx, user)
 	return users, err
 }
 
@@ -96,6 +87,21 @@ type log struct {
 	events  *otter.Cache[int64, prepared]      // by event number
 	joins   *otter.Cache[int64, int64]         // by number of a membership event, where that stay began
 	members *otter.Cache[int64, *memberCounts] // by room
+}
+
+func (l *log) makeCaches() (err error) {
+	if l.events, err = otter.New(&otter.Options[int64, prepared]{
+		MaximumWeight: eventBytes, Weigher: func(_ int64, p prepared) uint32 { return p.size },
+	}); err != nil {
+		return fmt.Errorf("make cache of events: %w", err)
+	}
+	if l.joins, err = otter.New(&otter.Options[int64, int64]{MaximumSize: maxJoins}); err != nil {
+		return fmt.Errorf("make cache of joins: %w", err)
+	}
+	if l.members, err = otter.New(&otter.Options[int64, *memberCounts]{MaximumSize: maxRooms}); err != nil {
+		return fmt.Errorf("make cache of member counts: %w", err)
+	}
+	return nil
 }
 
 // prepared is an event that is ready to be judged, and about how many bytes it takes.

@@ -255,32 +255,63 @@ func TestCheckpointsSurvive(t *testing.T) {
 	})
 }
 
-// BenchmarkFanOut is what a message to a room of 200 costs each of those who are told their counts.
-func BenchmarkFanOut(b *testing.B) {
+// open makes a server on a database of its own.
+func open(b *testing.B) *server {
 	db, err := storage.Open(context.Background(), storage.Options{URL: b.TempDir() + "/db"}, roomserver.Schema, accounts.Schema, ephemeral.Schema, push.Schema)
 	if err != nil {
 		b.Fatal(err)
 	}
-	defer db.Close(context.Background())
-	s := newServer(b, db)
+	b.Cleanup(func() { db.Close(context.Background()) })
+	return newServer(b, db)
+}
+
+// BenchmarkCold is what a room with 30 state events and 20 messages costs who counts them for the first time.
+func BenchmarkCold(b *testing.B) {
+	s := open(b)
+	room := s.room(bob)
+	for i := range 30 {
+		s.state(room, alice, "org.example", fmt.Sprint(i), `{"body":"some state"}`)
+	}
+	for range 20 {
+		s.say(room, alice, "a message of some length, as people write them")
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		b.StopTimer()
+		l := *s.log
+		if err := l.makeCaches(); err != nil {
+			b.Fatal(err)
+		}
+		c := counts.New(&l, counts.Options{})
+		b.StartTimer()
+		if u, err := c.Unread(context.Background(), room.NID, bob, s.db.Head()); err != nil || u.Main.Notifications != 20 {
+			b.Fatal(u, err)
+		}
+	}
+}
+
+// BenchmarkFanOut is what a message to a room of 200 costs each of those who are told their counts.
+func BenchmarkFanOut(b *testing.B) {
+	s := open(b)
 	var users []string
 	for i := range 200 {
 		users = append(users, fmt.Sprintf("@user%d:hs", i))
 	}
 	room := s.room(users...)
 	for _, u := range users {
-		s.total(room, u, db.Head())
+		s.total(room, u, s.db.Head())
 	}
 	b.ReportAllocs()
 	n := 0
 	var unread *counts.Unread
+	var err error
 	for b.Loop() {
 		if n%len(users) == 0 {
 			b.StopTimer()
 			s.say(room, alice, "a message of some length, as people write them")
 			b.StartTimer()
 		}
-		if unread, err = s.Unread(context.Background(), room, users[n%len(users)], db.Head()); err != nil {
+		if unread, err = s.Unread(context.Background(), room, users[n%len(users)], s.db.Head()); err != nil {
 			b.Fatal(err)
 		}
 		n++
