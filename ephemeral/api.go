@@ -135,9 +135,9 @@ func (a *API) committed(batch []storage.Notice, _ int64) {
 
 // membershipChanged makes those who leave stop typing, and shows those who join to the others.
 func (a *API) membershipChanged(nid int64, user string) {
-	room, err := a.rooms.RoomByNID(context.Background(), nid)
-	if err != nil {
-		return // a room that this server is not in
+	room := a.rooms.ActiveRoom(nid)
+	if room == nil {
+		return // one that this server is not in, or that nobody has looked at for long
 	}
 	joined := room.HasLocalMember(user)
 	if !joined && a.typing.set(nid, user, time.Time{}) {

@@ -73,12 +73,10 @@ func (a *API) active(user string) {
 
 // sent notes that the sender of an event does something.
 func (a *API) sent(n *storage.Notice) {
-	room, err := a.rooms.RoomByNID(context.Background(), n.Room)
-	if err != nil {
-		return
-	}
-	if e := room.Latest(n.Pos); e != nil {
-		a.active(e.Sender)
+	if room := a.rooms.ActiveRoom(n.Room); room != nil {
+		if e := room.Latest(n.Pos); e != nil {
+			a.active(e.Sender)
+		}
 	}
 }
 

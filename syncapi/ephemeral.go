@@ -28,6 +28,8 @@ type volatile struct {
 	// of all rooms, also empty ones.
 	stale bool
 
+	// next are the stamps up to which this is all.
+	next Volatile
 	// rooms are the user's rooms.
 	rooms []roomserver.UserRoom
 	// people are those whose presence has changed, whoever may see it; newcomers those in rooms that are new to the client.
@@ -56,13 +58,13 @@ func (l *look) wantsPresence() bool {
 	return !l.filter.Presence.None() && l.filter.Presence.MatchType(presenceType)
 }
 
-// beginVolatile finds out what there is to tell, and returns the stamps up to which that is. They are taken before the
-// lists are read, so that what changes meanwhile is told again.
-func (l *look) beginVolatile(ctx context.Context) (next Volatile, err error) {
+// beginVolatile finds out what there is to tell. The stamps are taken before the lists are read, so that what changes
+// meanwhile is told again.
+func (l *look) beginVolatile(ctx context.Context) (err error) {
 	v := &l.volatile
 	*v = volatile{typing: -1}
 	if v.rooms, err = l.api.rooms.UserRooms(ctx, l.user); err != nil {
-		return next, err
+		return err
 	}
 	e, since := l.api.ephemeral, l.since.Volatile
 	sameBoot := !l.initial() && since.Boot == e.Boot()
@@ -73,9 +75,9 @@ func (l *look) beginVolatile(ctx context.Context) (next Volatile, err error) {
 		v.stale = !l.initial() && since.Typing&1 == 1
 	}
 	v.typed = v.typing != stamp
-	next = Volatile{Boot: e.Boot(), Typing: stamp << 1, Presence: 0}
+	v.next = Volatile{Boot: e.Boot(), Typing: stamp << 1}
 	if e.SomebodyTypes(v.rooms) {
-		next.Typing |= 1
+		v.next.Typing |= 1
 	}
 	people := int64(-1)
 	if sameBoot && e.PresenceKnown(since.Presence) {
@@ -83,11 +85,11 @@ func (l *look) beginVolatile(ctx context.Context) (next Volatile, err error) {
 	}
 	switch {
 	case l.wantsPresence():
-		v.people, next.Presence = e.PresenceSince(people, maxPeople)
+		v.people, v.next.Presence = e.PresenceSince(people, maxPeople)
 	case sameBoot:
-		next.Presence = since.Presence
+		v.next.Presence = since.Presence
 	}
-	return next, nil
+	return nil
 }
 
 // typingChanged tells whether the client has to be sent the typing list of a room.

@@ -71,6 +71,7 @@ func (a *API) poll(ctx context.Context, l *look, timeout time.Duration) (*rawJSO
 		if err != nil || found {
 			return out, err
 		}
+		l.since.Volatile = l.volatile.next // there was nothing in it for this user
 		select {
 		case <-w.wake:
 		case <-deadline.C:
@@ -110,9 +111,10 @@ func (l *look) take(ctx context.Context) (*rawJSON, bool, error) {
 	l.now = l.api.now().UnixMilli()
 	next := Token{Generation: l.api.db.Generation(), Pos: l.upTo}
 	var err error
-	if next.Volatile, err = l.beginVolatile(ctx); err != nil {
+	if err = l.beginVolatile(ctx); err != nil {
 		return nil, false, err
 	}
+	next.Volatile = l.volatile.next
 	out := make([]byte, 0, 128)
 	out = append(out, `{"next_batch":"`...)
 	out = append(append(out, next.String()...), '"')

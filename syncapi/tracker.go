@@ -18,6 +18,7 @@ type tracker struct {
 	userPos map[string]int64
 	waiters map[string][]*waiter
 	names   []string // scratch for members of a room
+	pulses  map[int64]*pulse
 }
 
 // waiter is one request that waits.
@@ -40,7 +41,7 @@ const (
 func newTracker(rooms *roomserver.Server, head int64) *tracker {
 	return &tracker{
 		rooms: rooms, start: head,
-		roomPos: map[int64]int64{}, userPos: map[string]int64{}, waiters: map[string][]*waiter{},
+		roomPos: map[int64]int64{}, userPos: map[string]int64{}, waiters: map[string][]*waiter{}, pulses: map[int64]*pulse{},
 	}
 }
 
@@ -80,7 +81,11 @@ func (t *tracker) published(batch []storage.Notice, _ int64) {
 		if n.Room == 0 || what == 0 || n.Room == last && told&what == what {
 			continue
 		}
-		t.wakeRoomLocked(n.Room, what)
+		if what == everything {
+			t.wakeRoomLocked(n.Room, what)
+		} else {
+			t.pulseLocked(n.Room, what)
+		}
 		last, told = n.Room, what
 	}
 }
@@ -120,7 +125,7 @@ func (t *tracker) wakeRoomLocked(nid int64, what interests) {
 func (t *tracker) typing(nid int64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.wakeRoomLocked(nid, inTyping)
+	t.pulseLocked(nid, inTyping)
 }
 
 // presence wakes users whose presence has changed, on their other devices, and those in the given rooms.
