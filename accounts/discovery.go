@@ -14,6 +14,7 @@ var SpecVersions = []string{"v1.1", "v1.2", "v1.3", "v1.4", "v1.5", "v1.6"}
 // unstableFeatures are what of no released version this server does, or did before its release.
 var unstableFeatures = map[string]bool{
 	"computer.gingershaped.msc4466":                  true, // choice of rooms for profile changes
+	"org.matrix.msc3026.busy_presence":               true, // presence "busy"
 	"org.matrix.msc3266":                             true, // summaries of rooms
 	"org.matrix.msc3391":                             true, // deleting account data
 	"org.matrix.msc3827.stable":                      true, // public rooms by type
