@@ -185,18 +185,18 @@ func (p *presence) entry(user, status string) *person {
 }
 
 // say notes what a device says of its user.
-func (w *person) say(id string, s State, now time.Time) *device {
-	d := w.devices[id]
+func (p *person) say(id string, s State, now time.Time) *device {
+	d := p.devices[id]
 	if d == nil {
-		if len(w.devices) >= maxDevices {
-			w.forgetDevices(now)
+		if len(p.devices) >= maxDevices {
+			p.forgetDevices(now)
 		}
 		d = &device{}
-		w.devices[id] = d
+		p.devices[id] = d
 	}
 	if d.state != s || !d.alive(now) {
 		if s >= Online && (d.state < Online || !d.alive(now)) {
-			w.lastActive = now
+			p.lastActive = now
 		}
 		d.state, d.since = s, now
 	}
@@ -205,18 +205,18 @@ func (w *person) say(id string, s State, now time.Time) *device {
 }
 
 // forgetDevices forgets those that do not count any more, or if all do, some of them.
-func (w *person) forgetDevices(now time.Time) {
-	for id, d := range w.devices {
+func (p *person) forgetDevices(now time.Time) {
+	for id, d := range p.devices {
 		if !d.alive(now) {
-			delete(w.devices, id)
+			delete(p.devices, id)
 		}
 	}
-	for id, d := range w.devices {
-		if len(w.devices) < maxDevices {
+	for id, d := range p.devices {
+		if len(p.devices) < maxDevices {
 			return
 		}
 		if d.polls == 0 {
-			delete(w.devices, id)
+			delete(p.devices, id)
 		}
 	}
 }
@@ -280,8 +280,8 @@ type Presence struct {
 	Status string
 }
 
-func (w *person) presence() Presence {
-	return Presence{w.user, w.state, w.lastActive, w.active, w.status}
+func (p *person) presence() Presence {
+	return Presence{p.user, p.state, p.lastActive, p.active, p.status}
 }
 
 // since returns up to limit people who changed after a stamp, in the order of change, and the stamp up to which these

@@ -329,7 +329,8 @@ func (l *receiptLog) add(fresh []Receipt) {
 		}
 	}
 	clear(l.list[len(kept):])
-	l.list = append(kept, fresh...)
+	l.list = kept
+	l.list = append(l.list, fresh...)
 	if over := len(l.list) - keepReceipts; over > 0 {
 		l.from = l.list[over-1].Pos
 		l.list = append(make([]Receipt, 0, keepReceipts), l.list[over:]...)

@@ -125,8 +125,8 @@ func TestTypingInSync(t *testing.T) {
 	})
 }
 
-// arrives runs a long poll and tells whether it is answered within the time, after do was done.
-func (d *device) arrives(do func()) (answer gjson.Result, quick bool) {
+// arrives runs a long poll, during which do is done, and tells whether there was anything in its answer.
+func (d *device) arrives(do func()) (answer gjson.Result, found bool) {
 	d.t.Helper()
 	const timeout = 700
 	got := make(chan gjson.Result)
@@ -136,7 +136,6 @@ func (d *device) arrives(do func()) (answer gjson.Result, quick bool) {
 		time.Sleep(time.Millisecond)
 	}
 	time.Sleep(5 * time.Millisecond) // it has looked once and waits
-	begun = time.Now()
 	do()
 	answer = <-got
 	return answer, len(answer.Map()) > 1

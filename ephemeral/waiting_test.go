@@ -1,0 +1,109 @@
+package ephemeral
+
+import (
+	"testing"
+	"time"
+
+	"github.com/myelin-im/myelin/roomserver"
+	"github.com/myelin-im/myelin/storage"
+)
+
+// waits is the number of receipts that wait.
+func (s *server) waits() (n int64) {
+	s.t.Helper()
+	if _, err := s.db.Get(s.t.Context(), `SELECT count(*) FROM waiting_receipts`, nil, &n); err != nil {
+		s.t.Fatal(err)
+	}
+	return n
+}
+
+func TestReceivedReceipts(t *testing.T) {
+	each(t, func(t *testing.T, s *server) {
+		room := s.room(alice, bob)
+		events := []string{s.send(room, alice, ""), s.send(room, alice, "")}
+		receive := func(user, event, thread string) {
+			t.Helper()
+			if err := s.Receive(t.Context(), room.ID, user, thread, event, 5); err != nil {
+				t.Fatal(err)
+			}
+		}
+		receive(bob, events[1], "")
+		receive(bob, events[0], "") // never back
+		receive(bob, events[0], "main")
+		receive(carol, events[0], "") // is not in the room
+		if err := s.Receive(t.Context(), "!nowhere:hs", bob, "", events[0], 5); err != nil {
+			t.Error(err)
+		}
+		if got := s.receipts(room, alice, 0, events); got != "read bob 1; main read bob 0" {
+			t.Errorf("alice sees %q", got)
+		}
+		for i := range maxWaiting + 10 {
+			if err := s.Receive(t.Context(), room.ID, bob, string(rune('a'+i)), "$unknown", int64(i)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if n := s.waits(); n != maxWaiting {
+			t.Errorf("%d receipts wait", n)
+		}
+		s.pass(time.Minute)
+		if got := s.receipts(room, alice, 0, events); got != "read bob 1; main read bob 0" {
+			t.Errorf("alice sees %q", got)
+		}
+	})
+}
+
+// TestWaitingReceipts settles what waits when its event is known: at once, when something arrives, and after a restart.
+func TestWaitingReceipts(t *testing.T) {
+	eachDB(t, func(t *testing.T, db *storage.DB) {
+		s := newServer(t, db)
+		room := s.room(alice, bob)
+		events := []string{s.send(room, alice, ""), s.send(room, alice, ""), s.send(room, alice, "")}
+		s.pass(0)
+		expect := func(want string) {
+			t.Helper()
+			if got := s.receipts(room, alice, 0, events); got != want || s.waits() > 0 {
+				t.Errorf("alice sees %q, %d wait; want %q", got, s.waits(), want)
+			}
+		}
+		// The event came while the receipt was being kept.
+		if err := s.wait(t.Context(), room, &Receipt{User: bob, EventID: events[0], TS: 1}); err != nil {
+			t.Fatal(err)
+		}
+		s.pass(settlePause)
+		expect("read bob 0")
+		s.pass(settlePause) // finds that none is left
+		put := func(event string) {
+			t.Helper()
+			err := db.Write(t.Context(), func(tx *storage.Tx) error {
+				_, err := tx.Exec(`INSERT INTO waiting_receipts (room, user_id, thread, event_id, ts) VALUES ($1, $2, $3, $4, $5)`, room.NID, bob, "", event, int64(1))
+				return err
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		put(events[1])
+		s.API.waiting.add(room.NID)
+		s.pass(settlePause)
+		if s.waits() != 1 {
+			t.Error("settled though nothing arrived")
+		}
+		s.send(room, alice, "")
+		s.pass(settlePause)
+		expect("read bob 1")
+		s.pass(settlePause) // finds that none is left
+		if s.API.waiting.arrived(room.NID) {
+			t.Error("the room is still watched")
+		}
+		put(events[2])
+		s = newServer(t, db)
+		var err error
+		if room, err = s.rooms.Room(t.Context(), room.ID); err != nil {
+			t.Fatal(err)
+		}
+		s.pass(0)
+		expect("read bob 2")
+		s.member(room.ID, bob, roomserver.Leave)
+		expect("read bob 2")
+	})
+}
