@@ -38,7 +38,7 @@ type Counts struct {
 
 const (
 	// eventBytes bounds the events in memory that are ready to be judged.
-	eventBytes = 32 << 20
+	eventBytes = 16 << 20
 	// maxJoins bounds the membership events of which it is known when the stay in the room began.
 	maxJoins = 200_000
 	// maxRooms bounds the rooms of which it is known how many members they had at some point.
