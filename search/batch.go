@@ -12,7 +12,7 @@ import (
 )
 
 // maxBatch is how many messages or users one write changes: it goes through the same queue as everybody's writes.
-const maxBatch = 128
+const maxBatch = 512
 
 // batch collects changes of the index until they are worth a write.
 type batch struct {
