@@ -69,7 +69,7 @@ func newFeatures(cfg *config.Config, db *storage.DB, key signingkey.Key, limits 
 	f.push = push.New(db)
 	f.accounts, err = accounts.New(accountsConfig(cfg), accounts.Deps{
 		DB: db, Rooms: roomsOfAccounts{f.rooms}, Hooks: []accounts.Hooks{f.ephemeral.Hooks()},
-		Computed: map[string]func(*storage.Tx, string) (json.RawMessage, error){"m.push_rules": f.push.AccountData},
+		Computed:    map[string]func(*storage.Tx, string) (json.RawMessage, error){"m.push_rules": f.push.AccountData},
 		Appservices: services, Limiter: limits, Log: part("accounts"),
 	})
 	if err != nil {
