@@ -24,6 +24,7 @@ func tree(c *Client, spaces, rooms string, links ...[2]string) map[rune]string {
 	for _, l := range links {
 		for _, to := range l[1] {
 			c.State(ids[rune(l[0][0])], "m.space.child", ids[to], J{"via": []string{"x"}})
+			time.Sleep(2 * time.Millisecond) // so that their times differ, which is what orders them
 		}
 	}
 	return ids
