@@ -52,7 +52,7 @@ func (a *API) Endpoints() []httpapi.Endpoint {
 		httpapi.New(http.MethodPost, v3+"/rooms/{roomId}/join", members, ratelimit.Join, a.join),
 		httpapi.New(http.MethodPost, v3+"/knock/{roomIdOrAlias}", httpapi.User, ratelimit.Join, a.knock),
 		httpapi.New(http.MethodPost, v3+"/rooms/{roomId}/leave", members, ratelimit.Join, a.leave),
-		httpapi.New(http.MethodPost, v3+"/rooms/{roomId}/forget", members, ratelimit.Join, a.forget),
+		httpapi.New(http.MethodPost, v3+"/rooms/{roomId}/forget", httpapi.User, ratelimit.Join, a.forget),
 		httpapi.New(http.MethodPost, v3+"/rooms/{roomId}/invite", httpapi.User, ratelimit.Invite, a.invite),
 		httpapi.New(http.MethodPost, v3+"/rooms/{roomId}/kick", httpapi.User, ratelimit.State, a.kick),
 		httpapi.New(http.MethodPost, v3+"/rooms/{roomId}/ban", httpapi.User, ratelimit.State, a.ban),
@@ -61,7 +61,7 @@ func (a *API) Endpoints() []httpapi.Endpoint {
 		httpapi.New(http.MethodGet, v3+"/directory/room/{roomAlias}", httpapi.Anyone, ratelimit.Read, a.getAlias),
 		httpapi.New(http.MethodPut, v3+"/directory/room/{roomAlias}", httpapi.User, ratelimit.State, a.putAlias),
 		httpapi.New(http.MethodDelete, v3+"/directory/room/{roomAlias}", httpapi.User, ratelimit.State, a.deleteAlias),
-		httpapi.New(http.MethodGet, v3+"/rooms/{roomId}/aliases", members, ratelimit.Read, a.listAliases),
+		httpapi.New(http.MethodGet, v3+"/rooms/{roomId}/aliases", httpapi.User, ratelimit.Read, a.listAliases),
 	}
 }
 

@@ -95,7 +95,7 @@ func (a *API) Endpoints() []httpapi.Endpoint {
 		httpapi.New(get, v3+"/rooms/{roomId}/context/{eventId}", anyUser, ratelimit.Read, a.context),
 		httpapi.New(get, v3+"/rooms/{roomId}/event/{eventId}", anyUser, ratelimit.Read, a.event),
 		httpapi.New(get, v3+"/rooms/{roomId}/members", anyUser, ratelimit.Read, a.members),
-		httpapi.New(get, v3+"/rooms/{roomId}/joined_members", anyUser, ratelimit.Read, a.joinedMembers),
+		httpapi.New(get, v3+"/rooms/{roomId}/joined_members", httpapi.User, ratelimit.Read, a.joinedMembers),
 		httpapi.New(get, v3+"/rooms/{roomId}/state", anyUser, ratelimit.Read, a.state),
 		httpapi.New(get, v3+"/rooms/{roomId}/state/{eventType}/{stateKey}", anyUser, ratelimit.Read, a.stateEvent),
 		httpapi.New(get, v3+"/rooms/{roomId}/initialSync", anyUser, ratelimit.Read, a.roomInitialSync),
@@ -103,8 +103,8 @@ func (a *API) Endpoints() []httpapi.Endpoint {
 		httpapi.New(get, v1+"/rooms/{roomId}/relations/{eventId}/{relType}", httpapi.User, ratelimit.Read, a.relationsOfType),
 		httpapi.New(get, v1+"/rooms/{roomId}/relations/{eventId}/{relType}/{eventType}", httpapi.User, ratelimit.Read, a.relationsOfTypes),
 		httpapi.New(get, v1+"/rooms/{roomId}/threads", httpapi.User, ratelimit.Read, a.threads),
-		httpapi.New(get, v1+"/rooms/{roomId}/timestamp_to_event", anyUser, ratelimit.Read, a.timestampToEvent),
-		httpapi.New(get, v3+"/joined_rooms", anyUser, ratelimit.Read, a.joinedRooms),
+		httpapi.New(get, v1+"/rooms/{roomId}/timestamp_to_event", httpapi.User, ratelimit.Read, a.timestampToEvent),
+		httpapi.New(get, v3+"/joined_rooms", httpapi.User, ratelimit.Read, a.joinedRooms),
 	}
 }
 
