@@ -11,6 +11,19 @@ import (
 	"github.com/myelin-im/myelin/storage"
 )
 
+// The tables of the index, as units of rows write them.
+var (
+	cursorTable = storage.DeclareTable("search_cursor", storage.Put,
+		storage.Key("one", storage.Int), storage.Col("pos", storage.Int))
+	progressTable = storage.DeclareTable("search_progress", storage.Put,
+		storage.Key("room", storage.Int), storage.Col("pos", storage.Int))
+	eventTable = storage.DeclareTable("search_events", storage.Put,
+		storage.Key("id", storage.Int), storage.Col("room", storage.Int), storage.Col("event", storage.Int),
+		storage.Col("part", storage.Int), storage.Col("sender", storage.Bytes),
+		storage.Col("state_before", storage.Int), storage.Col("words", storage.Bytes))
+	eventTerms = storage.DeclareTerms("search_terms")
+)
+
 // maxBatch is how many messages or users one write changes: it goes through the same queue as everybody's writes.
 const maxBatch = 512
 
@@ -53,48 +66,35 @@ func (b *batch) flushIfFull(ctx context.Context) error {
 	if len(b.entries) < maxBatch && len(b.users) < maxBatch {
 		return nil
 	}
-	return b.flush(ctx, func(tx *storage.Tx) error {
-		for room, pos := range b.places {
-			_, err := tx.Exec(`INSERT INTO search_progress (room, pos) VALUES ($1, $2) ON CONFLICT (room) DO UPDATE SET pos = excluded.pos`, room, pos)
-			if err != nil {
-				return err
-			}
-		}
-		return nil
-	})
+	unit := &storage.Unit{}
+	for room, pos := range b.places {
+		unit.Add(progressTable, room, pos)
+		b.x.progress[room] = pos
+	}
+	return b.flush(ctx, unit)
 }
 
 // finish writes what is left and moves the cursor.
 func (b *batch) finish(ctx context.Context, cursor int64) error {
-	err := b.flush(ctx, func(tx *storage.Tx) error {
-		if _, err := tx.Exec(`INSERT INTO search_cursor (one, pos) VALUES (1, $1) ON CONFLICT (one) DO UPDATE SET pos = excluded.pos`, cursor); err != nil {
-			return err
-		}
-		_, err := tx.Exec(`DELETE FROM search_progress`)
-		return err
-	})
-	if err == nil {
-		b.x.progress = nil
+	unit := &storage.Unit{}
+	unit.Add(cursorTable, 1, cursor)
+	for room := range b.x.progress {
+		unit.Delete(progressTable, room)
 	}
-	return err
+	clear(b.x.progress)
+	return b.flush(ctx, unit)
 }
 
-// flush writes the batch, and with it how far that is.
-func (b *batch) flush(ctx context.Context, mark func(tx *storage.Tx) error) error {
-	err := b.number(ctx)
+// flush adds the batch to a unit that says how far that is, and writes it. After an error the progress in memory is
+// no longer that of the database.
+func (b *batch) flush(ctx context.Context, unit *storage.Unit) error {
+	err := b.addUsers(ctx, unit)
 	if err == nil {
-		err = b.x.db.Write(ctx, func(tx *storage.Tx) error {
-			// In order: an index of SQLite writes out what it has gathered whenever a number goes back.
-			for _, id := range slices.Sorted(maps.Keys(b.entries)) {
-				if err := b.entries[id].write(tx); err != nil {
-					return err
-				}
-			}
-			if err := b.writeUsers(tx); err != nil {
-				return err
-			}
-			return mark(tx)
-		})
+		// In order: an index of SQLite writes out what it has gathered whenever a number goes back.
+		for _, id := range slices.Sorted(maps.Keys(b.entries)) {
+			b.entries[id].add(unit)
+		}
+		err = write(ctx, b.x.db, unit)
 	}
 	if err != nil {
 		b.failed = fmt.Errorf("write the search index: %w", err)
@@ -104,28 +104,27 @@ func (b *batch) flush(ctx context.Context, mark func(tx *storage.Tx) error) erro
 	return nil
 }
 
-const (
-	termsOfEvents = "search_terms"
-	termsOfUsers  = "directory_terms"
-)
+// write appends a unit and waits until it is on disk.
+func write(ctx context.Context, db *storage.DB, unit *storage.Unit) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	done := make(chan error, 1)
+	unit.Done = func(_ int64, err error) { done <- err }
+	db.Append(unit)
+	return <-done
+}
 
 // roomTerm is the term of what belongs to a room.
 func roomTerm(room int64) string { return "_r" + strconv.FormatInt(room, 10) }
 
-func (e *entry) write(tx *storage.Tx) error {
+func (e *entry) add(unit *storage.Unit) {
 	if len(e.words) == 0 {
-		if _, err := tx.Exec(`DELETE FROM search_events WHERE id = $1`, e.id); err != nil {
-			return err
-		}
-		return tx.DropTerms(termsOfEvents, e.id)
+		unit.Delete(eventTable, e.id)
+		unit.Delete(eventTerms, e.id)
+		return
 	}
 	words := strings.Join(e.words, " ")
-	_, err := tx.Exec(`INSERT INTO search_events (id, room, event, part, sender, state_before, words) VALUES ($1, $2, $3, $4, $5, $6, $7)
-		ON CONFLICT (id) DO UPDATE SET room = excluded.room, event = excluded.event, part = excluded.part,
-			sender = excluded.sender, state_before = excluded.state_before, words = excluded.words`,
-		e.id, e.room, e.event, int64(e.part), e.sender, e.before, " "+words+" ")
-	if err != nil {
-		return err
-	}
-	return tx.SetTerms(termsOfEvents, e.id, roomTerm(e.room)+" "+e.part.term()+" "+words)
+	unit.Add(eventTable, e.id, e.room, e.event, int64(e.part), e.sender, e.before, " "+words+" ")
+	unit.Add(eventTerms, e.id, storage.Text(roomTerm(e.room)+" "+e.part.term()+" "+words))
 }

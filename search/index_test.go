@@ -204,7 +204,7 @@ func BenchmarkUsers(b *testing.B) {
 				u.profile, u.name = true, fmt.Sprintf("%c%c%d Somebody%d", 'a'+i%26, 'a'+i/26%26, i/676, i%1000)
 				u.rooms[1+i%2] = true
 				if len(batch.users) >= 5000 {
-					if err := batch.flush(ctx, func(*storage.Tx) error { return nil }); err != nil {
+					if err := batch.flush(ctx, &storage.Unit{}); err != nil {
 						b.Fatal(err)
 					}
 				}

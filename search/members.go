@@ -2,6 +2,8 @@ package search
 
 import (
 	"context"
+	"maps"
+	"slices"
 	"strings"
 
 	"github.com/myelin-im/myelin/accounts"
@@ -13,14 +15,24 @@ import (
 
 // user is what changes about one user of the directory.
 type user struct {
-	id    int64 // 0 until numbered
 	local bool
-	fresh bool           // not in the directory yet
 	rooms map[int64]bool // rooms that they are joined to now, or not any more
+	moves []int64        // those of them that the directory has otherwise
 	// name and avatar are those of the newest membership, if profile.
 	profile      bool
 	name, avatar string
 }
+
+// The tables of the directory, as units of rows write them.
+var (
+	openTable   = storage.DeclareTable("directory_open_rooms", storage.InsertIgnore, storage.Key("room", storage.Int))
+	memberTable = storage.DeclareTable("directory_rooms", storage.InsertIgnore,
+		storage.Key("member", storage.Int), storage.Key("room", storage.Int))
+	userTable = storage.DeclareTable("directory_users", storage.Put,
+		storage.Key("id", storage.Int), storage.Col("user_id", storage.Bytes), storage.Col("name", storage.Bytes),
+		storage.Col("avatar", storage.Bytes), storage.Col("terms", storage.Bytes))
+	userTerms = storage.DeclareTerms("directory_terms")
+)
 
 // maxName bounds the characters of a name that are kept.
 const maxName = 256
@@ -147,116 +159,153 @@ func (u *user) describe(e *roomserver.Event) {
 	}
 }
 
-// number finds the numbers of the users of the batch, and makes new ones. Nobody else writes the directory.
-func (b *batch) number(ctx context.Context) error {
-	err := b.x.db.Read(ctx, func(tx *storage.Tx) error {
+// known is what the directory has of a user.
+type known struct {
+	id                  int64 // 0: nothing
+	name, avatar, terms string
+	rooms               map[int64]bool // whether they are open to everybody
+}
+
+// addUsers adds to a unit what the batch changes in the directory. That can be found out before it is written, because
+// nobody else writes the directory.
+func (b *batch) addUsers(ctx context.Context, unit *storage.Unit) error {
+	if len(b.users) == 0 && len(b.open) == 0 {
+		return nil
+	}
+	users, err := b.readUsers(ctx)
+	if err != nil {
+		return err
+	}
+	for room, open := range b.open {
+		if open {
+			unit.Add(openTable, room)
+		} else {
+			unit.Delete(openTable, room)
+		}
+	}
+	for id, u := range b.users {
+		k := users[id]
+		if k.id == 0 && len(k.rooms) > 0 {
+			if k.id, err = b.x.ids.Next(ctx); err != nil {
+				return err
+			}
+		}
+		if k.id != 0 {
+			u.add(unit, id, k)
+		}
+	}
+	return nil
+}
+
+// readUsers reads what the directory has of the users of the batch, with the rooms in which they are now.
+func (b *batch) readUsers(ctx context.Context) (users map[string]*known, err error) {
+	err = b.x.db.Read(ctx, func(tx *storage.Tx) error {
+		users = make(map[string]*known, len(b.users))
+		open := maps.Clone(b.open)
+		if open == nil {
+			open = map[int64]bool{}
+		}
 		for id, u := range b.users {
-			if _, err := tx.Get(`SELECT id FROM directory_users WHERE user_id = $1`, []any{id}, &u.id); err != nil {
+			k, err := readUser(tx, id)
+			if err != nil {
+				return err
+			}
+			if users[id] = k; u.local {
+				if u.name, u.avatar, err = accounts.MemberProfile(tx, id); err != nil {
+					return err
+				}
+			}
+			if u.moves, err = u.move(tx, k, open); err != nil {
 				return err
 			}
 		}
 		return nil
 	})
-	if err != nil {
-		return err
-	}
-	for _, u := range b.users {
-		if u.id == 0 {
-			u.fresh = true
-			if u.id, err = b.x.ids.Next(ctx); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
+	return users, err
 }
 
-func (b *batch) writeUsers(tx *storage.Tx) error {
-	for room, open := range b.open {
-		statement := `DELETE FROM directory_open_rooms WHERE room = $1`
-		if open {
-			statement = `INSERT INTO directory_open_rooms (room) VALUES ($1) ON CONFLICT DO NOTHING`
-		}
-		if _, err := tx.Exec(statement, room); err != nil {
-			return err
-		}
+// readUser reads what the directory has of a user.
+func readUser(tx *storage.Tx, id string) (*known, error) {
+	k := &known{rooms: map[int64]bool{}}
+	found, err := tx.Get(`SELECT id, name, avatar, terms FROM directory_users WHERE user_id = $1`, []any{id}, &k.id, &k.name, &k.avatar, &k.terms)
+	if err != nil || !found {
+		return k, err
 	}
-	for id, u := range b.users {
-		if err := u.write(tx, id); err != nil {
-			return err
-		}
+	rows := tx.Query(`SELECT r.room, o.room FROM directory_rooms r LEFT JOIN directory_open_rooms o ON o.room = r.room WHERE r.member = $1`, k.id)
+	var room int64
+	var open *int64
+	for rows.Next() {
+		rows.Scan(&room, &open)
+		k.rooms[room] = open != nil
 	}
-	return nil
+	return k, rows.Close()
+}
+
+// move brings the rooms of a user up to date and returns those that have come or gone. open has which rooms are open, as
+// far as it was asked.
+func (u *user) move(tx *storage.Tx, k *known, open map[int64]bool) (moves []int64, err error) {
+	for room, joined := range u.rooms {
+		if _, was := k.rooms[room]; was != joined {
+			moves = append(moves, room)
+		}
+		if !joined {
+			delete(k.rooms, room)
+			continue
+		}
+		is, asked := open[room]
+		if !asked {
+			var one int64
+			if is, err = tx.Get(`SELECT 1 FROM directory_open_rooms WHERE room = $1`, []any{room}, &one); err != nil {
+				return nil, err
+			}
+			open[room] = is
+		}
+		k.rooms[room] = is
+	}
+	return moves, nil
 }
 
 // maxRoomTerms bounds the rooms by which a user is found: the newest.
 const maxRoomTerms = 1000
 
-func (u *user) write(tx *storage.Tx, id string) error {
-	for room, joined := range u.rooms {
-		statement := `DELETE FROM directory_rooms WHERE member = $1 AND room = $2`
-		if joined {
-			statement = `INSERT INTO directory_rooms (member, room) VALUES ($1, $2) ON CONFLICT DO NOTHING`
-		}
-		if _, err := tx.Exec(statement, u.id, room); err != nil {
-			return err
+// add adds what changes about a user in the directory.
+func (u *user) add(unit *storage.Unit, id string, k *known) {
+	for _, room := range u.moves {
+		if u.rooms[room] {
+			unit.Add(memberTable, k.id, room)
+		} else {
+			unit.Delete(memberTable, k.id, room)
 		}
 	}
-	places, err := u.places(tx)
-	if err != nil {
-		return err
-	}
-	if len(places) == 0 {
-		if u.fresh {
-			return nil
-		}
-		if _, err := tx.Exec(`DELETE FROM directory_users WHERE id = $1`, u.id); err != nil {
-			return err
-		}
-		return tx.DropTerms(termsOfUsers, u.id)
-	}
-	var oldName, oldAvatar, oldTerms string
-	if !u.fresh {
-		if _, err := tx.Get(`SELECT name, avatar, terms FROM directory_users WHERE id = $1`, []any{u.id}, &oldName, &oldAvatar, &oldTerms); err != nil {
-			return err
-		}
+	if len(k.rooms) == 0 {
+		unit.Delete(userTable, k.id)
+		unit.Delete(userTerms, k.id)
+		return
 	}
 	name, avatar := u.name, u.avatar
-	if u.local {
-		if name, avatar, err = accounts.MemberProfile(tx, id); err != nil {
-			return err
-		}
-	} else if !u.profile {
-		name, avatar = oldName, oldAvatar
+	if !u.local && !u.profile {
+		name, avatar = k.name, k.avatar
 	}
-	terms := strings.Join(append(userTerms(id, name), places...), " ")
-	if terms == oldTerms && name == oldName && avatar == oldAvatar {
-		return nil
+	terms := strings.Join(append(termsOf(id, name), k.places()...), " ")
+	if terms != k.terms || name != k.name || avatar != k.avatar {
+		unit.Add(userTable, k.id, id, name, avatar, terms)
 	}
-	_, err = tx.Exec(`INSERT INTO directory_users (id, user_id, name, avatar, terms) VALUES ($1, $2, $3, $4, $5)
-		ON CONFLICT (id) DO UPDATE SET name = excluded.name, avatar = excluded.avatar, terms = excluded.terms`,
-		u.id, id, name, avatar, terms)
-	if err != nil || terms == oldTerms {
-		return err
+	if terms != k.terms {
+		unit.Add(userTerms, k.id, storage.Text(terms))
 	}
-	return tx.SetTerms(termsOfUsers, u.id, terms)
 }
 
 // everywhere is the term of users whom everybody may find.
 const everywhere = "_open"
 
 // places returns the terms of where a user is.
-func (u *user) places(tx *storage.Tx) ([]string, error) {
+func (k *known) places() []string {
 	var terms []string
 	open := false
-	rows := tx.Query(`SELECT r.room, o.room FROM directory_rooms r LEFT JOIN directory_open_rooms o ON o.room = r.room
-		WHERE r.member = $1 ORDER BY r.room DESC`, u.id)
-	var room int64
-	var openRoom *int64
-	for rows.Next() {
-		rows.Scan(&room, &openRoom)
+	rooms := slices.Sorted(maps.Keys(k.rooms))
+	for _, room := range slices.Backward(rooms) {
 		switch {
-		case openRoom != nil:
+		case k.rooms[room]:
 			open = true
 		case len(terms) < maxRoomTerms:
 			terms = append(terms, roomTerm(room))
@@ -265,11 +314,11 @@ func (u *user) places(tx *storage.Tx) ([]string, error) {
 	if open {
 		terms = append(terms, everywhere)
 	}
-	return terms, rows.Close()
+	return terms
 }
 
-// userTerms returns the terms of who a user is: the words of name and localpart, and each of the two as a whole.
-func userTerms(id, name string) []string {
+// termsOf returns the terms of who a user is: the words of name and localpart, and each of the two as a whole.
+func termsOf(id, name string) []string {
 	localpart, _, _ := strings.Cut(strings.TrimPrefix(id, "@"), ":")
 	terms := words.Append(nil, localpart)
 	whole := len(terms)

@@ -24,31 +24,40 @@ type Term struct {
 // TermQuery asks for rows that have at least one term of each list. No list may be empty, nor the query.
 type TermQuery [][]Term
 
+// DeclareTerms declares an index for units of rows: a row is its number and its [Text], terms separated by spaces, and
+// replaces what the index has of that number.
+func DeclareTerms(index string) *Table {
+	t := DeclareTable(index, Put, Key("rowid", Int), Col("terms", terms))
+	t.insertSQL = "INSERT INTO " + index + " (rowid, terms) VALUES ($1, CAST($2 AS tsvector))" + t.onConflict()
+	t.liteSQL = "INSERT OR REPLACE INTO " + index + " (rowid, terms) VALUES ($1, $2)" // a virtual table has no ON CONFLICT
+	return t
+}
+
 // SetTerms replaces what an index has of a row; terms are separated by spaces.
-func (tx *Tx) SetTerms(index string, id int64, terms string) error {
-	sql := `INSERT OR REPLACE INTO ` + index + ` (rowid, terms) VALUES ($1, $2)`
-	if tx.pg != nil {
-		sql = `INSERT INTO ` + index + ` (rowid, terms) VALUES ($1, CAST($2 AS tsvector)) ON CONFLICT (rowid) DO UPDATE SET terms = excluded.terms`
+func (tx *Tx) SetTerms(index *Table, id int64, terms string) error {
+	sql := index.insertSQL
+	if tx.lite != nil {
+		sql = index.liteSQL
 	}
 	_, err := tx.Exec(sql, id, Text(terms))
 	return err
 }
 
 // DropTerms takes a row out of an index.
-func (tx *Tx) DropTerms(index string, id int64) error {
-	_, err := tx.Exec(`DELETE FROM `+index+` WHERE rowid = $1`, id)
+func (tx *Tx) DropTerms(index *Table, id int64) error {
+	_, err := tx.Exec(index.deleteSQL, id)
 	return err
 }
 
 // Matching returns the condition that a row of an index fulfils a query, with the argument for its $1, and the expression
 // that sorts matches by their number, the index's column rowid. SQLite sorts without looking at all matches. PostgreSQL
 // must be kept from trying that, because it would read the whole index for a term that is rarer than it believes.
-func (tx *Tx) Matching(index string, q TermQuery) (condition, order string, query Text) {
+func (tx *Tx) Matching(index *Table, q TermQuery) (condition, order string, query Text) {
 	and, or, quote, star := " AND ", " OR ", `"`, " *"
-	condition, order = index+` MATCH $1`, index+`.rowid`
+	condition, order = index.name+` MATCH $1`, index.name+`.rowid`
 	if tx.pg != nil {
 		and, or, quote, star = " & ", " | ", `'`, ":*"
-		condition, order = index+`.terms @@ CAST($1 AS tsquery)`, index+`.rowid + 0`
+		condition, order = index.name+`.terms @@ CAST($1 AS tsquery)`, index.name+`.rowid + 0`
 	}
 	var b strings.Builder
 	for i, list := range q {

@@ -10,12 +10,14 @@ import (
 	"github.com/myelin-im/myelin/storage/storagetest"
 )
 
+var wordIndex = storage.DeclareTerms("words")
+
 // matching returns the rows of the test's index that match, newest first.
 func matching(t testing.TB, db *storage.DB, q storage.TermQuery, limit int) (ids []int64) {
 	t.Helper()
 	err := db.Read(context.Background(), func(tx *storage.Tx) error {
 		ids = nil
-		condition, order, query := tx.Matching("words", q)
+		condition, order, query := tx.Matching(wordIndex, q)
 		rows := tx.Query(`SELECT rowid FROM words WHERE `+condition+` ORDER BY `+order+` DESC LIMIT $2`, query, int64(limit))
 		var id int64
 		for rows.Next() {
@@ -34,7 +36,7 @@ func setTerms(t testing.TB, db *storage.DB, terms map[int64]string) {
 	t.Helper()
 	err := db.Write(context.Background(), func(tx *storage.Tx) error {
 		for id, text := range terms {
-			if err := tx.SetTerms("words", id, text); err != nil {
+			if err := tx.SetTerms(wordIndex, id, text); err != nil {
 				return err
 			}
 		}
@@ -75,7 +77,7 @@ func TestTerms(t *testing.T) {
 		setTerms(t, db, map[int64]string{1: "_a goodbye", 2: ""})
 		check([]int64{big}, word("hello"))
 		check([]int64{1}, word("goodbye"))
-		err := db.Write(context.Background(), func(tx *storage.Tx) error { return tx.DropTerms("words", big) })
+		err := db.Write(context.Background(), func(tx *storage.Tx) error { return tx.DropTerms(wordIndex, big) })
 		if err != nil {
 			t.Fatal(err)
 		}

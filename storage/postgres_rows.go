@@ -200,7 +200,7 @@ func (t ColumnType) postgres() (name string, oid uint32) {
 		return "bigint", oidInt8
 	case Bool:
 		return "boolean", oidBool
-	case Searchable:
+	case Searchable, terms:
 		return "text", oidText
 	}
 	return "bytea", oidBytea
@@ -325,6 +325,8 @@ func (g *rowGroup) text(param func(typ string) string) string {
 		case c.relative > 0:
 			value = "h.base + u." + name
 			head = true
+		case c.typ == terms:
+			value = "CAST(u." + name + " AS tsvector)"
 		}
 		values = append(values, value)
 	}

@@ -151,8 +151,11 @@ func (s *lite) runSteps(u *Unit) error {
 func (s *lite) runStep(st *step, base int64) error {
 	sql := st.sql
 	if st.table != nil {
-		if sql = st.table.insertSQL; st.delete {
+		switch sql = st.table.insertSQL; {
+		case st.delete:
 			sql = st.table.deleteSQL
+		case st.table.liteSQL != "":
+			sql = st.table.liteSQL
 		}
 	}
 	stmt, err := s.writer.prepare(sql)

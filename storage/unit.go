@@ -33,6 +33,8 @@ const (
 	Bool
 	// Searchable is TEXT: Text or nil.
 	Searchable
+	// terms is the column of a full-text index: Text.
+	terms
 )
 
 // Column is one column of a declared table; made by Col or Key.
@@ -59,6 +61,7 @@ type Table struct {
 	id      int64 // identifies the declaration in caches of statements
 
 	insertSQL, deleteSQL string // one row, $N placeholders
+	liteSQL              string // what SQLite has instead of insertSQL, if it is different
 }
 
 var tableCount atomic.Int64
@@ -244,7 +247,7 @@ func (u *Unit) check(t *Table, c Column, v any) {
 	case bool:
 		ok = c.typ == Bool
 	case Text:
-		ok = c.typ == Searchable
+		ok = c.typ == Searchable || c.typ == terms
 	}
 	if !ok {
 		u.misuse("%T in column %s.%s", v, t.name, c.name)
