@@ -55,6 +55,7 @@ func openLite(path string, opt Options) (*lite, error) {
 	if err == nil {
 		err = s.writer.pragmas(
 			"page_size = 4096",
+			"auto_vacuum = INCREMENTAL", // of a new file: what is deleted can be given back (Shrink)
 			"journal_mode = WAL",
 			"synchronous = FULL",
 			"foreign_keys = OFF",
