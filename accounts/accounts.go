@@ -38,6 +38,8 @@ type Config struct {
 	// DefaultRoomVersion and RoomVersions (version to "stable" or "unstable") are told to clients.
 	DefaultRoomVersion string
 	RoomVersions       map[string]string
+	// Capabilities are those of other features, by name.
+	Capabilities map[string]any
 }
 
 // Registration says who may make an account.
@@ -193,6 +195,7 @@ func (a *API) Endpoints() []httpapi.Endpoint {
 	for _, part := range [][]httpapi.Endpoint{
 		a.registerEndpoints(), a.loginEndpoints(), a.deviceEndpoints(), a.passwordEndpoints(),
 		a.accountDataEndpoints(), a.profileEndpoints(), a.filterEndpoints(), a.discoveryEndpoints(),
+		a.moderationEndpoints(), a.openIDEndpoints(),
 	} {
 		all = append(all, part...)
 	}

@@ -2,6 +2,9 @@ package accounts
 
 import (
 	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
 
 	"github.com/myelin-im/myelin/internal/httpapi"
 	"github.com/myelin-im/myelin/internal/mxerr"
@@ -20,6 +23,9 @@ var unstableFeatures = map[string]bool{
 	"org.matrix.msc3827.stable":                      true, // public rooms by type
 	"org.matrix.msc4069":                             true, // profile changes that stay out of rooms
 	"org.matrix.msc4380.stable":                      true, // blocking invites
+	"uk.timedout.msc4323":                            true, // locking and suspending accounts
+	"org.matrix.msc4140":                             true, // delayed events
+	"org.matrix.msc4354":                             true, // sticky events
 	"org.matrix.simplified_msc3575":                  true, // sliding sync, as it was before MSC4186 was accepted
 	"uk.half-shot.msc2666.query_mutual_rooms":        true, // rooms that two users share
 	"uk.half-shot.msc2666.query_mutual_rooms.stable": true,
@@ -84,22 +90,54 @@ type capabilitySet struct {
 	ThirdParty     enabled      `json:"m.3pid_changes"`
 	GetLoginToken  enabled      `json:"m.get_login_token"`
 	ForgetOnLeave  enabled      `json:"m.forget_forced_upon_leave"`
+	// Moderation is for administrators only, as the specification asks where all of it would be false.
+	Moderation *moderation `json:"m.account_moderation,omitempty"`
+}
+
+// moderation is what an administrator can do to accounts.
+type moderation struct {
+	Suspend bool `json:"suspend"`
+	Lock    bool `json:"lock"`
 }
 
 type capabilitiesResponse struct {
-	Capabilities capabilitySet `json:"capabilities"`
+	Capabilities any `json:"capabilities"`
+}
+
+// withOthers adds capabilities of other features to a set.
+func (s *capabilitySet) withOthers(others map[string]any) (any, error) {
+	if len(others) == 0 {
+		return s, nil
+	}
+	raw, err := json.Marshal(s)
+	if err != nil {
+		return nil, fmt.Errorf("encode capabilities: %w", err)
+	}
+	all := map[string]any{}
+	if err := json.Unmarshal(raw, &all); err != nil {
+		return nil, fmt.Errorf("decode capabilities: %w", err)
+	}
+	maps.Copy(all, others)
+	return all, nil
 }
 
 func (a *API) capabilities(_ context.Context, by *httpapi.Caller, _ *httpapi.Empty) (*capabilitiesResponse, error) {
 	person := enabled{by.Appservice == nil}
-	return &capabilitiesResponse{capabilitySet{
+	var moderates *moderation
+	if by.Admin {
+		moderates = &moderation{Suspend: true, Lock: true}
+	}
+	set := capabilitySet{
+		Moderation:     moderates,
 		ChangePassword: person,
 		RoomVersions:   roomVersions{a.cfg.DefaultRoomVersion, a.cfg.RoomVersions},
 		ProfileFields:  enabled{true},
 		SetDisplayName: enabled{true},
 		SetAvatarURL:   enabled{true},
 		GetLoginToken:  person,
-	}}, nil
+	}
+	all, err := set.withOthers(a.cfg.Capabilities)
+	return &capabilitiesResponse{all}, err
 }
 
 type baseURL struct {

@@ -18,6 +18,11 @@
 // Passwords are hashed with argon2id (RFC 9106) by at most as many goroutines as configured; the rest wait, and when
 // too many wait they are told to come again later.
 //
+// # OpenID
+//
+// Users show other services who they are with OpenID tokens, which the services bring back to
+// /_matrix/federation/v1/openid/userinfo. See openid.go.
+//
 // # Work in rooms
 //
 // A change of display name or avatar writes membership events, a deactivation leaves rooms. Both are jobs in a table,
@@ -30,6 +35,6 @@
 //
 // Spec: client-server API v1.19, "Client Authentication" (legacy API), "Capabilities negotiation", "Filtering",
 // "Profiles", "Client Config", "Room Tagging", "Device Management", "Guest Access", "API Versions", "Well-known
-// URIs"; application-service API v1.19, "Identity assertion" and "Server admin style permissions"; MSC3391 (deleting
+// URIs", "OpenID", "Server Administration", "Account moderation"; application-service API v1.19, "Identity assertion" and "Server admin style permissions"; MSC3391 (deleting
 // account data), MSC4069 and MSC4466 (propagation of profile changes).
 package accounts

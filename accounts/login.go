@@ -132,7 +132,7 @@ func (a *API) mayLogIn(ctx context.Context, userID string) error {
 	case deactivated:
 		return errDeactivated
 	case locked:
-		return mxerr.New(http.StatusUnauthorized, "M_USER_LOCKED", "This account is locked").WithField("soft_logout", true)
+		return mxerr.Locked()
 	}
 	return nil
 }

@@ -39,7 +39,7 @@ func (a *API) confirmOwner(ctx context.Context, by *httpapi.Caller, c Challenge)
 	if by.UserID != "" {
 		return by.UserID, p, nil
 	}
-	return p.verified, p, nil
+	return p.verified, p, a.mayLogIn(ctx, p.verified)
 }
 
 type passwordRequest struct {
@@ -110,13 +110,18 @@ func (a *API) setPassword(ctx context.Context, userID, password string, logout b
 	return nil
 }
 
-// dropPending deletes login tokens and authentication sessions of a user.
+// dropPending deletes login tokens, OpenID tokens and authentication sessions of a user.
 func dropPending(tx *storage.Tx, userID string) error {
-	if _, err := tx.Exec(`DELETE FROM login_tokens WHERE user_id = $1`, userID); err != nil {
-		return err
+	for _, sql := range []string{
+		`DELETE FROM login_tokens WHERE user_id = $1`,
+		`DELETE FROM openid_tokens WHERE user_id = $1`,
+		`DELETE FROM uia_sessions WHERE user_id = $1`,
+	} {
+		if _, err := tx.Exec(sql, userID); err != nil {
+			return err
+		}
 	}
-	_, err := tx.Exec(`DELETE FROM uia_sessions WHERE user_id = $1`, userID)
-	return err
+	return nil
 }
 
 type deactivateRequest struct {

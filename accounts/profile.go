@@ -20,8 +20,8 @@ func (a *API) profileEndpoints() []httpapi.Endpoint {
 	return []httpapi.Endpoint{
 		httpapi.New("GET", profile, httpapi.Anyone, ratelimit.Read, a.getProfile),
 		httpapi.New("GET", profile+"/{keyName}", httpapi.Anyone, ratelimit.Read, a.getProfileField),
-		httpapi.New("PUT", profile+"/{keyName}", own, ratelimit.Account, a.putProfileField),
-		httpapi.New("DELETE", profile+"/{keyName}", own, ratelimit.Account, a.deleteProfileField),
+		httpapi.New("PUT", profile+"/{keyName}", own, ratelimit.Account, a.putProfileField).UnlessSuspended(),
+		httpapi.New("DELETE", profile+"/{keyName}", own, ratelimit.Account, a.deleteProfileField).UnlessSuspended(),
 	}
 }
 
@@ -216,11 +216,8 @@ func (a *API) changeProfile(ctx context.Context, by *httpapi.Caller, in *changeF
 	if err := own(by, in.UserID); err != nil {
 		return err
 	}
-	switch {
-	case by.Guest && in.Field != fieldDisplayName:
+	if by.Guest && in.Field != fieldDisplayName {
 		return mxerr.New(http.StatusForbidden, "M_GUEST_ACCESS_FORBIDDEN", "Guests can change their display name only")
-	case by.Suspended:
-		return mxerr.New(http.StatusForbidden, "M_USER_SUSPENDED", "You cannot change your profile while suspended")
 	}
 	propagates := (in.Field == fieldDisplayName || in.Field == fieldAvatarURL) && in.Propagate == "true" && in.PropagateTo != "none"
 	var id int64

@@ -47,12 +47,16 @@ func (a *API) refresh(ctx context.Context, _ *httpapi.Caller, in *refreshRequest
 		return nil, mxerr.UnknownToken(false)
 	}
 	// A guess costs a read, not a write.
-	known, err := a.db.Get(ctx, `SELECT 1 FROM refresh_tokens WHERE hash = $1`, []any{r.shown.bytes()}, nil)
-	if err != nil {
+	var locked bool
+	known, err := a.db.Get(ctx, `SELECT a.locked FROM refresh_tokens r JOIN accounts a ON a.user_id = r.user_id WHERE r.hash = $1`,
+		[]any{r.shown.bytes()}, &locked)
+	switch {
+	case err != nil:
 		return nil, fmt.Errorf("look up refresh token: %w", err)
-	}
-	if !known {
+	case !known:
 		return nil, mxerr.UnknownToken(false)
+	case locked: // the token stays good for when the account is unlocked
+		return nil, mxerr.Locked()
 	}
 	if r.tokenID, err = a.tokenIDs.Next(ctx); err != nil {
 		return nil, err

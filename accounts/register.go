@@ -188,6 +188,9 @@ func (a *API) checkGuest(ctx context.Context, in *registerParams) (string, error
 	if err != nil {
 		return "", err
 	}
+	if by.Locked {
+		return "", mxerr.Locked()
+	}
 	if !by.Guest || lowerASCII(in.Username) != by.Localpart {
 		return "", mxerr.Forbidden("guest_access_token is not of a guest with this user name")
 	}

@@ -11,6 +11,7 @@ const (
 	accessPrefix  = "mat_"
 	refreshPrefix = "mar_"
 	loginPrefix   = "mlt_"
+	openIDPrefix  = "mot_"
 )
 
 // maxToken is the length above which nothing can be a token of ours.

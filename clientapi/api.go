@@ -10,6 +10,7 @@ import (
 	"github.com/myelin-im/myelin/internal/mxerr"
 	"github.com/myelin-im/myelin/internal/ratelimit"
 	"github.com/myelin-im/myelin/roomserver"
+	"github.com/myelin-im/myelin/roomserver/pdu"
 	"github.com/myelin-im/myelin/storage"
 )
 
@@ -24,12 +25,27 @@ type API struct {
 	db       *storage.DB
 	rooms    *roomserver.Server
 	profiles Profiles
+	options  Options
 	log      *logrus.Entry
 }
 
+// Options are what an operator decides about rooms, and what this package asks of its neighbours.
+type Options struct {
+	// DefaultVersion is the version of rooms whose creator asks for none; empty takes pdu.DefaultVersion.
+	DefaultVersion string
+	// NoticeRoom tells whether a room is the one in which the server talks to a user. Nil: there are none.
+	NoticeRoom func(ctx context.Context, userID, roomID string) (bool, error)
+}
+
 // New makes the API on a roomserver.
-func New(db *storage.DB, rooms *roomserver.Server, profiles Profiles, log *logrus.Entry) *API {
-	return &API{db: db, rooms: rooms, profiles: profiles, log: log}
+func New(db *storage.DB, rooms *roomserver.Server, profiles Profiles, options Options, log *logrus.Entry) *API {
+	if options.DefaultVersion == "" {
+		options.DefaultVersion = pdu.DefaultVersion
+	}
+	if options.NoticeRoom == nil {
+		options.NoticeRoom = func(context.Context, string, string) (bool, error) { return false, nil }
+	}
+	return &API{db: db, rooms: rooms, profiles: profiles, options: options, log: log}
 }
 
 const (
@@ -41,8 +57,8 @@ const (
 // Endpoints is the table of routes.
 func (a *API) Endpoints() []httpapi.Endpoint {
 	return []httpapi.Endpoint{
-		httpapi.New(http.MethodPost, v3+"/createRoom", httpapi.User, ratelimit.Create, a.createRoom),
-		httpapi.New(http.MethodPost, v3+"/rooms/{roomId}/upgrade", httpapi.User, ratelimit.Create, a.upgrade),
+		httpapi.New(http.MethodPost, v3+"/createRoom", httpapi.User, ratelimit.Create, a.createRoom).UnlessSuspended(),
+		httpapi.New(http.MethodPost, v3+"/rooms/{roomId}/upgrade", httpapi.User, ratelimit.Create, a.upgrade).UnlessSuspended(),
 
 		httpapi.New(http.MethodPut, v3+"/rooms/{roomId}/send/{eventType}/{txnId}", members, ratelimit.Message, a.send),
 		httpapi.New(http.MethodPut, v3+"/rooms/{roomId}/state/{eventType}/{stateKey}", members, ratelimit.State, a.putState),
@@ -50,17 +66,17 @@ func (a *API) Endpoints() []httpapi.Endpoint {
 
 		httpapi.New(http.MethodPost, v3+"/join/{roomIdOrAlias}", members, ratelimit.Join, a.joinByIDOrAlias),
 		httpapi.New(http.MethodPost, v3+"/rooms/{roomId}/join", members, ratelimit.Join, a.join),
-		httpapi.New(http.MethodPost, v3+"/knock/{roomIdOrAlias}", httpapi.User, ratelimit.Join, a.knock),
+		httpapi.New(http.MethodPost, v3+"/knock/{roomIdOrAlias}", httpapi.User, ratelimit.Join, a.knock).UnlessSuspended(),
 		httpapi.New(http.MethodPost, v3+"/rooms/{roomId}/leave", members, ratelimit.Join, a.leave),
 		httpapi.New(http.MethodPost, v3+"/rooms/{roomId}/forget", httpapi.User, ratelimit.Join, a.forget),
-		httpapi.New(http.MethodPost, v3+"/rooms/{roomId}/invite", httpapi.User, ratelimit.Invite, a.invite),
-		httpapi.New(http.MethodPost, v3+"/rooms/{roomId}/kick", httpapi.User, ratelimit.State, a.kick),
-		httpapi.New(http.MethodPost, v3+"/rooms/{roomId}/ban", httpapi.User, ratelimit.State, a.ban),
-		httpapi.New(http.MethodPost, v3+"/rooms/{roomId}/unban", httpapi.User, ratelimit.State, a.unban),
+		httpapi.New(http.MethodPost, v3+"/rooms/{roomId}/invite", httpapi.User, ratelimit.Invite, a.invite).UnlessSuspended(),
+		httpapi.New(http.MethodPost, v3+"/rooms/{roomId}/kick", httpapi.User, ratelimit.State, a.kick).UnlessSuspended(),
+		httpapi.New(http.MethodPost, v3+"/rooms/{roomId}/ban", httpapi.User, ratelimit.State, a.ban).UnlessSuspended(),
+		httpapi.New(http.MethodPost, v3+"/rooms/{roomId}/unban", httpapi.User, ratelimit.State, a.unban).UnlessSuspended(),
 
 		httpapi.New(http.MethodGet, v3+"/directory/room/{roomAlias}", httpapi.Anyone, ratelimit.Read, a.getAlias),
-		httpapi.New(http.MethodPut, v3+"/directory/room/{roomAlias}", httpapi.User, ratelimit.State, a.putAlias),
-		httpapi.New(http.MethodDelete, v3+"/directory/room/{roomAlias}", httpapi.User, ratelimit.State, a.deleteAlias),
+		httpapi.New(http.MethodPut, v3+"/directory/room/{roomAlias}", httpapi.User, ratelimit.State, a.putAlias).UnlessSuspended(),
+		httpapi.New(http.MethodDelete, v3+"/directory/room/{roomAlias}", httpapi.User, ratelimit.State, a.deleteAlias).UnlessSuspended(),
 		httpapi.New(http.MethodGet, v3+"/rooms/{roomId}/aliases", httpapi.User, ratelimit.Read, a.listAliases),
 	}
 }

@@ -43,7 +43,7 @@ type roomIDResponse struct {
 
 // createRoom: client-server API v1.19, POST /createRoom.
 func (a *API) createRoom(ctx context.Context, by *httpapi.Caller, in *createRoomRequest) (*roomIDResponse, error) {
-	n, err := in.room(by.UserID, a.rooms.Name())
+	n, err := in.room(by.UserID, a.rooms.Name(), a.options.DefaultVersion)
 	if err != nil {
 		return nil, err
 	}
@@ -76,7 +76,7 @@ func (a *API) createRoom(ctx context.Context, by *httpapi.Caller, in *createRoom
 }
 
 // room checks the request and translates it.
-func (in *createRoomRequest) room(creator, server string) (*roomserver.NewRoom, error) {
+func (in *createRoomRequest) room(creator, server, defaultVersion string) (*roomserver.NewRoom, error) {
 	n := &roomserver.NewRoom{
 		Creator: creator, CreationContent: in.CreationContent, PowerLevels: in.PowerLevelOverride,
 		Name: in.Name, Topic: in.Topic, Preset: in.Preset, Public: in.Visibility == "public",
@@ -85,7 +85,7 @@ func (in *createRoomRequest) room(creator, server string) (*roomserver.NewRoom, 
 		return nil, mxerr.New(403, "M_THREEPID_DENIED", "Inviting by e-mail address or telephone number is not offered")
 	}
 	var err error
-	if n.Version, err = in.version(); err != nil {
+	if n.Version, err = in.version(defaultVersion); err != nil {
 		return nil, err
 	}
 	switch in.Visibility {
@@ -124,8 +124,8 @@ func (in *createRoomRequest) room(creator, server string) (*roomserver.NewRoom, 
 	return n, nil
 }
 
-func (in *createRoomRequest) version() (*pdu.Version, error) {
-	id := pdu.DefaultVersion
+// version returns the version that is asked for, else the one with this id.
+func (in *createRoomRequest) version(id string) (*pdu.Version, error) {
 	if in.RoomVersion != nil {
 		id = *in.RoomVersion
 	}

@@ -93,6 +93,9 @@ func (a *API) enter(ctx context.Context, by *httpapi.Caller, roomID, membership 
 	if err != nil {
 		return nil, err
 	}
+	if err := a.refuseSuspended(ctx, by, roomID); err != nil {
+		return nil, err
+	}
 	if by.Guest {
 		if err := a.checkGuestAccess(ctx, roomID); err != nil {
 			return nil, err
@@ -157,10 +160,28 @@ func (a *API) leave(ctx context.Context, by *httpapi.Caller, in *leaveRequest) (
 			return nil, err
 		}
 	}
+	if err := a.mayLeave(ctx, by, in.RoomID); err != nil {
+		return nil, err
+	}
 	return nil, a.change(ctx, roomserver.MembershipChange{
 		RoomID: in.RoomID, Sender: by.UserID, Target: by.UserID, Membership: roomserver.Leave, Content: withReason(in.Reason),
 		From: []string{roomserver.Join, roomserver.Invite, roomserver.Knock},
 	})
+}
+
+// mayLeave refuses to reject the invite to the room in which the server talks to the user. Who has joined may leave.
+//
+// Spec: client-server API v1.19, "Server Notices".
+func (a *API) mayLeave(ctx context.Context, by *httpapi.Caller, roomID string) error {
+	notices, err := a.options.NoticeRoom(ctx, by.UserID, roomID)
+	if err != nil || !notices {
+		return err
+	}
+	room, err := a.rooms.Room(ctx, roomID)
+	if err != nil || room.HasLocalMember(by.UserID) {
+		return err
+	}
+	return mxerr.New(http.StatusForbidden, "M_CANNOT_LEAVE_SERVER_NOTICE_ROOM", "You cannot reject this invite")
 }
 
 type roomRequest struct {

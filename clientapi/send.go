@@ -32,6 +32,9 @@ func (a *API) send(ctx context.Context, by *httpapi.Caller, in *sendRequest) (*e
 	if in.Type == "m.room.redaction" {
 		d.Redacts = gjson.GetBytes(in.Content, "redacts").Str
 	}
+	if err := a.suspendedMaySend(ctx, by, in.RoomID, d.Redacts); err != nil {
+		return nil, err
+	}
 	id, err := a.rooms.Send(ctx, in.RoomID, d)
 	if err != nil {
 		return nil, err
@@ -58,6 +61,9 @@ type putStateRequest struct {
 
 // putState: client-server API v1.19, PUT /rooms/{roomId}/state/{eventType}/{stateKey}.
 func (a *API) putState(ctx context.Context, by *httpapi.Caller, in *putStateRequest) (*eventIDResponse, error) {
+	if err := a.callerMayPutState(ctx, by, in); err != nil {
+		return nil, err
+	}
 	if err := a.mayPutState(ctx, in); err != nil {
 		return nil, err
 	}
@@ -137,6 +143,9 @@ func (a *API) redact(ctx context.Context, by *httpapi.Caller, in *redactRequest)
 	raw, err := json.Marshal(content)
 	if err != nil {
 		return nil, mxerr.BadJSON("reason cannot be encoded").With(err)
+	}
+	if err := a.suspendedMaySend(ctx, by, in.RoomID, in.EventID); err != nil {
+		return nil, err
 	}
 	id, err := a.rooms.Send(ctx, in.RoomID, roomserver.Draft{
 		Sender: by.UserID, Type: "m.room.redaction", Content: raw, Redacts: in.EventID,

@@ -65,7 +65,7 @@ func (a *API) Endpoints() []httpapi.Endpoint {
 		httpapi.New(http.MethodGet, v3+"/publicRooms", httpapi.Anyone, ratelimit.Search, a.getPublicRooms),
 		httpapi.New(http.MethodPost, v3+"/publicRooms", httpapi.User, ratelimit.Search, a.searchPublicRooms),
 		httpapi.New(http.MethodGet, list+"/room/{roomId}", httpapi.Anyone, ratelimit.Read, a.getVisibility),
-		httpapi.New(http.MethodPut, list+"/room/{roomId}", httpapi.User, ratelimit.State, a.putVisibility),
+		httpapi.New(http.MethodPut, list+"/room/{roomId}", httpapi.User, ratelimit.State, a.putVisibility).UnlessSuspended(),
 		httpapi.New(http.MethodPut, list+"/appservice/{networkId}/{roomId}", httpapi.Appservice, ratelimit.State, a.putNetworkVisibility),
 
 		httpapi.New(http.MethodGet, v1+"/rooms/{roomId}/hierarchy", httpapi.User, ratelimit.Search, a.hierarchy),

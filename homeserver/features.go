@@ -79,7 +79,7 @@ func newFeatures(cfg *config.Config, db *storage.DB, key signingkey.Key, limits 
 	if err != nil {
 		return nil, fmt.Errorf("set up unread counts: %w", err)
 	}
-	f.client = clientapi.New(db, f.rooms, profiles{db}, part("client"))
+	f.client = clientapi.New(db, f.rooms, profiles{db}, clientapi.Options{DefaultVersion: cfg.Rooms.DefaultVersion}, part("client"))
 	f.sync, err = syncapi.New(syncapi.Deps{DB: db, Rooms: f.rooms, Ephemeral: f.ephemeral, Push: f.push, Unread: f.unread, Accounts: f.accounts})
 	if err != nil {
 		return nil, fmt.Errorf("set up sync: %w", err)
@@ -155,7 +155,7 @@ func accountsConfig(cfg *config.Config) accounts.Config {
 		WellKnown: accounts.WellKnown{
 			ClientURL: cfg.Server.ClientURL, Server: cfg.Federation.PublicAddress, SupportPage: cfg.Server.SupportPage,
 		},
-		DefaultRoomVersion: pdu.DefaultVersion,
+		DefaultRoomVersion: cfg.Rooms.DefaultVersion,
 		RoomVersions:       map[string]string{},
 	}
 	if url := cfg.Registration.TermsURL; url != "" {

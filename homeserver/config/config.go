@@ -25,6 +25,7 @@ type Config struct {
 	Registration Registration
 	Sessions     Sessions
 	Passwords    Passwords
+	Rooms        Rooms
 	Presence     Presence
 	Limits       Limits
 	RateLimits   ratelimit.Config
@@ -90,6 +91,11 @@ type Passwords struct {
 	Memory     int64 // bytes per hash
 	Iterations int
 	Parallel   int // hashes at the same time; 0: one per processor
+}
+
+// Rooms says what rooms are like.
+type Rooms struct {
+	DefaultVersion string // of rooms whose creator asks for none
 }
 
 // Presence says whether users see who is online.

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/myelin-im/myelin/internal/ratelimit"
+	"github.com/myelin-im/myelin/roomserver/pdu"
 )
 
 // A section is a top-level key of the configuration file.
@@ -182,6 +183,13 @@ func sections(c *Config) []section {
 				Lower it if many logins at once slow everything else down.`,
 				number(&c.Passwords.Parallel, 0, 1024)},
 		}},
+		{"rooms", "What rooms are like.", []key{
+			{"default_version", pdu.DefaultVersion, false, `
+				The room version of new rooms whose creator does not ask for one. Existing rooms stay as they are.
+
+				Set it to an older one if people on older servers cannot join new rooms.`,
+				text(&c.Rooms.DefaultVersion, "a room version that this server supports", checkRoomVersion)},
+		}},
 		{"presence", "Who is online.", []key{
 			{"enabled", "true", false, `
 				Whether users see who is online.
@@ -324,6 +332,13 @@ func checkDatabaseURL(s string) error {
 func checkEmail(s string) error {
 	if address, err := mail.ParseAddress(s); err != nil || address.Address != s {
 		return fmt.Errorf("%q is none", s)
+	}
+	return nil
+}
+
+func checkRoomVersion(s string) error {
+	if _, ok := pdu.Lookup(s); !ok {
+		return fmt.Errorf("room version %q is unknown", s)
 	}
 	return nil
 }

@@ -29,8 +29,9 @@ func (rt *Router) authenticate(c *call, e *route, r *http.Request) error {
 	c.by.Addr = addr
 	switch {
 	case by.Locked && !e.Locked:
-		// spec: client-server-api v1.19 "Account locking"
-		return mxerr.New(http.StatusUnauthorized, "M_USER_LOCKED", "This account is locked").WithField("soft_logout", true)
+		return mxerr.Locked()
+	case e.Who.admits(by) && by.Suspended && e.Unsuspended:
+		return mxerr.Suspended()
 	case e.Who.admits(by):
 		return nil
 	case by.Guest && e.Who&(User|Guest) != 0:

@@ -69,7 +69,8 @@ type Caller struct {
 	Admin bool
 	// Locked accounts reach only endpoints that allow it (see Endpoint.EvenLocked).
 	Locked bool
-	// Suspended accounts may read; what they may not do is for the handler to refuse.
+	// Suspended accounts may read; endpoints that are not for them say so (see Endpoint.UnlessSuspended),
+	// and handlers refuse what depends on the request.
 	Suspended bool
 	// TokenID identifies the access token in the accounts' table.
 	TokenID int64

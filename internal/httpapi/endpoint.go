@@ -39,6 +39,8 @@ type Endpoint struct {
 	MaxBody int64
 	// Locked lets in locked accounts.
 	Locked bool
+	// Unsuspended refuses suspended accounts.
+	Unsuspended bool
 	// Body says what the endpoint reads.
 	Body Body
 	// Raw endpoints write their answer themselves.
@@ -119,6 +121,13 @@ func (e Endpoint) WithMaxBody(n int64) Endpoint {
 // (client-server API v1.19, "Account locking").
 func (e Endpoint) EvenLocked() Endpoint {
 	e.Locked = true
+	return e
+}
+
+// UnlessSuspended returns a copy of e that suspended accounts may not call
+// (client-server API v1.19, "Account suspension").
+func (e Endpoint) UnlessSuspended() Endpoint {
+	e.Unsuspended = true
 	return e
 }
 

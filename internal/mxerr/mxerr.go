@@ -115,6 +115,18 @@ func UnknownToken(soft bool) *Error {
 	return New(http.StatusUnauthorized, "M_UNKNOWN_TOKEN", "Unknown or expired access token").WithField("soft_logout", soft)
 }
 
+// Locked is 401 M_USER_LOCKED, for accounts that an administrator has locked. The client keeps its
+// session for when that is over (client-server API v1.19, "Account locking").
+func Locked() *Error {
+	return New(http.StatusUnauthorized, "M_USER_LOCKED", "This account is locked").WithField("soft_logout", true)
+}
+
+// Suspended is 403 M_USER_SUSPENDED, for what a suspended account may not do
+// (client-server API v1.19, "Account suspension").
+func Suspended() *Error {
+	return New(http.StatusForbidden, "M_USER_SUSPENDED", "You cannot perform this action while suspended")
+}
+
 // LimitExceeded is 429 M_LIMIT_EXCEEDED; the client may try again after the given time.
 func LimitExceeded(after time.Duration) *Error {
 	e := New(http.StatusTooManyRequests, "M_LIMIT_EXCEEDED", "Too many requests")

@@ -2,6 +2,9 @@ package harness
 
 import (
 	"bytes"
+	"crypto/hmac"
+	"crypto/sha1" // #nosec G505: what tools of its kind compute
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -56,6 +59,18 @@ func (s *Server) Register(t testing.TB, localpart string) *Client {
 	c := s.Client(t)
 	a := c.Must("POST", "/_matrix/client/v3/register", J{"username": localpart, "password": Password, "auth": J{"type": "m.login.dummy"}})
 	c.loggedIn(a)
+	return c
+}
+
+// Admin makes an administrator's account with the shared secret and returns its first device.
+func (s *Server) Admin(t testing.TB, localpart string) *Client {
+	t.Helper()
+	const endpoint = "/_synapse/admin/v1/register"
+	c := s.Client(t)
+	nonce := c.Must("GET", endpoint, nil).JSON.Get("nonce").Str
+	mac := hmac.New(sha1.New, []byte(sharedSecret))
+	mac.Write([]byte(nonce + "\x00" + localpart + "\x00" + Password + "\x00admin"))
+	c.loggedIn(c.Must("POST", endpoint, J{"nonce": nonce, "username": localpart, "password": Password, "admin": true, "mac": hex.EncodeToString(mac.Sum(nil))}))
 	return c
 }
 

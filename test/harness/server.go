@@ -39,6 +39,8 @@ type Server struct {
 	log   *logWatch
 }
 
+const sharedSecret = "secret of the tests"
+
 // Each runs fn as a subtest with a server on each kind of database.
 func Each(t *testing.T, fn func(t *testing.T, s *Server)) {
 	t.Helper()
@@ -60,7 +62,7 @@ func Start(t testing.TB, d storage.Dialect, options ...func(*config.Config)) *Se
 	}
 	cfg.Registration.Open = true
 	cfg.Registration.Guests = true
-	cfg.Registration.SharedSecret = "secret of the tests"
+	cfg.Registration.SharedSecret = sharedSecret
 	cfg.Passwords.Memory, cfg.Passwords.Iterations = 8<<10, 1
 	cfg.RateLimits.Enabled = false
 	for _, option := range options {

@@ -71,10 +71,6 @@ var notServed = map[string][]string{
 	},
 	"what is being built": {
 		"GET /.well-known/matrix/policy_server",
-		"GET /_matrix/client/v1/admin/lock/{userId}",
-		"PUT /_matrix/client/v1/admin/lock/{userId}",
-		"GET /_matrix/client/v1/admin/suspend/{userId}",
-		"PUT /_matrix/client/v1/admin/suspend/{userId}",
 		"POST /_matrix/client/v1/appservice/{appserviceId}/ping",
 		"GET /_matrix/client/v3/account/3pid",
 		"POST /_matrix/client/v3/account/3pid",
@@ -86,7 +82,6 @@ var notServed = map[string][]string{
 		"POST /_matrix/client/v3/account/3pid/unbind",
 		"POST /_matrix/client/v3/account/password/email/requestToken",
 		"POST /_matrix/client/v3/account/password/msisdn/requestToken",
-		"GET /_matrix/client/v3/admin/whois/{userId}",
 		"GET /_matrix/client/v3/events",
 		"GET /_matrix/client/v3/events/{eventId}",
 		"GET /_matrix/client/v3/initialSync",
@@ -99,7 +94,6 @@ var notServed = map[string][]string{
 		"GET /_matrix/client/v3/thirdparty/protocols",
 		"GET /_matrix/client/v3/thirdparty/user",
 		"GET /_matrix/client/v3/thirdparty/user/{protocol}",
-		"POST /_matrix/client/v3/user/{userId}/openid/request_token",
 	},
 }
 

@@ -91,6 +91,7 @@ var bodies = map[string]struct {
 	"POST /logout":                                          {map[string]field{}, nil},
 	"POST /logout/all":                                      {map[string]field{}, nil},
 	"POST /rooms/{roomId}/forget":                           {map[string]field{}, nil},
+	"POST /user/{userId}/openid/request_token":              {map[string]field{}, nil},
 	"POST /rooms/{roomId}/report":                           {map[string]field{"reason": text}, J{"reason": 1}},
 	"POST /rooms/{roomId}/report/{eventId}":                 {map[string]field{"reason": text}, J{"reason": 1}},
 	"POST /users/{userId}/report":                           {map[string]field{"reason": text}, J{"reason": 1}},
@@ -126,7 +127,7 @@ func TestFields(t *testing.T) {
 			known[route] = true
 			t.Run(route, func(t *testing.T) {
 				n++
-				c := newCaller(t, s, watcher.With(t), n)
+				c := newCaller(t, s, watcher.With(t), n, row.Who)
 				before := c.place()
 				for _, right := range []bool{false, true} {
 					for _, name := range slices.Sorted(maps.Keys(body.fields)) {

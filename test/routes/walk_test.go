@@ -58,8 +58,12 @@ func wildcards(route string) (names []string) {
 	return names
 }
 
-func newCaller(t *testing.T, s *Server, watcher *Client, n int) *caller {
-	c := s.Register(t, fmt.Sprint("caller", n))
+func newCaller(t *testing.T, s *Server, watcher *Client, n int, who string) *caller {
+	register := s.Register
+	if who == "admin" {
+		register = s.Admin
+	}
+	c := register(t, fmt.Sprint("caller", n))
 	room := c.Create(J{"preset": "public_chat"})
 	return &caller{Client: c, t: t, watcher: watcher, values: map[string]string{
 		"roomId": room, "roomIdOrAlias": room, "userId": c.UserID, "eventId": c.Text(room, "hello"), "txnId": "txn", "eventType": "m.room.message",
@@ -96,7 +100,7 @@ func TestWalk(t *testing.T) {
 				continue
 			}
 			t.Run(row.Method+" "+strings.TrimPrefix(row.Path, "/_matrix/client"), func(t *testing.T) {
-				c := newCaller(t, s, watcher.With(t), i)
+				c := newCaller(t, s, watcher.With(t), i, row.Who)
 				before := c.place()
 				c.tokens(row, guest.With(t))
 				c.methods(row)
@@ -128,6 +132,9 @@ func (c *caller) tokens(row httpapi.Row, guest *Client) {
 	for _, token := range []string{"x", strings.Repeat("x", 5000), c.Token + "x", "a b", "é"} {
 		stranger.Token = token
 		want(t, "an unknown token", stranger.Do(row.Method, path, body), 401, "M_UNKNOWN_TOKEN")
+	}
+	if row.Who == "admin" {
+		want(t, "a user", c.watcher.Do(row.Method, path, body), 403, "M_FORBIDDEN")
 	}
 	if !strings.Contains(row.Who, "guest") {
 		want(t, "a guest", guest.Do(row.Method, path, body), 403, "M_GUEST_ACCESS_FORBIDDEN", "M_FORBIDDEN")
