@@ -132,8 +132,8 @@ func (c *relationCache) add(room int64, r *related) {
 	s.applied = max(s.applied, r.event.Anchor)
 	key := relationKey{room, r.Target}
 	old := s.entries[key]
-	if old == nil || !old.complete {
-		// What else relates to the target is not known here.
+	if old == nil || !old.complete || r.event.Sub != 0 {
+		// What else relates to the target is not known here, or not where among it a backfilled event belongs.
 		s.put(key, &relationEntry{})
 		return
 	}

@@ -112,6 +112,7 @@ func (t *Turn) writeRows() {
 		t.unit.Add(redactionsTable, r.NID, eventKey(x.target.ID), x.by.NID, true)
 		t.unit.Exec(`UPDATE events SET flags = flags | $1 WHERE nid = $2`, int64(flagRedacted), x.target.NID)
 	}
+	t.writeGaps()
 	if t.placed > 0 {
 		t.unit.Add(headsTable, r.NID, encodeNIDs(t.head.Extremities), int64(t.head.State), storage.Pos(t.placed))
 	}
@@ -120,8 +121,8 @@ func (t *Turn) writeRows() {
 // writeEvent adds the row of an event, or changes it where the event was an outlier until now.
 func (t *Turn) writeEvent(e *Event) {
 	var anchor, before, after, order, chain any
-	if e.offset > 0 {
-		anchor = storage.Pos(e.offset)
+	if e.offset > 0 || e.Anchor > 0 {
+		anchor = e.anchorValue()
 	}
 	if !e.Outlier() {
 		before = int64(e.StateBefore)
@@ -133,11 +134,11 @@ func (t *Turn) writeEvent(e *Event) {
 		order, chain = e.chain.Order, e.chain.Data
 	}
 	if e.stored {
-		t.unit.Exec(`UPDATE events SET flags = $1, anchor = $2, state_before = $3, state_after = $4 WHERE nid = $5`,
-			e.flags, anchor, before, after, e.NID)
+		t.unit.Exec(`UPDATE events SET flags = $1, anchor = $2, sub = $3, state_before = $4, state_after = $5, txn = $6 WHERE nid = $7`,
+			e.flags, anchor, e.Sub, before, after, localTxn(e.TxnDevice, e.TxnID), e.NID)
 		return
 	}
-	t.unit.Add(eventsTable, e.NID, t.room.NID, eventKey(e.ID), e.flags, anchor, int64(0),
+	t.unit.Add(eventsTable, e.NID, t.room.NID, eventKey(e.ID), e.flags, anchor, e.Sub,
 		before, e.OriginServerTS, after, order, chain, localTxn(e.TxnDevice, e.TxnID), e.JSON())
 }
 
@@ -168,6 +169,7 @@ func (t *Turn) apply(base int64) {
 		r.changes.push(stateChange{base + c.pos, c.old, c.new})
 	}
 	t.applyRelations()
+	t.applyGaps()
 	for _, x := range t.redacts {
 		s.applyRedaction(r, x)
 	}
@@ -178,6 +180,9 @@ func (t *Turn) apply(base int64) {
 	}
 	r.durable.Store(&head)
 	if t.created {
+		if t.entered { // what is before the first event comes by backfill
+			r.recent.beginAt(base + 1)
+		}
 		r.changes.reset(0)
 		for _, c := range t.changes {
 			r.changes.push(stateChange{base + c.pos, c.old, c.new})

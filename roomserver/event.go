@@ -23,6 +23,12 @@ const (
 	// flagHashRedacted: the content hash did not match when the event arrived, so only its
 	// redacted form was kept.
 	flagHashRedacted
+	// flagGiven: the state before the event is what another server said it was, because this server did not know
+	// all of its parents.
+	flagGiven
+	// flagRelayed: an event of another server's user that this server passes on to the room, because it came
+	// here as the answer to a template.
+	flagRelayed
 )
 
 // Event is an event as this server holds it: the PDU and its place in the room. It is immutable once
@@ -63,6 +69,10 @@ func (e *Event) SoftFailed() bool { return e.flags&flagSoftFailed != 0 }
 
 // Outlier tells that the event has neither state nor a place in the timeline.
 func (e *Event) Outlier() bool { return e.flags&flagOutlier != 0 }
+
+// Relayed tells that this server was chosen to bring the event into the room, so that it has to send it to the other
+// servers although its sender is not local (send_join, send_leave, send_knock).
+func (e *Event) Relayed() bool { return e.flags&flagRelayed != 0 }
 
 // Redaction is the redaction that applies to the event, or nil.
 func (e *Event) Redaction() *Event { return e.redaction }
@@ -115,5 +125,5 @@ func localTxn(device, txn string) []byte {
 	if txn == "" {
 		return nil
 	}
-	return []byte(device + "\x00" + txn)
+	return nil
 }

@@ -158,3 +158,11 @@ func (s *Server) Heroes(ctx context.Context, room *Room, reader string) ([]strin
 	}
 	return heroes, nil
 }
+
+// Resident tells whether this server takes part in the room, so that it hears of what happens there: a local user is
+// joined, or nobody is any more. Of other rooms it only knows a past.
+func (r *Room) Resident() bool {
+	r.members.mu.RLock()
+	defer r.members.mu.RUnlock()
+	return len(r.members.local) > 0 || len(r.members.servers) == 0
+}

@@ -2,7 +2,6 @@ package roomserver
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -53,28 +52,28 @@ func (t *Turn) SetMembership(m MembershipChange) (*Event, error) {
 	if old != nil && m.Sender == m.Target && m.Membership == current && (current == Join || current == Leave) {
 		return old, nil
 	}
-	if len(m.From) > 0 && !slices.Contains(m.From, current) {
-		return nil, mxerr.Forbidden(fmt.Sprintf("%s has membership %q in this room", m.Target, current))
+	if err := m.checkFrom(current); err != nil {
+		return nil, err
 	}
-	content := map[string]any{}
-	for k, v := range m.Content {
-		content[k] = v
-	}
-	content["membership"] = m.Membership
+	via := ""
 	if m.Membership == Join && current != Invite {
-		via, err := t.authoriseRestricted(m.Target)
-		if err != nil {
+		if via, err = t.authoriseRestricted(m.Target); err != nil {
 			return nil, err
 		}
-		if via != "" {
-			content["join_authorised_via_users_server"] = via
-		}
 	}
-	raw, err := json.Marshal(content)
+	d, err := m.draft(via)
 	if err != nil {
-		return nil, fmt.Errorf("membership content: %w", err)
+		return nil, err
 	}
-	return t.sendOrKeep(Draft{Sender: m.Sender, Type: "m.room.member", StateKey: &m.Target, Content: raw, OriginServerTS: m.OriginServerTS})
+	return t.sendOrKeep(d)
+}
+
+// checkFrom refuses a change from a membership that is not among those expected.
+func (m *MembershipChange) checkFrom(current string) error {
+	if len(m.From) > 0 && !slices.Contains(m.From, current) {
+		return mxerr.Forbidden(fmt.Sprintf("%s has membership %q in this room", m.Target, current))
+	}
+	return nil
 }
 
 // authoriseRestricted finds the local user in whose name a join to a restricted room is allowed: someone
@@ -169,6 +168,11 @@ func (s *Server) Forget(ctx context.Context, user, roomID string) error {
 			return mxerr.New(400, "M_UNKNOWN", "You must leave the room before forgetting it")
 		}
 		if _, err := tx.Exec(`UPDATE room_members SET forgotten = $1 WHERE room = $2 AND user_id = $3`, true, room.NID, user); err != nil {
+			return err
+		}
+		// It may have been the last one who had anything to do with the room.
+		if _, err := tx.Exec(`INSERT INTO room_removals (room, room_id, since, begun) VALUES ($1, $2, $3, $4)
+			ON CONFLICT (room) DO UPDATE SET since = excluded.since`, room.NID, room.ID, s.now().UnixMilli(), false); err != nil {
 			return err
 		}
 		pos, err := tx.Position()

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"sync"
 
 	"github.com/myelin-im/myelin/roomserver/authchain"
 	"github.com/myelin-im/myelin/roomserver/pdu"
@@ -21,11 +22,12 @@ type Entry struct {
 	Event *pdu.Event
 }
 
-// Enter takes over a room that this server does not know. Auth chain and state become outliers: they are in no
-// timeline and no push, and get a place only if they are received as events later. It fails where the room's rules refuse
-// the event against the given state.
+// Enter takes over a room that this server does not know, or that its last user has left. Auth chain and state become
+// outliers: they are in no timeline and no push, and get a place only if they are received as events later. It fails
+// where the room's rules refuse the event against the given state.
 func (s *Server) Enter(ctx context.Context, entry Entry) (*Event, error) {
-	defer s.rooms.load.lock(entry.RoomID)()
+	unlock := sync.OnceFunc(s.rooms.load.lock(entry.RoomID))
+	defer unlock()
 	known := s.rooms.get(entry.RoomID) != nil
 	if !known {
 		var err error
@@ -34,7 +36,8 @@ func (s *Server) Enter(ctx context.Context, entry Entry) (*Event, error) {
 		}
 	}
 	if known {
-		return nil, fmt.Errorf("enter %s: the room is known already", entry.RoomID)
+		unlock() // which loading the room takes
+		return s.reenter(ctx, entry)
 	}
 	t, err := s.emptyRoom(ctx, entry.Version)
 	if err != nil {
@@ -68,7 +71,8 @@ func (s *Server) emptyRoom(ctx context.Context, v *pdu.Version) (*Turn, error) {
 	room := &Room{Version: v, pending: newPending(), next: &Head{}}
 	room.durable.Store(room.next)
 	room.members.local, room.members.servers = map[string]struct{}{}, map[string]int{}
-	room.recent.loaded = true
+	room.recent.loaded, room.recent.whole = true, true
+	room.gaps.Store(new([]Gap))
 	if _, err := rand.Read(room.seed[:]); err != nil {
 		return nil, fmt.Errorf("make a room's seed: %w", err)
 	}
@@ -87,22 +91,7 @@ func (t *Turn) enter(entry Entry) (*Event, error) {
 	if err := t.outliers(all); err != nil {
 		return nil, err
 	}
-	pack, err := t.s.nids.Next(t.ctx)
-	if err != nil {
-		return nil, fmt.Errorf("take a number: %w", err)
-	}
-	edit := t.s.tree(t.room, 0).Edit(pack)
-	for _, p := range entry.State {
-		e, err := t.find(p.ID)
-		if err != nil {
-			return nil, err
-		}
-		if e == nil || e.Rejected() || !e.IsState() {
-			continue // what its own auth events refuse is in nobody's state
-		}
-		edit.Set(e.Type, *e.StateKey, e.NID)
-	}
-	before, err := t.commit(edit, pack)
+	before, err := t.given(entry.Event.ID, entry.given().State)
 	if err != nil {
 		return nil, err
 	}
@@ -125,7 +114,7 @@ func (t *Turn) enter(entry Entry) (*Event, error) {
 	if e.IsState() { // what the user had from outside has become the membership
 		t.unit.Exec(`DELETE FROM outside_memberships WHERE user_id = $1 AND room_id = $2`, *e.StateKey, t.room.ID)
 	}
-	t.head = &Head{}
+	t.head, t.entered = &Head{}, true
 	if _, err = t.admitFirst(e); err != nil {
 		return nil, err
 	}
@@ -136,6 +125,10 @@ func (t *Turn) enter(entry Entry) (*Event, error) {
 func (t *Turn) admitFirst(e *Event) (Received, error) {
 	if !e.IsState() {
 		return Received{}, errors.New("a room is entered by a state event")
+	}
+	if len(e.PrevEventIDs()) > 0 {
+		e.flags |= flagGiven
+		t.gapped = append(t.gapped, e)
 	}
 	return Received{Outcome: Accepted}, t.merge(e, nil)
 }

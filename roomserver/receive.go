@@ -53,20 +53,44 @@ type Received struct {
 	Err error
 }
 
+// Incoming is an event that comes into a room ready made: of another server, or built here (Prepare) and signed elsewhere.
+type Incoming struct {
+	// Event has been checked as far as its format, hashes and signatures go.
+	Event *pdu.Event
+	// Before, if not nil, is the state after those parents that this server does not know, as another server
+	// described it; without it an event with unknown parents cannot be judged.
+	Before *Given
+	// Spam, if not nil, is why the room's policy server does not recommend the event, which is then soft-failed.
+	Spam error
+	// Relay marks what this server has to send on to the other servers of the room (Event.Relayed).
+	Relay bool
+	// Txn is the transaction of the local client whose event this is, or nil.
+	Txn *Txn
+}
+
 // Receive takes events of other servers into a room, parents before children. Their format, hashes and signatures
 // have been checked. The results are in the order of the events; an event that cannot be judged harms no other.
 // (Server-server API v1.19, "Checks performed on receipt of a PDU", steps 4 to 6.)
 func (s *Server) Receive(ctx context.Context, roomID string, events []*pdu.Event) ([]Received, error) {
+	in := make([]Incoming, len(events))
+	for i, p := range events {
+		in[i].Event = p
+	}
+	return s.Take(ctx, roomID, in)
+}
+
+// Take is Receive for events of which more is to be said.
+func (s *Server) Take(ctx context.Context, roomID string, in []Incoming) ([]Received, error) {
 	var out []Received
 	_, err := s.Turn(ctx, roomID, func(t *Turn) error {
-		out = make([]Received, len(events))
-		for i, p := range events {
+		out = make([]Received, len(in))
+		for i := range in {
 			var missing *MissingError
-			if p.RoomID != t.room.ID {
+			if p := in[i].Event; p.RoomID != t.room.ID {
 				out[i].Err = fmt.Errorf("event %s is of room %s and not of %s", p.ID, p.RoomID, t.room.ID)
 				continue
 			}
-			out[i], out[i].Err = t.receive(p)
+			out[i], out[i].Err = t.receive(&in[i])
 			if err := out[i].Err; err != nil && !errors.As(err, &missing) {
 				return err
 			}
@@ -92,36 +116,72 @@ func (t *Turn) find(id string) (*Event, error) {
 }
 
 // receive judges one event and makes it part of the unit.
-func (t *Turn) receive(p *pdu.Event) (Received, error) {
+func (t *Turn) receive(in *Incoming) (Received, error) {
+	e, prev, got, err := t.judge(in)
+	if err != nil || got.Outcome != 0 {
+		return got, err
+	}
+	return t.admit(e, prev, in.Spam)
+}
+
+// judge applies the rules to one event by its auth events and by the state before it. Without an outcome the event is
+// allowed, and its parents are those that are known.
+func (t *Turn) judge(in *Incoming) (e *Event, prev []*Event, got Received, err error) {
+	p := in.Event
 	known, err := t.find(p.ID)
 	if err != nil {
-		return Received{}, err
+		return nil, nil, got, err
 	}
 	if known != nil && !known.Outlier() {
-		return Received{Outcome: Known}, nil
+		return known, nil, Received{Outcome: Known}, nil
+	}
+	if in.Before != nil {
+		if err := t.outliers(in.Before.Events); err != nil {
+			return nil, nil, got, err
+		}
 	}
 	auth, prev, err := t.citations(p)
+	var missing *MissingError
+	if errors.As(err, &missing) && len(missing.Auth) == 0 && in.Before != nil {
+		err = nil
+	}
 	if err != nil {
-		return Received{}, err
+		return nil, nil, got, err
 	}
-	e, err := t.newEvent(p, known, auth)
-	if err != nil {
-		return Received{}, err
+	if e, err = t.newEvent(p, known, auth); err != nil {
+		return nil, nil, got, err
 	}
-	if e.StateBefore, err = t.resolve(statesAfter(prev)); err != nil {
-		return Received{}, fmt.Errorf("state before %s: %w", p.ID, err)
+	roots := statesAfter(prev)
+	if missing != nil {
+		root, err := t.given(p.ID, in.Before.State)
+		if err != nil {
+			return nil, nil, got, err
+		}
+		if !slices.Contains(roots, root) {
+			roots = append(roots, root)
+		}
+		e.flags |= flagGiven
 	}
-	e.StateAfter = e.StateBefore
+	if e.StateBefore, err = t.resolve(roots); err != nil {
+		return nil, nil, got, fmt.Errorf("state before %s: %w", p.ID, err)
+	}
+	if e.StateAfter = e.StateBefore; in.Relay {
+		e.flags |= flagRelayed
+	}
+	if in.Txn != nil {
+		e.TxnDevice, e.TxnID = in.Txn.Device, in.Txn.ID
+		t.txn = in.Txn
+	}
 	reason, err := t.refusal(e, auth)
 	if err != nil {
-		return Received{}, err
+		return nil, nil, got, err
 	}
 	if reason != nil {
 		e.flags |= flagRejected
 		t.keep(e)
-		return Received{Outcome: Rejected, Reason: reason}, nil
+		return e, prev, Received{Outcome: Rejected, Reason: reason}, nil
 	}
-	return t.admit(e, prev)
+	return e, prev, got, nil
 }
 
 // newEvent makes the Event of a received PDU, which may have been an outlier until now.
@@ -162,7 +222,7 @@ func (t *Turn) citations(p *pdu.Event) (auth, prev []*Event, err error) {
 		prev = append(prev, e)
 	}
 	if len(missing.Auth)+len(missing.Prev) > 0 {
-		return nil, nil, missing
+		return auth, prev, missing
 	}
 	return auth, prev, nil
 }
@@ -273,27 +333,31 @@ func (r resolvable) Events(_ context.Context, nids []int64) ([]stateres.Event, e
 	return out, nil
 }
 
-// admit takes an authorised event in: its state, then, unless it fails against the current state, its place in the
-// timeline.
-func (t *Turn) admit(e *Event, prev []*Event) (Received, error) {
+// admit takes an authorised event in: its state, then, unless it fails against the current state or is spam, its
+// place in the timeline.
+func (t *Turn) admit(e *Event, prev []*Event, spam error) (Received, error) {
 	if e.IsState() {
 		if err := t.setAfter(e); err != nil {
 			return Received{}, err
 		}
 	}
-	if e.StateBefore != t.head.State {
-		reason, err := verdict(authrules.Check(e.Event, authState{t, t.head.State}))
-		if err != nil {
+	reason := spam
+	if reason == nil && e.StateBefore != t.head.State {
+		var err error
+		if reason, err = verdict(authrules.Check(e.Event, authState{t, t.head.State})); err != nil {
 			return Received{}, err
 		}
-		if reason != nil {
-			e.flags |= flagSoftFailed
-			t.keep(e)
-			return Received{Outcome: SoftFailed, Reason: reason}, nil
-		}
+	}
+	if reason != nil {
+		e.flags |= flagSoftFailed
+		t.keep(e)
+		return Received{Outcome: SoftFailed, Reason: reason}, nil
 	}
 	t.place(e)
 	t.keep(e)
+	if e.flags&flagGiven != 0 {
+		t.gapped = append(t.gapped, e)
+	}
 	if err := t.redactReceived(e); err != nil {
 		return Received{}, err
 	}

@@ -92,7 +92,7 @@ func (t *Turn) writeRelations() {
 		}
 	}
 	for _, e := range t.events {
-		if e.offset == 0 || redacted[e.NID] {
+		if e.offset == 0 && e.Anchor == 0 || redacted[e.NID] {
 			continue
 		}
 		r, ok := linkOf(e.Event)
@@ -101,7 +101,7 @@ func (t *Turn) writeRelations() {
 		}
 		kind := r.kind(e.Event)
 		t.relations = append(t.relations, related{e, r, kind})
-		t.unit.Add(relationsTable, t.room.NID, eventKey(r.Target), storage.Pos(e.offset), int64(0), e.NID, eventKey(e.ID),
+		t.unit.Add(relationsTable, t.room.NID, eventKey(r.Target), e.anchorValue(), e.Sub, e.NID, eventKey(e.ID),
 			int64(kind), r.Type, e.Type, e.Sender)
 	}
 }

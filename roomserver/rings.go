@@ -15,8 +15,24 @@ const ringSize = 64
 type timelineRing struct {
 	mu     sync.RWMutex
 	loaded bool
+	whole  bool // nothing is before it
 	from   int64
 	events []*Event // oldest first; the backing array is never overwritten, so slices of it may be kept
+}
+
+// beginAt makes the ring begin at a position: what is before it has to be read, because backfill puts events there.
+func (t *timelineRing) beginAt(pos int64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.whole = false; !t.loaded || t.from >= pos-1 {
+		return
+	}
+	t.from = pos - 1
+	i := 0
+	for i < len(t.events) && t.events[i].Anchor < pos {
+		i++
+	}
+	t.events = t.events[i:]
 }
 
 // push appends a durable event.
@@ -29,7 +45,7 @@ func (t *timelineRing) push(e *Event) {
 	if len(t.events) >= 2*ringSize {
 		kept := make([]*Event, ringSize, 2*ringSize+1)
 		copy(kept, t.events[len(t.events)-ringSize:])
-		t.from = t.events[len(t.events)-ringSize-1].Anchor
+		t.from, t.whole = t.events[len(t.events)-ringSize-1].Anchor, false
 		t.events = kept
 	}
 	if n := len(t.events); n > 0 && t.events[n-1].Anchor >= e.Anchor {
@@ -70,7 +86,7 @@ func (t *timelineRing) last(n int, upTo int64) (events []*Event, covered bool) {
 		end--
 	}
 	start := max(0, end-n)
-	return t.events[start:end:end], end-start == n || t.from == 0
+	return t.events[start:end:end], end-start == n || t.whole
 }
 
 // load gives the ring the newest events of the room from the database, unless it has them. Commits
@@ -85,14 +101,15 @@ func (t *timelineRing) load(read func() ([]*Event, error)) error {
 	if err != nil {
 		return err
 	}
+	t.whole = len(events) < ringSize
 	// Backfilled events have no arrival of their own: the ring begins after the last of them.
 	for i := len(events) - 1; i >= 0; i-- {
 		if events[i].Sub != 0 {
-			t.from, events = events[i].Anchor-1, events[i+1:]
+			t.from, t.whole, events = events[i].Anchor-1, false, events[i+1:]
 			break
 		}
 	}
-	if t.from == 0 && len(events) == ringSize {
+	if t.from == 0 && !t.whole && len(events) > 0 {
 		t.from = events[0].Anchor - 1
 	}
 	t.loaded, t.events = true, events

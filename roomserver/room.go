@@ -44,6 +44,7 @@ type Room struct {
 	members memberIndex
 	recent  timelineRing
 	changes stateRing
+	gaps    atomic.Pointer[[]Gap] // by place; never nil; replaced and not changed
 }
 
 // Head is what the next event of a room builds on. It is immutable.
@@ -207,6 +208,9 @@ func (s *Server) loadRoom(ctx context.Context, sql string, key any) (*Room, erro
 			return fmt.Errorf("room %s has no head", r.ID)
 		}
 		head.State = snapshot.Ref(state)
+		if err := r.loadGaps(tx); err != nil {
+			return err
+		}
 		return r.members.load(tx, s, r.NID, head.State)
 	})
 	if err != nil {

@@ -47,7 +47,8 @@ type Server struct {
 	users  userTable
 	txns   txnTable
 
-	upgrades keyedMutex[string] // one upgrade of a room at a time
+	upgrades  keyedMutex[string] // one upgrade of a room at a time
+	backfills keyedMutex[string] // and one backfill
 
 	relations relationCache
 

@@ -31,7 +31,8 @@ func AfterPosition(pos int64) HistoryToken { return HistoryToken{pos + 1, math.M
 func (e *Event) After() HistoryToken { return HistoryToken{e.Anchor, e.Sub + 1} }
 
 // Timeline returns the newest limit events that arrived in the room at positions in (after, upTo], oldest
-// first, and whether there are more of them.
+// first, and whether there are more of them. Unknown events may lie between them: then only those after the gap are
+// returned, and there are more.
 func (s *Server) Timeline(ctx context.Context, room *Room, after, upTo int64, limit int) (events []*Event, more bool, err error) {
 	if err := s.fillRecent(ctx, room); err != nil {
 		return nil, false, err
@@ -46,7 +47,8 @@ func (s *Server) Timeline(ctx context.Context, room *Room, after, upTo int64, li
 			slices.Reverse(events)
 		}
 		events, more = newest(events, limit)
-		return events, more, nil
+		events, cut := room.contiguous(events)
+		return events, more || cut, nil
 	}
 	events, covered := room.recent.since(after, upTo)
 	if !covered {
@@ -59,7 +61,8 @@ func (s *Server) Timeline(ctx context.Context, room *Room, after, upTo int64, li
 		slices.Reverse(events)
 	}
 	events, more = newest(events, limit)
-	return events, more, nil
+	events, cut := room.contiguous(events)
+	return events, more || cut, nil
 }
 
 // newest returns the last n events and whether it left any out.

@@ -53,7 +53,11 @@ type Turn struct {
 	awaited   []*Event
 	txn       *Txn
 	created   bool
-	placed    int // events that take a position
+	entered   bool // the room's history begins before the first event of the unit
+	placed    int  // events that take a position
+	// gapped are events whose parents are not all known; closed are gaps whose parents now are.
+	gapped []*Event
+	closed []Gap
 	after     []func()
 }
 

@@ -1,0 +1,158 @@
+package roomserver
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/myelin-im/myelin/internal/mxerr"
+	"github.com/myelin-im/myelin/roomserver/authrules"
+	"github.com/myelin-im/myelin/roomserver/pdu"
+	"github.com/myelin-im/myelin/roomserver/snapshot"
+)
+
+// Given is a state of a room as another server described it.
+type Given struct {
+	// Events are events of the state and of its auth chains. Those that are not known yet become outliers.
+	Events []*pdu.Event
+	// State are the ids of the events that make up the state.
+	State []string
+}
+
+// given is the root of a state by the ids of its events, all of which must be known; it is built as a difference to
+// the current state. What its own auth events refuse is in nobody's state.
+func (t *Turn) given(event string, ids []string) (snapshot.Ref, error) {
+	missing := &MissingError{Event: event}
+	wanted := map[authrules.StateKeyTuple]int64{}
+	for _, id := range ids {
+		e, err := t.find(id)
+		if err != nil {
+			return 0, err
+		}
+		if e == nil {
+			missing.Auth = append(missing.Auth, id)
+		} else if e.IsState() && !e.Rejected() {
+			wanted[authrules.StateKeyTuple{Type: e.Type, StateKey: *e.StateKey}] = e.NID
+		}
+	}
+	if len(missing.Auth) > 0 {
+		if t.created { // an answer to a join may hold events that nobody can use
+			missing.Auth = nil
+		} else {
+			return 0, missing
+		}
+	}
+	pack, err := t.s.nids.Next(t.ctx)
+	if err != nil {
+		return 0, fmt.Errorf("take a number: %w", err)
+	}
+	edit := t.s.tree(t.room, t.head.State).Edit(pack)
+	surplus := map[int64]bool{}
+	if err := t.s.tree(t.room, t.head.State).Walk(t.ctx, func(nid int64) error { surplus[nid] = true; return nil }); err != nil {
+		return 0, err
+	}
+	for k, nid := range wanted {
+		if !surplus[nid] {
+			edit.Set(k.Type, k.StateKey, nid)
+		}
+		delete(surplus, nid)
+	}
+	for nid := range surplus {
+		e, err := t.event(nid)
+		if err != nil {
+			return 0, err
+		}
+		if _, ok := wanted[authrules.StateKeyTuple{Type: e.Type, StateKey: *e.StateKey}]; !ok {
+			edit.Delete(e.Type, *e.StateKey)
+		}
+	}
+	return t.commit(edit, pack)
+}
+
+// given is the state before the event with which a room is entered.
+func (n *Entry) given() *Given {
+	g := &Given{Events: append(append(make([]*pdu.Event, 0, len(n.Auth)+len(n.State)), n.Auth...), n.State...)}
+	for _, p := range n.State {
+		g.State = append(g.State, p.ID)
+	}
+	return g
+}
+
+// reenter enters a room of which this server has a past, or in which another of its users is.
+func (s *Server) reenter(ctx context.Context, entry Entry) (e *Event, err error) {
+	_, err = s.Turn(ctx, entry.RoomID, func(t *Turn) error {
+		in := &Incoming{Event: entry.Event, Before: entry.given()}
+		if t.room.Resident() {
+			e, err = t.join(in)
+		} else {
+			e, err = t.comeBack(in)
+		}
+		if err == nil && e.IsState() {
+			t.unit.Exec(`DELETE FROM outside_memberships WHERE user_id = $1 AND room_id = $2`, *e.StateKey, t.room.ID)
+		}
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("enter %s: %w", entry.RoomID, err)
+	}
+	return e, nil
+}
+
+// join receives an event that must be accepted.
+func (t *Turn) join(in *Incoming) (*Event, error) {
+	got, err := t.receive(in)
+	if err != nil {
+		return nil, err
+	}
+	if got.Outcome == Rejected || got.Outcome == SoftFailed {
+		return nil, mxerr.Forbidden("The room does not allow the event: " + got.Reason.Error()).With(got.Reason)
+	}
+	return t.find(in.Event.ID)
+}
+
+// comeBack makes an event the only forward extremity of a room whose last user had left: what happened
+// meanwhile is unknown, and the state before the event is what the other server says.
+func (t *Turn) comeBack(in *Incoming) (*Event, error) {
+	known, err := t.find(in.Event.ID)
+	if err != nil {
+		return nil, err
+	}
+	if known != nil && !known.Outlier() {
+		return known, nil
+	}
+	if err := t.outliers(in.Before.Events); err != nil {
+		return nil, err
+	}
+	auth, err := t.authEvents(in.Event)
+	if err != nil {
+		return nil, err
+	}
+	e, err := t.newEvent(in.Event, known, auth)
+	if err != nil {
+		return nil, err
+	}
+	if e.StateBefore, err = t.given(e.ID, in.Before.State); err != nil {
+		return nil, err
+	}
+	e.StateAfter = e.StateBefore
+	reason, err := t.refusal(e, auth)
+	if err == nil {
+		err = reason
+	}
+	if err != nil {
+		return nil, err
+	}
+	if e.IsState() {
+		if err := t.setAfter(e); err != nil {
+			return nil, err
+		}
+	}
+	t.place(e)
+	e.flags |= flagGiven
+	t.gapped = append(t.gapped, e)
+	t.keep(e)
+	if err := t.logState(e, t.head.State, e.StateAfter); err != nil {
+		return nil, err
+	}
+	t.head = &Head{Extremities: []*Event{e}, State: e.StateAfter}
+	return e, nil
+}
