@@ -14,6 +14,8 @@ import (
 	"github.com/myelin-im/myelin/clientapi"
 	"github.com/myelin-im/myelin/directory"
 	"github.com/myelin-im/myelin/ephemeral"
+	"github.com/myelin-im/myelin/federation"
+	"github.com/myelin-im/myelin/federation/keys"
 	"github.com/myelin-im/myelin/homeserver/config"
 	"github.com/myelin-im/myelin/homeserver/signingkey"
 	"github.com/myelin-im/myelin/internal/httpapi"
@@ -29,7 +31,7 @@ import (
 )
 
 // schemas are the tables of all features, those of lower floors first.
-var schemas = []storage.Schema{roomserver.Schema, accounts.Schema, ephemeral.Schema, push.Schema, directory.Schema, reports.Schema, syncapi.Schema, search.Schema}
+var schemas = []storage.Schema{roomserver.Schema, accounts.Schema, ephemeral.Schema, push.Schema, directory.Schema, reports.Schema, keys.Schema, syncapi.Schema, search.Schema}
 
 // features are the parts of the server that know Matrix. The zero value can tell its endpoints, but not serve them.
 type features struct {
@@ -43,6 +45,8 @@ type features struct {
 	directory *directory.API
 	reports   *reports.API
 	search    *search.API
+
+	federation *federation.API
 }
 
 // newFeatures puts the features together, each on those that it uses. They must be complete before the first write,
@@ -54,6 +58,10 @@ func newFeatures(cfg *config.Config, db *storage.DB, key signingkey.Key, limits 
 		return nil, err
 	}
 	f := new(features)
+	others, err := newOthers(cfg, db, key, part("federation"))
+	if err != nil {
+		return nil, err
+	}
 	f.rooms, err = roomserver.New(db, roomserver.Options{
 		ServerName: cfg.Server.Name, KeyID: key.ID, Key: key.Private, Log: part("rooms"),
 	})
@@ -89,6 +97,13 @@ func newFeatures(cfg *config.Config, db *storage.DB, key signingkey.Key, limits 
 	}
 	f.reports = reports.New(db, f.rooms)
 	f.search = search.New(search.Deps{DB: db, Rooms: f.rooms, Ignored: f.unread.Ignored, Log: part("search")})
+	f.federation, err = federation.New(federation.Deps{
+		Name: cfg.Server.Name, Policy: others.policy, DB: db, Rooms: f.rooms, Client: others.client, Keys: others.keys,
+		EDUs: map[string]federation.EDUHandler{}, Log: part("federation"),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("set up federation: %w", err)
+	}
 	return f, nil
 }
 
@@ -97,7 +112,7 @@ func (f *features) endpoints() []httpapi.Endpoint {
 	var all []httpapi.Endpoint
 	for _, some := range [][]httpapi.Endpoint{
 		f.accounts.Endpoints(), f.ephemeral.Endpoints(), f.push.Endpoints(), f.client.Endpoints(), f.sync.Endpoints(),
-		f.directory.Endpoints(), f.reports.Endpoints(), f.search.Endpoints(),
+		f.directory.Endpoints(), f.reports.Endpoints(), f.search.Endpoints(), f.federation.Endpoints(),
 	} {
 		all = append(all, some...)
 	}
@@ -109,6 +124,11 @@ func (f *features) authenticate(ctx context.Context, token string, r *http.Reque
 	return f.accounts.Authenticate(ctx, token, r)
 }
 
+// authenticateServer finds the server that signed a request.
+func (f *features) authenticateServer(ctx context.Context, r *http.Request, body []byte) (*httpapi.Caller, error) {
+	return f.federation.Authenticate(ctx, r, body)
+}
+
 // start lets the features do what they do in the background until ctx ends; then the channel is closed.
 func (f *features) start(ctx context.Context) (ended <-chan struct{}) {
 	var group sync.WaitGroup
@@ -118,6 +138,7 @@ func (f *features) start(ctx context.Context) (ended <-chan struct{}) {
 	group.Go(func() { f.client.Run(ctx) })
 	group.Go(func() { f.rooms.Run(ctx) })
 	group.Go(func() { f.search.Run(ctx) })
+	group.Go(func() { f.federation.Run(ctx) })
 	done := make(chan struct{})
 	go func() {
 		group.Wait()

@@ -71,12 +71,13 @@ func (s *Server) open(ctx context.Context) error {
 		return err
 	}
 	s.router, err = httpapi.NewRouter(httpapi.Config{
-		Authenticate:   s.features.authenticate,
-		Limiter:        limits,
-		Log:            s.log.WithField("part", "http"),
-		Registerer:     registerer,
-		TrustedProxies: s.cfg.Client.TrustedProxies,
-		MaxBody:        s.cfg.Limits.RequestBody,
+		Authenticate:       s.features.authenticate,
+		AuthenticateServer: s.features.authenticateServer,
+		Limiter:            limits,
+		Log:                s.log.WithField("part", "http"),
+		Registerer:         registerer,
+		TrustedProxies:     s.cfg.Client.TrustedProxies,
+		MaxBody:            s.cfg.Limits.RequestBody,
 	}, s.features.endpoints()...)
 	return err
 }

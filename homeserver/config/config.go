@@ -62,6 +62,8 @@ type Federation struct {
 	PublicAddress         string // what /.well-known/matrix/server tells, host:port; empty: nothing
 	CACert                string // PEM file with authorities trusted beside the system's
 	AllowPrivateAddresses bool
+	Allow, Deny           []string // patterns of server names; an empty Allow allows all
+	TrustedKeyServers     []string // notaries for signing keys
 }
 
 // Database says where durable data lives.

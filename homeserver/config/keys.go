@@ -110,6 +110,24 @@ func sections(c *Config) []section {
 
 				Set it to true only in closed networks and tests.`,
 				truth(&c.Federation.AllowPrivateAddresses)},
+			{"allow", "", false, `
+				The only servers to talk to, in both directions. In a name, * stands for any characters and ? for one; without a
+				port, it means the host with any port. Empty: all servers.
+
+				Set it in closed networks.`,
+				patterns(&c.Federation.Allow)},
+			{"deny", "", false, `
+				Servers never to talk to, in either direction, written as in allow, and stronger than that.
+
+				Set it against servers from which nothing but abuse comes. Their users' old events stay in the rooms.`,
+				patterns(&c.Federation.Deny)},
+			{"trusted_key_servers", "matrix.org", false, `
+				Servers that are asked for the signing keys of others that do not answer themselves, in this order. Without
+				any, events of servers that are gone cannot be checked, and rooms that hold such events may be wrong or
+				impossible to join.
+
+				Set it to other servers if you trust them more.`,
+				serverNames(&c.Federation.TrustedKeyServers)},
 		}},
 		{"database", "Where durable data lives.", []key{
 			{"url", "", true, `

@@ -262,6 +262,19 @@ func list[T any](field *[]T, allowed, separators string, parse func(string) (T, 
 	}
 }
 
+// patterns are names of servers with wildcards.
+func patterns(field *[]string) value {
+	return list(field, "server names, in which * and ? are wildcards", ",", func(pattern string) (string, error) {
+		return pattern, checkServerName(strings.NewReplacer("*", "x", "?", "x").Replace(pattern))
+	}, func(pattern string) string { return pattern })
+}
+
+// serverNames are names of servers.
+func serverNames(field *[]string) value {
+	return list(field, "server names", ",", func(name string) (string, error) { return name, checkServerName(name) },
+		func(name string) string { return name })
+}
+
 // files are paths of files that can be read.
 func files(field *[]string) value {
 	return list(field, "paths of readable files", ":,", func(path string) (string, error) {
