@@ -67,6 +67,7 @@ type roomCheck struct {
 	after   map[string]snapshot.Ref // state after the events seen, of the last afterMemory
 	last    int64                   // highest position of an event
 	related relationSum             // of the relations that events have
+	purged  bool                    // older events were purged
 }
 
 // afterMemory bounds roomCheck.after.
@@ -79,6 +80,11 @@ func (c *roomCheck) bad(format string, args ...any) {
 }
 
 func (c *roomCheck) run(ctx context.Context) error {
+	mark, err := c.s.Purged(ctx, c.room)
+	if err != nil {
+		return err
+	}
+	c.purged = mark.Before > 0
 	for _, step := range []func(context.Context) error{c.events, c.order, c.head, c.stateLog, c.members, c.references, c.relations} {
 		if err := step(ctx); err != nil {
 			return err

@@ -45,6 +45,8 @@ type Room struct {
 	recent  timelineRing
 	changes stateRing
 	gaps    atomic.Pointer[[]Gap] // by place; never nil; replaced and not changed
+
+	lifetime atomic.Pointer[roomLifetime]
 }
 
 // Head is what the next event of a room builds on. It is immutable.

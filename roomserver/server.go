@@ -27,6 +27,8 @@ type Options struct {
 	Log *logrus.Entry
 	// EventCacheBytes and StateCacheBytes bound the two large caches; 0 takes the default.
 	EventCacheBytes, StateCacheBytes int64
+	// Retention is how long messages are kept.
+	Retention Retention
 	// Now is the clock; nil means time.Now.
 	Now func() time.Time
 }
@@ -39,6 +41,8 @@ type Server struct {
 	db    *storage.DB
 	log   *logrus.Entry
 	now   func() time.Time
+
+	retention Retention
 
 	nids   *storage.IDs
 	states *snapshot.Store
@@ -78,7 +82,7 @@ func New(db *storage.DB, opts Options) (*Server, error) {
 	}
 	s := &Server{
 		name: opts.ServerName, keyID: opts.KeyID, key: opts.Key,
-		db: db, log: opts.Log, now: opts.Now, nids: db.IDs("roomserver"),
+		db: db, log: opts.Log, now: opts.Now, nids: db.IDs("roomserver"), retention: opts.Retention,
 	}
 	var err error
 	s.events, err = otter.New(&otter.Options[int64, *Event]{

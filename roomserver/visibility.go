@@ -33,6 +33,8 @@ type Viewer struct {
 	user string
 	// joinedUntil is the last position at which the user was joined (MaxInt64: still is); 0: never.
 	joinedUntil int64
+	// horizon is the origin_server_ts before which messages have expired.
+	horizon int64
 
 	root       snapshot.Ref
 	known      bool
@@ -45,6 +47,9 @@ func (s *Server) Viewer(ctx context.Context, room *Room, user string, upTo int64
 	v := &Viewer{s: s, room: room, user: user}
 	root, err := s.StateAt(ctx, room, upTo)
 	if err != nil {
+		return nil, err
+	}
+	if v.horizon, err = s.Horizon(ctx, room); err != nil {
 		return nil, err
 	}
 	// Walk the user's membership events back to the last time they were joined.
@@ -65,6 +70,9 @@ func (s *Server) Viewer(ctx context.Context, room *Room, user string, upTo int64
 	}
 	return v, nil
 }
+
+// Horizon is the origin_server_ts, in milliseconds, before which messages have expired and are not seen; 0 if they never do.
+func (v *Viewer) Horizon() int64 { return v.horizon }
 
 // JoinedUntil is the position of the event that ended the user's last stay in the room, MaxInt64 while it lasts, and 0
 // for someone who was never joined.
@@ -94,7 +102,7 @@ func (v *Viewer) look(ctx context.Context, root snapshot.Ref) error {
 
 // Sees tells whether the user may see an event.
 func (v *Viewer) Sees(ctx context.Context, e *Event) (bool, error) {
-	if e.Rejected() || e.SoftFailed() || e.Outlier() {
+	if e.Rejected() || e.SoftFailed() || e.Outlier() || e.OriginServerTS < v.horizon && !e.IsState() {
 		return false, nil
 	}
 	if err := v.look(ctx, e.StateBefore); err != nil {
@@ -114,8 +122,12 @@ func (v *Viewer) Sees(ctx context.Context, e *Event) (bool, error) {
 }
 
 // SeesChild tells whether the user may see an event of which only its place and the state before it are at hand. A
-// state event that lets the user in is judged by what was before.
+// state event that lets the user in is judged by what was before. Without an OriginServerTS, it is not asked whether the
+// event has expired.
 func (v *Viewer) SeesChild(ctx context.Context, c *Child) (bool, error) {
+	if c.OriginServerTS < v.horizon && c.OriginServerTS != 0 {
+		return false, nil
+	}
 	if err := v.look(ctx, c.StateBefore); err != nil {
 		return false, err
 	}

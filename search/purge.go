@@ -1,0 +1,57 @@
+package search
+
+import (
+	"github.com/myelin-im/myelin/roomserver"
+	"github.com/myelin-im/myelin/storage"
+)
+
+// Purged takes messages that are being purged out of the index.
+func Purged(tx *storage.Tx, _ int64, purged []*roomserver.Event) error {
+	for _, e := range purged {
+		id, ok := entryID(e)
+		if _, searched := partOf(e); !ok || !searched {
+			continue
+		}
+		if err := dropEntry(tx, id); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func dropEntry(tx *storage.Tx, id int64) error {
+	n, err := tx.Exec(`DELETE FROM search_events WHERE id = $1`, id)
+	if err == nil && n > 0 {
+		_, err = tx.Exec(`DELETE FROM search_terms WHERE rowid = $1`, id)
+	}
+	return err
+}
+
+// RoomRemoved deletes up to limit entries of a room that is gone from the index and the user directory.
+func RoomRemoved(tx *storage.Tx, room int64, _ string, limit int) (n int64, err error) {
+	condition, _, text := tx.Matching(eventTerms, storage.TermQuery{{{Text: roomTerm(room)}}})
+	var ids []int64
+	rows := tx.Query(`SELECT rowid FROM search_terms WHERE `+condition+` LIMIT $2`, text, int64(limit))
+	var id int64
+	for rows.Next() {
+		rows.Scan(&id)
+		ids = append(ids, id)
+	}
+	if err := rows.Close(); err != nil {
+		return 0, err
+	}
+	for _, id := range ids {
+		if err := dropEntry(tx, id); err != nil {
+			return 0, err
+		}
+	}
+	if len(ids) > 0 {
+		return int64(len(ids)), nil
+	}
+	if _, err := tx.Exec(`DELETE FROM directory_open_rooms WHERE room = $1`, room); err != nil {
+		return 0, err
+	}
+	return tx.Exec(`DELETE FROM directory_rooms WHERE (member, room) IN (
+		SELECT d.member, d.room FROM room_members m JOIN directory_users u ON u.user_id = m.user_id
+		JOIN directory_rooms d ON d.member = u.id AND d.room = m.room WHERE m.room = $1 LIMIT $2)`, room, int64(limit))
+}
