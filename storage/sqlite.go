@@ -52,10 +52,12 @@ func openLite(path string, opt Options) (*lite, error) {
 	}
 	s := &lite{path: path, opt: opt, lock: lock, slots: make(chan struct{}, opt.Readers)}
 	s.writer, err = openLiteConn(path, sqlite3.OPEN_READWRITE|sqlite3.OPEN_CREATE, opt.ReadTimeout)
+	if info, statErr := os.Stat(path); err == nil && statErr == nil && info.Size() == 0 {
+		// What is deleted can be given back (Shrink). Said of a file with a WAL, it keeps other connections from opening it.
+		err = s.writer.pragmas("page_size = 4096", "auto_vacuum = INCREMENTAL")
+	}
 	if err == nil {
 		err = s.writer.pragmas(
-			"page_size = 4096",
-			"auto_vacuum = INCREMENTAL", // of a new file: what is deleted can be given back (Shrink)
 			"journal_mode = WAL",
 			"synchronous = FULL",
 			"foreign_keys = OFF",
