@@ -10,11 +10,13 @@ import (
 // rowStatement turns a run of units of rows into one SQL statement: log_head is advanced and every
 // table filled by CTEs over unnest, so that no round trip of ours happens while the row of log_head is
 // locked. The text depends only on which tables occur and in which columns positions are used, so
-// it is prepared once per shape.
+// it is prepared once per shape. Where no table gets more than one row, which is how somebody waits who is alone,
+// values take the place of arrays.
 type rowStatement struct {
 	groups    []*rowGroup
 	free      []*rowGroup
 	positions int64
+	plain     bool // one row a table
 
 	keys  keySet
 	shape []byte
@@ -75,6 +77,7 @@ func (r *rowStatement) fill(units []*Unit) bool {
 		}
 		return 1
 	})
+	r.plain = !slices.ContainsFunc(r.groups, func(g *rowGroup) bool { return g.rows > 1 })
 	return !deletes || r.disjoint(units)
 }
 
@@ -219,6 +222,14 @@ func array(data []byte, null bool, oid uint32, rows int) []byte {
 	return data
 }
 
+// value returns the only value of a column, as PostgreSQL's binary format has it, or nil.
+func (c *arrayColumn) value() []byte {
+	if c.null {
+		return nil
+	}
+	return c.data[arrayHeader+4:]
+}
+
 // mixed reports whether some values count from the base and others do not. (NULL counts as not; it
 // stays NULL when something is added to it.)
 func (c *arrayColumn) mixed(rows int) bool { return c.relative > 0 && c.relative < rows }
@@ -235,6 +246,9 @@ func (r *rowStatement) build(guard []any) (string, []any) {
 	if r.positions > 0 {
 		r.shape[1] = 1
 	}
+	if r.plain {
+		r.shape[1] |= 2
+	}
 	for _, g := range r.groups {
 		r.shape = binary.AppendVarint(r.shape, g.table.id)
 		if g.delete {
@@ -244,8 +258,12 @@ func (r *rowStatement) build(guard []any) (string, []any) {
 		}
 		for i := range g.columns {
 			c := &g.columns[i]
-			_, oid := c.typ.postgres()
-			r.args = append(r.args, array(c.data, c.null, oid, g.rows))
+			if r.plain {
+				r.args = append(r.args, c.value())
+			} else {
+				_, oid := c.typ.postgres()
+				r.args = append(r.args, array(c.data, c.null, oid, g.rows))
+			}
 			switch {
 			case c.mixed(g.rows):
 				r.args = append(r.args, array(c.marks, false, oidBool, g.rows))
@@ -292,7 +310,7 @@ func (r *rowStatement) text(guard bool) string {
 		parts = append(parts, "w AS (UPDATE log_writers "+fmt.Sprintf(noted, base)+" RETURNING 1)")
 	}
 	for i, g := range r.groups {
-		parts = append(parts, fmt.Sprintf("t%d AS (%s)", i, g.text(param)))
+		parts = append(parts, fmt.Sprintf("t%d AS (%s)", i, g.text(param, r.plain)))
 	}
 	if len(parts) > 0 {
 		b.WriteString("WITH " + strings.Join(parts, ",\n"))
@@ -305,41 +323,60 @@ func (r *rowStatement) text(guard bool) string {
 	return b.String()
 }
 
-// text writes the part of one table.
-func (g *rowGroup) text(param func(typ string) string) string {
-	var arrays, names, values []string
+// text writes the part of one table, whose rows are arrays, or one row of plain values.
+func (g *rowGroup) text(param func(typ string) string, plain bool) string {
+	var arrays, names, values, from []string
 	head := false
 	for i := range g.columns {
 		c := &g.columns[i]
 		typ, _ := c.typ.postgres()
-		arrays = append(arrays, param(typ+"[]"))
 		name := fmt.Sprintf("c%d", i)
-		names = append(names, name)
 		value := "u." + name
+		if plain {
+			value = param(typ)
+		} else {
+			arrays, names = append(arrays, param(typ+"[]")), append(names, name)
+		}
 		switch {
 		case c.mixed(g.rows):
-			arrays = append(arrays, param("boolean[]"))
-			names = append(names, "m"+name)
-			value = fmt.Sprintf("u.%s + CASE WHEN u.m%s THEN h.base ELSE 0 END", name, name)
+			arrays, names = append(arrays, param("boolean[]")), append(names, "m"+name)
+			value += " + CASE WHEN u.m" + name + " THEN h.base ELSE 0 END"
 			head = true
 		case c.relative > 0:
-			value = "h.base + u." + name
+			value = "h.base + " + value
 			head = true
 		case c.typ == terms:
-			value = "CAST(u." + name + " AS tsvector)"
+			value = "CAST(" + value + " AS tsvector)"
 		}
 		values = append(values, value)
 	}
-	from := "unnest(" + strings.Join(arrays, ", ") + ") AS u(" + strings.Join(names, ", ") + ")"
 	if head {
-		from = "h, " + from
+		from = append(from, "h")
 	}
-	if !g.delete {
-		return g.table.insertHead() + " SELECT " + strings.Join(values, ", ") + " FROM " + from + g.table.onConflict()
+	if !plain {
+		from = append(from, "unnest("+strings.Join(arrays, ", ")+") AS u("+strings.Join(names, ", ")+")")
 	}
-	var where []string
+	if g.delete {
+		return g.deleteText(values, from)
+	}
+	text := g.table.insertHead() + " SELECT " + strings.Join(values, ", ")
+	if len(from) > 0 {
+		text += " FROM " + strings.Join(from, ", ")
+	}
+	return text + g.table.onConflict()
+}
+
+func (g *rowGroup) deleteText(values, from []string) string {
+	text := "DELETE FROM " + g.table.name + " AS t"
+	if len(from) > 0 {
+		text += " USING " + strings.Join(from, ", ")
+	}
 	for i, v := range values {
-		where = append(where, "t."+g.columns[i].name+" = "+v)
+		and := " AND "
+		if i == 0 {
+			and = " WHERE "
+		}
+		text += and + "t." + g.columns[i].name + " = " + v
 	}
-	return "DELETE FROM " + g.table.name + " AS t USING " + from + " WHERE " + strings.Join(where, " AND ")
+	return text
 }
