@@ -26,6 +26,12 @@ const (
 	PrivateReceipt
 	// Directory is a change of the lists of public rooms that Room is in.
 	Directory
+	// DeviceKeys is a change of User's identity keys: those of a device, its name, or cross-signing keys and signatures.
+	DeviceKeys
+	// OneTimeKeys is a change of how many one-time keys or unused fallback keys User's devices have.
+	OneTimeKeys
+	// Outgoing is something other than an event that another server is owed.
+	Outgoing
 )
 
 // Notice tells subscribers that something exists at a position; they look for themselves.
