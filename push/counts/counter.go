@@ -197,6 +197,7 @@ func (r *reader) scan(ctx context.Context, cp *checkpoint, upTo int64, skipMain 
 		if err != nil {
 			return err
 		}
+		r.applyOwn(cp, events)
 		for _, e := range events {
 			if err := r.judge(ctx, cp, e, everywhere); err != nil {
 				return err
@@ -214,6 +215,20 @@ func (r *reader) scan(ctx context.Context, cp *checkpoint, upTo int64, skipMain 
 	return nil
 }
 
+// applyOwn marks as read what stands before the user's own events. It sees events before they are judged, so that it need
+// not be found out whether what they mark notifies.
+//
+// "When the user updates their read receipt (either by using the API or by sending an event), notifications prior to and
+// including that event MUST be marked as read." Membership events do not count: a new profile picture sends one to each
+// room. All of the scope's unread events stand before this one, so that even numbers alone can be cleared.
+func (r *reader) applyOwn(cp *checkpoint, events []*Event) {
+	for _, e := range events {
+		if e.Sender == r.user && e.Type != "m.room.member" {
+			cp.read(cp.scopeOf(e.Thread), e.Pos)
+		}
+	}
+}
+
 // judge adds an event to what is unread if it notifies, and applies what it does to others.
 func (r *reader) judge(ctx context.Context, cp *checkpoint, e *Event, everywhere int64) error {
 	r.judged++
@@ -221,14 +236,7 @@ func (r *reader) judge(ctx context.Context, cp *checkpoint, e *Event, everywhere
 		cp.redact(e.Redacts)
 	}
 	if e.Sender == r.user {
-		// "When the user updates their read receipt (either by using the API or by sending an
-		// event), notifications prior to and including that event MUST be marked as read." Membership
-		// events do not count: a new profile picture sends one to each room. All of the scope's unread
-		// events stand before this one, so that even numbers alone can be cleared.
-		if e.Type != "m.room.member" {
-			cp.read(cp.scopeOf(e.Thread), e.Pos)
-		}
-		return nil
+		return nil // applyOwn has seen it
 	}
 	if r.ignored[e.Sender] && !e.State || e.Redacted {
 		return nil
@@ -270,5 +278,9 @@ func (r *reader) evaluate(ctx context.Context, e *Event) (*rules.Actions, error)
 			return nil, err
 		}
 	}
-	return r.compiled.Evaluate(e.Prepared, e.Room, name), nil
+	prepared, room, err := e.Facts.get(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return r.compiled.Evaluate(prepared, room, name), nil
 }

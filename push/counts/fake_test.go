@@ -56,8 +56,9 @@ func (l *fakeLog) put(e *Event, content string) int64 {
 	if e.State {
 		re.StateKey = new(string)
 	}
-	e.Prepared = rules.Prepare(re)
-	e.Room = &rules.Room{MemberCount: 3}
+	e.Facts = NewFacts(func(context.Context) (*rules.Prepared, *rules.Room, error) {
+		return rules.Prepare(re), &rules.Room{MemberCount: 3}, nil
+	})
 	l.events = append(l.events, e)
 	return e.Pos
 }
@@ -191,7 +192,8 @@ func (l *fakeLog) naive(at, knownUpTo int64) *Unread {
 			continue
 		}
 		c, _, _ := l.RulesSpan(context.Background(), alice, e.Pos)
-		a := c.Evaluate(e.Prepared, e.Room, l.name)
+		prepared, room, _ := e.Facts.get(context.Background())
+		a := c.Evaluate(prepared, room, l.name)
 		if !a.Notify {
 			continue
 		}

@@ -2,6 +2,8 @@ package counts
 
 import (
 	"context"
+	"sync"
+	"sync/atomic"
 
 	"github.com/myelin-im/myelin/push/rules"
 )
@@ -21,9 +23,42 @@ type Event struct {
 	// Redacts is the position of the event that this one, a redaction that took effect, redacts;
 	// 0 for any other event and for a target without a position.
 	Redacts int64
-	// Prepared is the event as push rules look at it, and Room are the room's facts at its position.
-	Prepared *rules.Prepared
-	Room     *rules.Room
+	// Facts are what push rules look at.
+	Facts *Facts
+}
+
+// Facts are an event as push rules look at it and the room's facts at its position. They are worked out when somebody
+// asks for the first time: many events are read before their readers are counted. Safe for concurrent use.
+type Facts struct {
+	done     atomic.Bool
+	prepared *rules.Prepared // these two are set before done
+	room     *rules.Room
+
+	mu   sync.Mutex
+	work func(ctx context.Context) (*rules.Prepared, *rules.Room, error) // guarded by mu; nil once it succeeded
+}
+
+// NewFacts makes Facts that work works out. It may be called again after an error.
+func NewFacts(work func(ctx context.Context) (*rules.Prepared, *rules.Room, error)) *Facts {
+	return &Facts{work: work}
+}
+
+// get returns the facts.
+func (f *Facts) get(ctx context.Context) (*rules.Prepared, *rules.Room, error) {
+	if f.done.Load() {
+		return f.prepared, f.room, nil
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !f.done.Load() {
+		var err error
+		if f.prepared, f.room, err = f.work(ctx); err != nil {
+			return nil, nil, err
+		}
+		f.work = nil
+		f.done.Store(true)
+	}
+	return f.prepared, f.room, nil
 }
 
 // Unthreaded and Main name the receipts that belong to no single thread root.

@@ -41,7 +41,7 @@ const (
 	eventBytes = 16 << 20
 	// maxJoins bounds the membership events of which it is known when the stay in the room began.
 	maxJoins = 200_000
-	// maxRooms bounds the rooms of which it is known how many members they had at some point.
+	// maxRooms bounds the rooms of which some states are known.
 	maxRooms = 20_000
 )
 
@@ -84,9 +84,9 @@ type log struct {
 	rules    *push.API
 	ignored  *accounts.IgnoreLists
 
-	events  *otter.Cache[int64, prepared]      // by event number
-	joins   *otter.Cache[int64, int64]         // by number of a membership event, where that stay began
-	members *otter.Cache[int64, *memberCounts] // by room
+	events *otter.Cache[int64, prepared]    // by event number
+	joins  *otter.Cache[int64, int64]       // by number of a membership event, where that stay began
+	states *otter.Cache[int64, *roomStates] // by room
 }
 
 func (l *log) makeCaches() (err error) {
@@ -98,8 +98,8 @@ func (l *log) makeCaches() (err error) {
 	if l.joins, err = otter.New(&otter.Options[int64, int64]{MaximumSize: maxJoins}); err != nil {
 		return fmt.Errorf("make cache of joins: %w", err)
 	}
-	if l.members, err = otter.New(&otter.Options[int64, *memberCounts]{MaximumSize: maxRooms}); err != nil {
-		return fmt.Errorf("make cache of member counts: %w", err)
+	if l.states, err = otter.New(&otter.Options[int64, *roomStates]{MaximumSize: maxRooms}); err != nil {
+		return fmt.Errorf("make cache of states: %w", err)
 	}
 	return nil
 }
@@ -134,13 +134,19 @@ func (l *log) Events(ctx context.Context, nid, after, upTo int64, _ bool, limit 
 	return out, nil
 }
 
-// prepare works out what counting needs of an event.
+// prepare works out what counting needs of an event, but for what only rules look at.
 func (l *log) prepare(ctx context.Context, room *roomserver.Room, e *roomserver.Event) (prepared, error) {
-	out := prepared{size: uint32(1000 + 2*len(e.Content())), Event: &counts.Event{
+	out := prepared{size: uint32(1000 + 2*len(e.Content()) + len(e.JSON())), Event: &counts.Event{
 		Pos: e.Anchor, Type: e.Type, Sender: e.Sender, State: e.IsState(), Redacted: e.Redacted,
-		Prepared: rules.Prepare(&rules.Event{
-			Type: e.Type, Sender: e.Sender, RoomID: room.ID, EventID: e.ID, StateKey: e.StateKey,
-			OriginServerTS: e.OriginServerTS, Content: e.Content(),
+		Facts: counts.NewFacts(func(ctx context.Context) (*rules.Prepared, *rules.Room, error) {
+			facts, err := l.facts(ctx, room, e)
+			if err != nil {
+				return nil, nil, fmt.Errorf("room at %s: %w", e.ID, err)
+			}
+			return rules.Prepare(&rules.Event{
+				Type: e.Type, Sender: e.Sender, RoomID: room.ID, EventID: e.ID, StateKey: e.StateKey,
+				OriginServerTS: e.OriginServerTS, Content: e.Content(),
+			}), facts, nil
 		}),
 	}}
 	var err error
@@ -154,24 +160,6 @@ func (l *log) prepare(ctx context.Context, room *roomserver.Room, e *roomserver.
 	if target != nil {
 		out.Redacts = target.Anchor
 	}
-	if out.Room, err = l.facts(ctx, room, e); err != nil {
-		return out, fmt.Errorf("room at %s: %w", e.ID, err)
-	}
-	return out, nil
-}
-
-// facts are what push rules ask about the room, by its state after the event.
-func (l *log) facts(ctx context.Context, room *roomserver.Room, e *roomserver.Event) (*rules.Room, error) {
-	out := &rules.Room{}
-	var err error
-	if out.MemberCount, err = l.joined(ctx, room, e); err != nil {
-		return nil, err
-	}
-	levels, err := l.rooms.LevelsAt(ctx, room, e.StateAfter)
-	if err != nil {
-		return nil, err
-	}
-	out.SenderLevel, out.NotificationLevels = levels.User(e.Sender), levels.Notifications()
 	return out, nil
 }
 
