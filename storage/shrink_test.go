@@ -55,7 +55,12 @@ func TestShrink(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if size := reopened(); size > full/4 {
+	size := reopened()
+	var n int64
+	if found, err := db.Get(ctx, `SELECT count(*) FROM bulk`, nil, &n); err != nil || !found || n != 4 {
+		t.Errorf("%d rows are left, %v", n, err)
+	}
+	if size > full/4 {
 		t.Errorf("the file has %d bytes after nine tenths of its %d were deleted", size, full)
 	}
 }
