@@ -29,11 +29,8 @@ const (
 )
 
 // NewIgnoreLists makes the memory. It must be called before the first write.
-func NewIgnoreLists(db *storage.DB) (*IgnoreLists, error) {
-	m, err := memo.New(maxIgnoreLists, func(ctx context.Context, user string) (ignoreList, error) { return readIgnoreList(ctx, db, user) })
-	if err != nil {
-		return nil, fmt.Errorf("accounts: %w", err)
-	}
+func NewIgnoreLists(db *storage.DB) *IgnoreLists {
+	m := memo.New(maxIgnoreLists, func(ctx context.Context, user string) (ignoreList, error) { return readIgnoreList(ctx, db, user) })
 	db.Subscribe(func(batch []storage.Notice, _ int64) {
 		for i := range batch {
 			if n := &batch[i]; n.Kind == storage.AccountData {
@@ -41,7 +38,7 @@ func NewIgnoreLists(db *storage.DB) (*IgnoreLists, error) {
 			}
 		}
 	})
-	return &IgnoreLists{m}, nil
+	return &IgnoreLists{m}
 }
 
 // Of returns whom a user ignores by now, not to be changed, and the log position since which the list is this one.

@@ -9,10 +9,7 @@ import (
 
 func TestIgnoreLists(t *testing.T) {
 	each(t, func(t *testing.T, db *storage.DB) {
-		lists, err := NewIgnoreLists(db)
-		if err != nil {
-			t.Fatal(err)
-		}
+		lists := NewIgnoreLists(db)
 		s := newServer(t, db)
 		token := s.user("alice")
 		var last int64

@@ -2,11 +2,9 @@ package directory
 
 import (
 	"embed"
-	"fmt"
 	"net/http"
 
-	"github.com/maypok86/otter/v2"
-
+	"github.com/myelin-im/myelin/internal/cache"
 	"github.com/myelin-im/myelin/internal/httpapi"
 	"github.com/myelin-im/myelin/internal/ratelimit"
 	"github.com/myelin-im/myelin/roomserver"
@@ -23,8 +21,8 @@ var Schema = storage.Schema{Feature: "directory", FS: migrations}
 type API struct {
 	db        *storage.DB
 	rooms     *roomserver.Server
-	summaries *otter.Cache[int64, *summary]
-	children  *otter.Cache[int64, *childList]
+	summaries *cache.Cache[int64, *summary]
+	children  *cache.Cache[int64, *childList]
 	index     *index
 }
 
@@ -34,23 +32,13 @@ const (
 )
 
 // New makes the API. It subscribes to the log and must be called before the first write.
-func New(db *storage.DB, rooms *roomserver.Server) (*API, error) {
+func New(db *storage.DB, rooms *roomserver.Server) *API {
 	a := &API{db: db, rooms: rooms}
-	var err error
-	a.summaries, err = otter.New(&otter.Options[int64, *summary]{
-		MaximumWeight: summaryCacheBytes, Weigher: func(_ int64, s *summary) uint32 { return s.cost() },
-	})
-	if err == nil {
-		a.children, err = otter.New(&otter.Options[int64, *childList]{
-			MaximumWeight: childrenCacheBytes, Weigher: func(_ int64, l *childList) uint32 { return l.cost },
-		})
-	}
-	if err != nil {
-		return nil, fmt.Errorf("make cache of summaries: %w", err)
-	}
+	a.summaries = cache.New[int64, *summary](summaryCacheBytes)
+	a.children = cache.New[int64, *childList](childrenCacheBytes)
 	a.index = newIndex(a)
 	db.Subscribe(a.index.committed)
-	return a, nil
+	return a
 }
 
 // Endpoints is the table of routes.

@@ -12,6 +12,7 @@ import (
 
 	"github.com/tidwall/gjson"
 
+	"github.com/myelin-im/myelin/internal/cache"
 	"github.com/myelin-im/myelin/internal/canonicaljson"
 	"github.com/myelin-im/myelin/internal/httpapi"
 	"github.com/myelin-im/myelin/internal/mxerr"
@@ -220,12 +221,12 @@ type child struct {
 type childList struct {
 	root snapshot.Ref
 	list []child
-	cost uint32
+	cost int
 }
 
 // childrenOf returns the children of a space at the root of its state.
 func (a *API) childrenOf(ctx context.Context, room *roomserver.Room, root snapshot.Ref) (*childList, error) {
-	if l, ok := a.children.GetIfPresent(room.NID); ok && l.root == root {
+	if l, ok := a.children.Get(room.NID); ok && l.root == root {
 		return l, nil
 	}
 	events, err := a.rooms.StateEventsOfType(ctx, room, root, "m.space.child")
@@ -241,9 +242,9 @@ func (a *API) childrenOf(ctx context.Context, room *roomserver.Room, root snapsh
 	slices.SortFunc(l.list, compareChildren)
 	l.list = l.list[:min(len(l.list), maxChildren)]
 	for i := range l.list {
-		l.cost += uint32(100 + len(l.list[i].event) + len(l.list[i].roomID))
+		l.cost += 100 + len(l.list[i].event) + len(l.list[i].roomID)
 	}
-	a.children.Set(room.NID, l)
+	a.children.Put(room.NID, l, l.cost+cache.Overhead)
 	return l, nil
 }
 

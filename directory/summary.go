@@ -43,12 +43,12 @@ type summary struct {
 	public, knockable bool
 }
 
-func (s *summary) cost() uint32 {
+func (s *summary) cost() int {
 	n := 400 + len(s.RoomID) + len(s.Name) + len(s.Topic) + len(s.AvatarURL) + len(s.Alias) + len(s.JoinRule) + len(s.RoomType)
 	for _, id := range s.allowed {
 		n += 16 + len(id)
 	}
-	return uint32(n)
+	return n
 }
 
 func (s *summary) isSpace() bool { return s.RoomType == "m.space" }
@@ -63,7 +63,7 @@ const (
 // summary returns what a room's current state says.
 func (a *API) summary(ctx context.Context, room *roomserver.Room) (*summary, error) {
 	root := room.Head().State
-	if s, ok := a.summaries.GetIfPresent(room.NID); ok && s.root == root {
+	if s, ok := a.summaries.Get(room.NID); ok && s.root == root {
 		return s, nil
 	}
 	s := &summary{root: root}
@@ -108,7 +108,7 @@ func (a *API) summary(ctx context.Context, room *roomserver.Room) (*summary, err
 	if err := a.joinRule(ctx, room, s); err != nil {
 		return nil, err
 	}
-	a.summaries.Set(room.NID, s)
+	a.summaries.Put(room.NID, s, s.cost())
 	return s, nil
 }
 

@@ -85,10 +85,7 @@ func New(cfg Config, deps Deps) (*API, error) {
 		return nil, fmt.Errorf("ephemeral: choose a number for this boot: %w", err)
 	}
 	a.boot = int64(binary.LittleEndian.Uint32(b[:])) + 1
-	var err error
-	if a.receipts, err = newReceiptStore(deps.DB); err != nil {
-		return nil, fmt.Errorf("ephemeral: %w", err)
-	}
+	a.receipts = newReceiptStore(deps.DB)
 	if cfg.Presence {
 		a.presence = newPresence()
 	}

@@ -25,7 +25,7 @@ func (a *API) Prefetch(ctx context.Context, rooms []roomserver.UserRoom) error {
 		if rooms[i].Membership != roomserver.Join {
 			continue
 		}
-		if _, ok := s.logs.GetIfPresent(rooms[i].NID); !ok {
+		if _, ok := s.logs.Get(rooms[i].NID); !ok {
 			missing = append(missing, rooms[i].NID)
 		}
 	}

@@ -51,7 +51,7 @@ func TestPrefetch(t *testing.T) {
 			}
 		}
 		for i, room := range rooms {
-			if _, ok := s.API.receipts.logs.GetIfPresent(room.NID); !ok {
+			if _, ok := s.API.receipts.logs.Get(room.NID); !ok {
 				t.Errorf("room %d was not read", i)
 			}
 			want, err := s.API.receipts.old(t.Context(), room.NID, bob, 0, db.Head())

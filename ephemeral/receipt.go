@@ -5,8 +5,7 @@ import (
 	"fmt"
 	"sync"
 
-	"github.com/maypok86/otter/v2"
-
+	"github.com/myelin-im/myelin/internal/cache"
 	"github.com/myelin-im/myelin/internal/memo"
 	"github.com/myelin-im/myelin/roomserver"
 	"github.com/myelin-im/myelin/storage"
@@ -119,7 +118,7 @@ type receiptStore struct {
 	db    *storage.DB
 	start int64 // the log's head when it began to follow the log
 	own   *memo.Memo[member, []Receipt]
-	logs  *otter.Cache[int64, *receiptLog]
+	logs  *cache.Cache[int64, *receiptLog]
 
 	mu   sync.RWMutex
 	last map[int64]int64 // by room, the position of the last receipt since start; guarded by mu
@@ -131,16 +130,11 @@ type member struct {
 	user string
 }
 
-func newReceiptStore(db *storage.DB) (*receiptStore, error) {
+func newReceiptStore(db *storage.DB) *receiptStore {
 	s := &receiptStore{db: db, start: db.Head(), last: map[int64]int64{}}
-	var err error
-	if s.own, err = memo.New(maxOwnReceipts, s.readOwn); err != nil {
-		return nil, err
-	}
-	if s.logs, err = otter.New(&otter.Options[int64, *receiptLog]{MaximumSize: maxReceiptLogs}); err != nil {
-		return nil, fmt.Errorf("make cache of receipts: %w", err)
-	}
-	return s, nil
+	s.own = memo.New(maxOwnReceipts, s.readOwn)
+	s.logs = cache.New[int64, *receiptLog](maxReceiptLogs)
+	return s
 }
 
 // committed takes note of receipts.
@@ -167,7 +161,7 @@ func (s *receiptStore) newest(room int64) int64 {
 // readOwn reads a user's own receipts of a room, from memory if that has all of the room's.
 func (s *receiptStore) readOwn(ctx context.Context, m member) (list []Receipt, err error) {
 	newest := s.newest(m.room)
-	if log, ok := s.logs.GetIfPresent(m.room); ok {
+	if log, ok := s.logs.Get(m.room); ok {
 		if list, all := log.own(m.user, newest); all {
 			return list, nil
 		}
@@ -216,9 +210,9 @@ func (a *API) Receipts(ctx context.Context, room int64, user string, since, upTo
 
 // log returns the log of a room, which may have to be loaded.
 func (s *receiptStore) log(room int64) *receiptLog {
-	log, ok := s.logs.GetIfPresent(room)
+	log, ok := s.logs.Get(room)
 	if !ok {
-		log, _ = s.logs.SetIfAbsent(room, &receiptLog{})
+		log = s.logs.GetOrPut(room, &receiptLog{}, 1)
 	}
 	return log
 }

@@ -10,11 +10,15 @@ import (
 	"context"
 	"encoding/json"
 	"sync"
+	"time"
 
 	"github.com/sirupsen/logrus"
 
 	"github.com/myelin-im/myelin/federation/client"
+	"github.com/myelin-im/myelin/federation/inbox"
 	"github.com/myelin-im/myelin/federation/keys"
+	"github.com/myelin-im/myelin/federation/queue"
+	"github.com/myelin-im/myelin/internal/cache"
 	"github.com/myelin-im/myelin/internal/httpapi"
 	"github.com/myelin-im/myelin/roomserver"
 	"github.com/myelin-im/myelin/storage"
@@ -36,8 +40,14 @@ type Deps struct {
 	// Client asks other servers, Keys knows their keys.
 	Client *client.Client
 	Keys   *keys.Ring
+	// Source keeps EDUs for other servers that must arrive; nil if there is none.
+	Source queue.Source
 	// EDUs are the handlers of EDUs by type.
 	EDUs map[string]EDUHandler
+	// MayInvite refuses invites of a local user by somebody with a *mxerr.Error; nil lets all in.
+	MayInvite func(ctx context.Context, user, by string) error
+	// Backfilled hears of events that were put into a room's past, which no position in the log tells of. Nil: nobody.
+	Backfilled func(ctx context.Context, room *roomserver.Room, events []*roomserver.Event)
 	// Log gets what operators should know.
 	Log *logrus.Entry
 }
@@ -50,21 +60,47 @@ type API struct {
 	rooms  *roomserver.Server
 	client *client.Client
 	keys   *keys.Ring
+	queue  *queue.Queue
 	edus   map[string]EDUHandler
 	log    *logrus.Entry
+
+	mayInvite  func(ctx context.Context, user, by string) error
+	backfilled func(ctx context.Context, room *roomserver.Room, events []*roomserver.Event)
+
+	inbox    *inbox.Inbox
+	lanes    *inbox.Lanes
+	entering entries
+	rests    *cache.Cache[gapKey, time.Time] // when filling it came to nothing
+	filling  [64]sync.Mutex                  // of the rooms whose number has this remainder
+
+	// background is for work that goes on after the answer to a request, until stop.
+	background context.Context
+	stop       context.CancelFunc
 }
 
 // New makes the API. It must be called before the first write.
 func New(d Deps) (*API, error) {
-	return &API{
+	a := &API{
 		name: d.Name, policy: d.Policy, db: d.DB, rooms: d.Rooms, client: d.Client, keys: d.Keys, edus: d.EDUs, log: d.Log,
-	}, nil
+		queue: queue.New(queue.Config{
+			Name: d.Name, DB: d.DB, Rooms: d.Rooms, Client: d.Client, Source: d.Source, Allowed: d.Policy.Allows, Log: d.Log,
+		}),
+		mayInvite: d.MayInvite, backfilled: d.Backfilled, inbox: inbox.New(d.DB, nil), lanes: inbox.NewLanes(runningLanes),
+	}
+	if a.mayInvite == nil {
+		a.mayInvite = func(context.Context, string, string) error { return nil }
+	}
+	a.rests = cache.New[gapKey, time.Time](maxRests)
+	a.background, a.stop = context.WithCancel(context.Background())
+	return a, nil
 }
 
 // Endpoints lists the endpoints of this package.
 func (a *API) Endpoints() []httpapi.Endpoint {
 	var all []httpapi.Endpoint
-	for _, some := range [][]httpapi.Endpoint{a.keyEndpoints()} {
+	for _, some := range [][]httpapi.Endpoint{
+		a.keyEndpoints(), a.transactionEndpoints(), a.handshakeEndpoints(), a.inviteEndpoints(), a.thirdPartyEndpoints(), a.readingEndpoints(),
+	} {
 		all = append(all, some...)
 	}
 	return all
@@ -74,10 +110,13 @@ func (a *API) Endpoints() []httpapi.Endpoint {
 func (a *API) Run(ctx context.Context) {
 	var group sync.WaitGroup
 	group.Go(func() { <-ctx.Done(); a.client.Close() })
+	group.Go(func() { a.queue.Run(ctx) })
+	group.Go(func() { a.runInbound(ctx) })
 	group.Wait()
 }
 
 // reached notes that a server is there, since it has just made a request: what failed before is worth another try.
 func (a *API) reached(origin string) {
 	a.keys.Reached(origin)
+	a.queue.Reached(origin)
 }

@@ -12,17 +12,24 @@ import (
 	"github.com/myelin-im/myelin/accounts"
 	"github.com/myelin-im/myelin/appservice"
 	"github.com/myelin-im/myelin/clientapi"
+	"github.com/myelin-im/myelin/delayed"
 	"github.com/myelin-im/myelin/directory"
+	"github.com/myelin-im/myelin/e2ee"
 	"github.com/myelin-im/myelin/ephemeral"
 	"github.com/myelin-im/myelin/federation"
+	"github.com/myelin-im/myelin/federation/inbox"
 	"github.com/myelin-im/myelin/federation/keys"
+	"github.com/myelin-im/myelin/federation/queue"
 	"github.com/myelin-im/myelin/homeserver/config"
 	"github.com/myelin-im/myelin/homeserver/signingkey"
 	"github.com/myelin-im/myelin/internal/httpapi"
+	"github.com/myelin-im/myelin/internal/mxerr"
 	"github.com/myelin-im/myelin/internal/ratelimit"
+	"github.com/myelin-im/myelin/mediaapi"
 	"github.com/myelin-im/myelin/push"
 	"github.com/myelin-im/myelin/push/unread"
 	"github.com/myelin-im/myelin/reports"
+	"github.com/myelin-im/myelin/retention"
 	"github.com/myelin-im/myelin/roomserver"
 	"github.com/myelin-im/myelin/roomserver/pdu"
 	"github.com/myelin-im/myelin/search"
@@ -31,13 +38,15 @@ import (
 )
 
 // schemas are the tables of all features, those of lower floors first.
-var schemas = []storage.Schema{roomserver.Schema, accounts.Schema, ephemeral.Schema, push.Schema, directory.Schema, reports.Schema, keys.Schema, syncapi.Schema, search.Schema}
+var schemas = []storage.Schema{roomserver.Schema, accounts.Schema, e2ee.Schema, ephemeral.Schema, push.Schema, directory.Schema, reports.Schema, keys.Schema, queue.Schema, inbox.Schema, syncapi.Schema, search.Schema, delayed.Schema, mediaapi.Schema}
 
 // features are the parts of the server that know Matrix. The zero value can tell its endpoints, but not serve them.
 type features struct {
+	db        *storage.DB
 	rooms     *roomserver.Server
 	accounts  *accounts.API
 	ephemeral *ephemeral.API
+	e2ee      *e2ee.API
 	push      *push.API
 	unread    *unread.Counts
 	client    *clientapi.API
@@ -45,8 +54,11 @@ type features struct {
 	directory *directory.API
 	reports   *reports.API
 	search    *search.API
+	retention *retention.Cleaner
 
+	media      *mediaapi.API
 	federation *federation.API
+	delayed    *delayed.API
 }
 
 // newFeatures puts the features together, each on those that it uses. They must be complete before the first write,
@@ -57,13 +69,16 @@ func newFeatures(cfg *config.Config, db *storage.DB, key signingkey.Key, limits 
 	if err != nil {
 		return nil, err
 	}
-	f := new(features)
+	f := &features{db: db}
 	others, err := newOthers(cfg, db, key, part("federation"))
 	if err != nil {
 		return nil, err
 	}
 	f.rooms, err = roomserver.New(db, roomserver.Options{
 		ServerName: cfg.Server.Name, KeyID: key.ID, Key: key.Private, Log: part("rooms"),
+		Retention: roomserver.Retention{
+			Enabled: cfg.Retention.Enabled, Default: cfg.Retention.Default, AtLeast: cfg.Retention.AtLeast, AtMost: cfg.Retention.AtMost,
+		},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("set up rooms: %w", err)
@@ -74,45 +89,97 @@ func newFeatures(cfg *config.Config, db *storage.DB, key signingkey.Key, limits 
 	if err != nil {
 		return nil, fmt.Errorf("set up receipts, typing and presence: %w", err)
 	}
+	f.e2ee, err = e2ee.New(e2ee.Deps{DB: db, Rooms: f.rooms, Remote: remoteKeys{others.client}, Log: part("e2ee")})
+	if err != nil {
+		return nil, fmt.Errorf("set up encryption: %w", err)
+	}
 	f.push = push.New(db)
 	f.accounts, err = accounts.New(accountsConfig(cfg), accounts.Deps{
-		DB: db, Rooms: roomsOfAccounts{f.rooms}, Hooks: []accounts.Hooks{f.ephemeral.Hooks()},
+		DB: db, Rooms: roomsOfAccounts{f.rooms}, Hooks: []accounts.Hooks{f.ephemeral.Hooks(), f.e2ee.Hooks(), delayed.Hooks()},
 		Computed:    map[string]func(*storage.Tx, string) (json.RawMessage, error){"m.push_rules": f.push.AccountData},
 		Appservices: services, Limiter: limits, Log: part("accounts"),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("set up accounts: %w", err)
 	}
-	f.unread, err = unread.New(unread.Deps{DB: db, Rooms: f.rooms, Receipts: f.ephemeral, Rules: f.push, Log: part("unread")})
-	if err != nil {
-		return nil, fmt.Errorf("set up unread counts: %w", err)
-	}
-	f.client = clientapi.New(db, f.rooms, profiles{db}, clientapi.Options{DefaultVersion: cfg.Rooms.DefaultVersion}, part("client"))
-	f.sync, err = syncapi.New(syncapi.Deps{DB: db, Rooms: f.rooms, Ephemeral: f.ephemeral, Push: f.push, Unread: f.unread, Accounts: f.accounts})
-	if err != nil {
-		return nil, fmt.Errorf("set up sync: %w", err)
-	}
-	if f.directory, err = directory.New(db, f.rooms); err != nil {
-		return nil, fmt.Errorf("set up the directory: %w", err)
-	}
-	f.reports = reports.New(db, f.rooms)
-	f.search = search.New(search.Deps{DB: db, Rooms: f.rooms, Ignored: f.unread.Ignored, Log: part("search")})
+	f.e2ee.SetAccounts(f.accounts)
+	f.unread = unread.New(unread.Deps{DB: db, Rooms: f.rooms, Receipts: f.ephemeral, Rules: f.push, Log: part("unread")})
 	f.federation, err = federation.New(federation.Deps{
 		Name: cfg.Server.Name, Policy: others.policy, DB: db, Rooms: f.rooms, Client: others.client, Keys: others.keys,
-		EDUs: map[string]federation.EDUHandler{}, Log: part("federation"),
+		EDUs: map[string]federation.EDUHandler{
+			"m.direct_to_device":   f.e2ee.ReceiveToDevice,
+			"m.device_list_update": f.e2ee.ReceiveDeviceList,
+			"m.signing_key_update": f.e2ee.ReceiveSigningKeys,
+		},
+		Source: owedEDUs{f.e2ee}, MayInvite: f.mayInvite, Backfilled: f.backfilled, Log: part("federation"),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("set up federation: %w", err)
 	}
+	f.rooms.SetRecommend(f.federation.Recommend)
+	f.client = clientapi.New(db, f.rooms, profiles{db}, clientapi.Options{
+		DefaultVersion: cfg.Rooms.DefaultVersion, Delay: f.scheduleByQuery, Remote: f.federation,
+	}, part("client"))
+	f.sync, err = syncapi.New(syncapi.Deps{DB: db, Rooms: f.rooms, Ephemeral: f.ephemeral, Push: f.push, Unread: f.unread, Accounts: f.accounts, E2EE: f.e2ee, History: f.federation})
+	if err != nil {
+		return nil, fmt.Errorf("set up sync: %w", err)
+	}
+	f.directory = directory.New(db, f.rooms)
+	f.reports = reports.New(db, f.rooms)
+	f.delayed = delayed.New(delayed.Limits{MaxDelay: cfg.DelayedEvents.MaxDelay, MaxScheduled: cfg.DelayedEvents.MaxScheduled}, delayed.Deps{
+		DB: db, Send: f.client.SendDelayed, Limiter: limits, Log: part("delayed"),
+	})
+	f.search = search.New(search.Deps{DB: db, Rooms: f.rooms, Ignored: f.unread.Ignored, Log: part("search")})
+	f.retention = retention.New(retention.Config{Interval: cfg.Retention.PurgeInterval, Abandoned: cfg.Retention.AbandonedRooms}, retention.Deps{
+		DB: db, Rooms: f.rooms, Log: part("retention"), Hooks: []retention.Hooks{
+			{Events: search.Purged, Room: search.RoomRemoved},
+			{Events: ephemeral.Purged, Room: ephemeral.RoomRemoved},
+			{Room: unread.RoomRemoved},
+			{Room: directory.RoomRemoved},
+		},
+	})
+	if f.media, err = newMedia(cfg, db, others.client, part("media")); err != nil {
+		return nil, fmt.Errorf("set up media: %w", err)
+	}
 	return f, nil
+}
+
+// mayInvite is what federation asks before a local user is invited by somebody elsewhere.
+func (f *features) mayInvite(ctx context.Context, user, _ string) error {
+	var exists, blocks bool
+	err := f.db.Read(ctx, func(tx *storage.Tx) (err error) {
+		if exists, err = accounts.Exists(tx, user); err == nil && exists {
+			blocks, err = accounts.BlocksInvites(tx, user)
+		}
+		return err
+	})
+	switch {
+	case err != nil:
+		return fmt.Errorf("permission to invite %s: %w", user, err)
+	case !exists:
+		return mxerr.NotFound("There is no such user here")
+	case blocks:
+		return mxerr.New(http.StatusForbidden, "M_INVITE_BLOCKED", user+" does not accept invites")
+	}
+	return nil
+}
+
+// backfilled tells those who follow the log of events that the log does not tell of.
+func (f *features) backfilled(ctx context.Context, room *roomserver.Room, events []*roomserver.Event) {
+	f.search.Backfilled(ctx, room, events)
+}
+
+// scheduleByQuery is what clientapi asks of delayed events, which are put together after it.
+func (f *features) scheduleByQuery(ctx context.Context, by *httpapi.Caller, roomID string, d roomserver.Draft, delayMS int64) (string, error) {
+	return f.delayed.ScheduleByQuery(ctx, by, roomID, d, delayMS)
 }
 
 // endpoints is everything that the features serve.
 func (f *features) endpoints() []httpapi.Endpoint {
 	var all []httpapi.Endpoint
 	for _, some := range [][]httpapi.Endpoint{
-		f.accounts.Endpoints(), f.ephemeral.Endpoints(), f.push.Endpoints(), f.client.Endpoints(), f.sync.Endpoints(),
-		f.directory.Endpoints(), f.reports.Endpoints(), f.search.Endpoints(), f.federation.Endpoints(),
+		f.accounts.Endpoints(), f.ephemeral.Endpoints(), f.e2ee.Endpoints(), f.push.Endpoints(), f.client.Endpoints(), f.sync.Endpoints(),
+		f.directory.Endpoints(), f.reports.Endpoints(), f.search.Endpoints(), f.media.Endpoints(), f.federation.Endpoints(), f.delayed.Endpoints(),
 	} {
 		all = append(all, some...)
 	}
@@ -134,11 +201,15 @@ func (f *features) start(ctx context.Context) (ended <-chan struct{}) {
 	var group sync.WaitGroup
 	group.Go(func() { f.accounts.Run(ctx) })
 	group.Go(func() { f.ephemeral.Run(ctx) })
+	group.Go(func() { f.e2ee.Run(ctx) })
 	group.Go(func() { f.unread.Run(ctx) })
 	group.Go(func() { f.client.Run(ctx) })
 	group.Go(func() { f.rooms.Run(ctx) })
 	group.Go(func() { f.search.Run(ctx) })
+	group.Go(func() { f.media.Run(ctx) })
+	group.Go(func() { f.retention.Run(ctx) })
 	group.Go(func() { f.federation.Run(ctx) })
+	group.Go(func() { f.delayed.Run(ctx) })
 	done := make(chan struct{})
 	go func() {
 		group.Wait()
@@ -178,6 +249,12 @@ func accountsConfig(cfg *config.Config) accounts.Config {
 		},
 		DefaultRoomVersion: cfg.Rooms.DefaultVersion,
 		RoomVersions:       map[string]string{},
+		Capabilities:       map[string]any{},
+	}
+	if d := cfg.DelayedEvents; d.MaxScheduled > 0 {
+		c.Capabilities["org.matrix.msc4140.delayed_events"] = map[string]int64{
+			"max_delay_ms": d.MaxDelay.Milliseconds(), "max_scheduled": int64(d.MaxScheduled),
+		}
 	}
 	if url := cfg.Registration.TermsURL; url != "" {
 		c.Registration.Policies = map[string]accounts.Policy{"terms": {

@@ -13,9 +13,9 @@ import (
 
 	"github.com/tidwall/gjson"
 
+	"github.com/myelin-im/myelin/internal/cache"
 	"github.com/myelin-im/myelin/internal/httpapi"
 	"github.com/myelin-im/myelin/internal/mxerr"
-	"github.com/myelin-im/myelin/push/cache"
 	"github.com/myelin-im/myelin/push/rules"
 	"github.com/myelin-im/myelin/storage"
 	"github.com/myelin-im/myelin/storage/storagetest"

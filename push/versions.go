@@ -6,7 +6,7 @@ import (
 	"math"
 	"slices"
 
-	"github.com/myelin-im/myelin/push/cache"
+	"github.com/myelin-im/myelin/internal/cache"
 	"github.com/myelin-im/myelin/push/rules"
 	"github.com/myelin-im/myelin/storage"
 )
@@ -144,7 +144,7 @@ func (s *versionStore) history(tx *storage.Tx, user string, pos int64) (*history
 		return nil, err
 	}
 	s.changed.unlessSince(h.upTo, func() {
-		s.histories.Put(user, h, 128+8*len(h.from)+h.latest.size)
+		s.histories.Put(user, h, 128+8*len(h.from)+h.latest.size+cache.Overhead)
 	})
 	return h, nil
 }
@@ -167,7 +167,7 @@ func (s *versionStore) at(tx *storage.Tx, user string, pos int64) (*version, err
 	if err != nil {
 		return nil, err
 	}
-	s.older.Put(key, v, v.size)
+	s.older.Put(key, v, v.size+cache.Overhead)
 	return v, nil
 }
 

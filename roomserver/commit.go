@@ -135,11 +135,11 @@ func (t *Turn) writeEvent(e *Event) {
 	}
 	if e.stored {
 		t.unit.Exec(`UPDATE events SET flags = $1, anchor = $2, sub = $3, state_before = $4, state_after = $5, txn = $6 WHERE nid = $7`,
-			e.flags, anchor, e.Sub, before, after, localTxn(e.TxnDevice, e.TxnID), e.NID)
+			e.flags, anchor, e.Sub, before, after, e.localTxn(), e.NID)
 		return
 	}
 	t.unit.Add(eventsTable, e.NID, t.room.NID, eventKey(e.ID), e.flags, anchor, e.Sub,
-		before, e.OriginServerTS, after, order, chain, localTxn(e.TxnDevice, e.TxnID), e.JSON())
+		before, e.OriginServerTS, after, order, chain, e.localTxn(), e.JSON())
 }
 
 // apply advances everything that readers see in memory; the unit is on disk and base is the position
@@ -154,7 +154,7 @@ func (t *Turn) apply(base int64) {
 			r.chains.Durable(e.NID)
 			e.auth, e.chain = nil, authchain.Row{}
 		}
-		s.events.Set(e.NID, e)
+		s.events.Put(e.NID, e, e.cost())
 	}
 	for _, p := range t.packs {
 		s.states.Durable(r.NID, p)
@@ -206,7 +206,7 @@ func (t *Turn) apply(base int64) {
 
 // current is the cached form of an event, which differs from e if it was redacted in the same unit.
 func (s *Server) current(e *Event) *Event {
-	if c, ok := s.events.GetIfPresent(e.NID); ok {
+	if c, ok := s.events.Get(e.NID); ok {
 		return c
 	}
 	return e
@@ -216,8 +216,9 @@ func (s *Server) current(e *Event) *Event {
 func (s *Server) applyRedaction(r *Room, x redaction) {
 	s.redactionLock.Lock()
 	s.redactionEpoch.Add(1)
-	if e, ok := s.events.GetIfPresent(x.target.NID); ok {
-		s.events.Set(e.NID, e.redactedBy(x.by))
+	if e, ok := s.events.Get(x.target.NID); ok {
+		redacted := e.redactedBy(x.by)
+		s.events.Put(redacted.NID, redacted, redacted.cost())
 	}
 	s.redactionLock.Unlock()
 	// Not under the lock: a load of the ring takes it while it holds the ring.

@@ -5,6 +5,7 @@ import (
 	"strings"
 	"sync/atomic"
 
+	"github.com/myelin-im/myelin/internal/cache"
 	"github.com/myelin-im/myelin/roomserver/authchain"
 	"github.com/myelin-im/myelin/roomserver/pdu"
 	"github.com/myelin-im/myelin/roomserver/snapshot"
@@ -47,6 +48,8 @@ type Event struct {
 	// TxnDevice and TxnID are the local device that sent the event and the transaction
 	// id that it gave, or empty.
 	TxnDevice, TxnID string
+	// DelayID is the id by which a local sender knew the event before it was sent, or empty (MSC4140).
+	DelayID string
 
 	flags     int64
 	redaction *Event
@@ -85,13 +88,13 @@ func (e *Event) redactedBy(by *Event) *Event {
 	}
 	return &Event{
 		Event: e.Redact(), NID: e.NID, RoomNID: e.RoomNID, Anchor: e.Anchor, Sub: e.Sub,
-		StateBefore: e.StateBefore, StateAfter: e.StateAfter, TxnDevice: e.TxnDevice, TxnID: e.TxnID,
+		StateBefore: e.StateBefore, StateAfter: e.StateAfter, TxnDevice: e.TxnDevice, TxnID: e.TxnID, DelayID: e.DelayID,
 		flags: e.flags | flagRedacted, redaction: by, relation: &relation,
 	}
 }
 
 // cost estimates the memory that a cached event holds, in bytes.
-func (e *Event) cost() uint32 { return uint32(len(e.JSON())*2 + 600) }
+func (e *Event) cost() int { return len(e.JSON())*2 + 600 + cache.Overhead }
 
 // eventKey is the form in which event ids are stored: the 32 bytes of the hash where the id is
 // one, which halves the largest index of the database, else the id itself.
@@ -120,10 +123,14 @@ func eventIDFromKey(v *pdu.Version, key []byte) string {
 	return "$" + base64.RawURLEncoding.EncodeToString(key)
 }
 
-// localTxn encodes the device and transaction id of a local client's event for its row.
-func localTxn(device, txn string) []byte {
-	if txn == "" {
-		return nil
+// localTxn encodes for an event's row the device and transaction id of a local client or, which has no NUL, the id of a
+// delayed event.
+func (e *Event) localTxn() []byte {
+	switch {
+	case e.TxnID != "":
+		return []byte(e.TxnDevice + "\x00" + e.TxnID)
+	case e.DelayID != "":
+		return []byte(e.DelayID)
 	}
 	return nil
 }

@@ -72,7 +72,7 @@ func TestRedactionWhileTimelineIsLoaded(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		s.events.InvalidateAll()
+		s.events.Clear()
 		// A reader keeps the redaction waiting until the load of the timeline has begun.
 		s.redactionLock.RLock()
 		in(t, "the redaction", func() {
@@ -107,7 +107,7 @@ func TestEventsThatRedactThemselves(t *testing.T) {
 			t.Fatal(err)
 		}
 		w.accept(p)
-		s.events.InvalidateAll()
+		s.events.Clear()
 		evict(t, s, w.room)
 		if w.room, err = s.Room(ctx, w.room.ID); err != nil {
 			t.Fatal(err)

@@ -43,6 +43,8 @@ func (r *eventRow) event(room *Room) (*Event, error) {
 	}
 	if device, txn, ok := bytes.Cut(r.txn, []byte{0}); ok {
 		e.TxnDevice, e.TxnID = string(device), string(txn)
+	} else {
+		e.DelayID = string(r.txn)
 	}
 	return e, nil
 }
@@ -60,7 +62,7 @@ func (s *Server) queryEvents(ctx context.Context, room *Room, query string, args
 		rows := tx.Query(query, args...)
 		for rows.Next() {
 			rows.Scan(dest...)
-			e, ok := s.events.GetIfPresent(r.nid)
+			e, ok := s.events.Get(r.nid)
 			if !ok {
 				var err error
 				if e, err = r.event(room); err != nil {
@@ -90,7 +92,7 @@ func (s *Server) queryEvents(ctx context.Context, room *Room, query string, args
 	defer s.redactionLock.RUnlock()
 	if s.redactionEpoch.Load() == epoch {
 		for _, e := range events {
-			s.events.SetIfAbsent(e.NID, e)
+			s.events.GetOrPut(e.NID, e, e.cost())
 		}
 	}
 	return events, nil
@@ -120,7 +122,7 @@ func (s *Server) withRedaction(ctx context.Context, room *Room, e *Event) (*Even
 // redactionByNID returns a redaction, which may be redacted itself, but does not say by what: in the first room versions
 // servers choose the ids of events, so that redactions may form loops.
 func (s *Server) redactionByNID(ctx context.Context, room *Room, nid int64) (*Event, error) {
-	if e, ok := s.events.GetIfPresent(nid); ok {
+	if e, ok := s.events.Get(nid); ok {
 		return e, nil
 	}
 	var e *Event
@@ -143,7 +145,7 @@ func (s *Server) redactionByNID(ctx context.Context, room *Room, nid int64) (*Ev
 
 // eventByNID returns one event by its number.
 func (s *Server) eventByNID(ctx context.Context, room *Room, nid int64) (*Event, error) {
-	if e, ok := s.events.GetIfPresent(nid); ok {
+	if e, ok := s.events.Get(nid); ok {
 		return e, nil
 	}
 	events, err := s.queryEvents(ctx, room, `SELECT `+eventColumns+` FROM events WHERE nid = $1`, nid)
@@ -164,7 +166,7 @@ func (s *Server) eventsByNID(ctx context.Context, room *Room, nids []int64) ([]*
 	out := make([]*Event, len(nids))
 	var missing []int64
 	for i, nid := range nids {
-		if e, ok := s.events.GetIfPresent(nid); ok {
+		if e, ok := s.events.Get(nid); ok {
 			out[i] = e
 		} else {
 			missing = append(missing, nid)

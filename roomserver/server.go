@@ -9,9 +9,9 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/maypok86/otter/v2"
 	"github.com/sirupsen/logrus"
 
+	"github.com/myelin-im/myelin/internal/cache"
 	"github.com/myelin-im/myelin/roomserver/snapshot"
 	"github.com/myelin-im/myelin/storage"
 )
@@ -46,7 +46,7 @@ type Server struct {
 
 	nids   *storage.IDs
 	states *snapshot.Store
-	events *otter.Cache[int64, *Event]
+	events *cache.Cache[int64, *Event]
 	rooms  roomTable
 	users  userTable
 	txns   txnTable
@@ -55,6 +55,8 @@ type Server struct {
 	backfills keyedMutex[string] // and one backfill
 
 	relations relationCache
+
+	recommend Recommend // nil: nobody is asked
 
 	lastCreation atomic.Int64 // origin_server_ts of the newest room
 
@@ -84,20 +86,11 @@ func New(db *storage.DB, opts Options) (*Server, error) {
 		name: opts.ServerName, keyID: opts.KeyID, key: opts.Key,
 		db: db, log: opts.Log, now: opts.Now, nids: db.IDs("roomserver"), retention: opts.Retention,
 	}
-	var err error
-	s.events, err = otter.New(&otter.Options[int64, *Event]{
-		MaximumWeight: uint64(opts.EventCacheBytes),
-		Weigher:       func(_ int64, e *Event) uint32 { return e.cost() },
-	})
-	if err != nil {
-		return nil, fmt.Errorf("make event cache: %w", err)
-	}
+	s.events = cache.New[int64, *Event](int(opts.EventCacheBytes))
 	s.states = snapshot.NewStore(packLoader{db}, opts.StateCacheBytes)
 	s.rooms.init()
 	s.users.init()
-	if err := s.txns.init(); err != nil {
-		return nil, fmt.Errorf("make cache of transactions: %w", err)
-	}
+	s.txns.init()
 	s.relations.init(db.Head())
 	return s, nil
 }

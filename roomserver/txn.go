@@ -8,8 +8,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/maypok86/otter/v2"
-
+	"github.com/myelin-im/myelin/internal/cache"
 	"github.com/myelin-im/myelin/storage"
 )
 
@@ -37,7 +36,7 @@ type txnTable struct {
 	open map[[16]byte]*openTxn
 	// recent are some of those that were written, so that a repeated one rarely gets as far as the database: there it
 	// fails its unit, and what others built on that has to be done again.
-	recent *otter.Cache[[16]byte, doneTxn]
+	recent *cache.Cache[[16]byte, doneTxn]
 }
 
 // maxRecentTxns bounds the transactions that are remembered in memory, about 200 bytes each.
@@ -58,11 +57,9 @@ type openTxn struct {
 	abandoned bool
 }
 
-func (t *txnTable) init() error {
+func (t *txnTable) init() {
 	t.open = map[[16]byte]*openTxn{}
-	var err error
-	t.recent, err = otter.New(&otter.Options[[16]byte, doneTxn]{MaximumSize: maxRecentTxns})
-	return err
+	t.recent = cache.New[[16]byte, doneTxn](maxRecentTxns)
 }
 
 // txnLifetime is how long a transaction is remembered at least. Clients retry within minutes.
@@ -141,7 +138,7 @@ func (s *Server) onceOpen(ctx context.Context, key [16]byte, o *openTxn, roomID 
 		s.txns.mu.Unlock()
 		close(o.done)
 	}()
-	if d, ok := s.txns.recent.GetIfPresent(key); ok && s.now().Sub(d.at) < txnLifetime {
+	if d, ok := s.txns.recent.Get(key); ok && s.now().Sub(d.at) < txnLifetime {
 		o.id, o.abandoned = d.id, false
 		return o.id, nil
 	}
@@ -149,7 +146,7 @@ func (s *Server) onceOpen(ctx context.Context, key [16]byte, o *openTxn, roomID 
 	// The failure of a client that hung up is not that of the one that tries again.
 	o.abandoned = o.err != nil && ctx.Err() != nil
 	if o.err == nil {
-		s.txns.recent.Set(key, doneTxn{o.id, s.now()})
+		s.txns.recent.Put(key, doneTxn{o.id, s.now()}, 1)
 	}
 	return o.id, o.err
 }

@@ -30,7 +30,7 @@ func (a *API) filter(ctx context.Context, by *httpapi.Caller, f string) (*filter
 		return filter.Parse([]byte(f))
 	}
 	key := by.UserID + " " + f
-	if known, ok := a.filters.GetIfPresent(key); ok {
+	if known, ok := a.filters.Get(key); ok {
 		return known, nil
 	}
 	var raw []byte
@@ -46,7 +46,7 @@ func (a *API) filter(ctx context.Context, by *httpapi.Caller, f string) (*filter
 	}
 	parsed, err := filter.Parse(raw)
 	if err == nil {
-		a.filters.Set(key, parsed) // the id is a hash of the text, so it never means another one
+		a.filters.Put(key, parsed, 1) // the id is a hash of the text, so it never means another one
 	}
 	return parsed, err
 }

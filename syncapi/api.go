@@ -1,15 +1,16 @@
 package syncapi
 
 import (
+	"context"
 	"fmt"
 	"net/http"
 	"sync"
 	"time"
 
-	"github.com/maypok86/otter/v2"
-
 	"github.com/myelin-im/myelin/accounts"
+	"github.com/myelin-im/myelin/e2ee"
 	"github.com/myelin-im/myelin/ephemeral"
+	"github.com/myelin-im/myelin/internal/cache"
 	"github.com/myelin-im/myelin/internal/httpapi"
 	"github.com/myelin-im/myelin/internal/ratelimit"
 	"github.com/myelin-im/myelin/push"
@@ -27,6 +28,15 @@ type Deps struct {
 	Push      *push.API
 	Unread    *unread.Counts
 	Accounts  *accounts.API
+	E2EE      *e2ee.API
+	// History gets older events from other servers. Nil: there are none.
+	History History
+}
+
+// History gets what is missing of a room's history. It is implemented by federation.
+type History interface {
+	// Fill gets what is missing among the last limit events before a place, as far as it can be had.
+	Fill(ctx context.Context, room *roomserver.Room, before roomserver.HistoryToken, limit int) error
 }
 
 // API serves the endpoints of this package.
@@ -37,17 +47,20 @@ type API struct {
 	push      *push.API
 	unread    *unread.Counts
 	accounts  *accounts.API
+	e2ee      *e2ee.API
+	history   History
 
 	tracker *tracker
 	lazy    *lazyCache
-	filters *otter.Cache[string, *filter.Filter]
+	filters *cache.Cache[string, *filter.Filter]
 	now     func() time.Time
 
 	// released is closed when the server is about to stop.
 	released chan struct{}
 	release  sync.Once
 
-	sliding sliding
+	sliding  sliding
+	keyWaker keyWaker
 }
 
 // maxFilters bounds the compiled filters kept in memory.
@@ -55,18 +68,15 @@ const maxFilters = 2000
 
 // New makes the API. It must be made before the first write after start, since it follows the log from there.
 func New(d Deps) (*API, error) {
-	filters, err := otter.New(&otter.Options[string, *filter.Filter]{MaximumSize: maxFilters})
-	if err != nil {
-		return nil, fmt.Errorf("make cache of filters: %w", err)
-	}
 	a := &API{
-		db: d.DB, rooms: d.Rooms, ephemeral: d.Ephemeral, push: d.Push, unread: d.Unread, accounts: d.Accounts,
+		db: d.DB, rooms: d.Rooms, ephemeral: d.Ephemeral, push: d.Push, unread: d.Unread, accounts: d.Accounts, e2ee: d.E2EE, history: d.History,
 		tracker: newTracker(d.Rooms, d.DB.Head()),
-		lazy:    newLazyCache(), filters: filters, now: time.Now,
+		lazy:    newLazyCache(), filters: cache.New[string, *filter.Filter](maxFilters), now: time.Now,
 		released: make(chan struct{}),
 	}
 	d.DB.Subscribe(a.tracker.committed)
 	d.DB.Watch(a.tracker.published)
+	d.DB.Watch(a.deviceKeysPublished)
 	d.Ephemeral.Listen(ephemeral.Listener{Typing: a.tracker.typing, Presence: a.tracker.presence})
 	if err := a.setUpSliding(); err != nil {
 		return nil, fmt.Errorf("set up sliding sync: %w", err)
@@ -105,6 +115,7 @@ func (a *API) Endpoints() []httpapi.Endpoint {
 		httpapi.New(get, v1+"/rooms/{roomId}/threads", httpapi.User, ratelimit.Read, a.threads),
 		httpapi.New(get, v1+"/rooms/{roomId}/timestamp_to_event", httpapi.User, ratelimit.Read, a.timestampToEvent),
 		httpapi.New(get, v3+"/joined_rooms", httpapi.User, ratelimit.Read, a.joinedRooms),
+		httpapi.New(get, v3+"/keys/changes", httpapi.User, ratelimit.Keys, a.keyChanges),
 	}
 }
 

@@ -4,13 +4,11 @@ import (
 	"context"
 	"embed"
 	"encoding/json"
-	"fmt"
 	"strconv"
 	"time"
 
-	"github.com/maypok86/otter/v2"
-
 	"github.com/myelin-im/myelin/ephemeral"
+	"github.com/myelin-im/myelin/internal/cache"
 	"github.com/myelin-im/myelin/internal/canonicaljson"
 	"github.com/myelin-im/myelin/internal/httpapi"
 	"github.com/myelin-im/myelin/internal/memo"
@@ -30,27 +28,17 @@ type sliding struct {
 	connections *connections
 	users       *memo.Memo[string, *slidingUser]
 	outsideOf   *memo.Memo[string, []roomserver.Outside]
-	stays       *otter.Cache[int64, stayKind]
-	bumps       *otter.Cache[int64, bumpMark]
+	stays       *cache.Cache[int64, stayKind]
+	bumps       *cache.Cache[int64, bumpMark]
 }
 
 func (a *API) setUpSliding() (err error) {
 	s := &a.sliding
-	if s.connections, err = newConnections(a.db, a.now); err != nil {
-		return err
-	}
-	if s.users, err = memo.New(maxSlidingUsers, a.readSlidingUser); err != nil {
-		return err
-	}
-	if s.outsideOf, err = memo.New(maxSlidingUsers, a.rooms.OutsideOf); err != nil {
-		return err
-	}
-	if s.stays, err = otter.New(&otter.Options[int64, stayKind]{MaximumSize: maxStays}); err != nil {
-		return fmt.Errorf("make cache of stays: %w", err)
-	}
-	if s.bumps, err = otter.New(&otter.Options[int64, bumpMark]{MaximumSize: maxBumps}); err != nil {
-		return fmt.Errorf("make cache of bump stamps: %w", err)
-	}
+	s.connections = newConnections(a.db, a.now)
+	s.users = memo.New(maxSlidingUsers, a.readSlidingUser)
+	s.outsideOf = memo.New(maxSlidingUsers, a.rooms.OutsideOf)
+	s.stays = cache.New[int64, stayKind](maxStays)
+	s.bumps = cache.New[int64, bumpMark](maxBumps)
 	a.db.Subscribe(func(batch []storage.Notice, _ int64) {
 		for i := range batch {
 			switch n := &batch[i]; {

@@ -9,9 +9,9 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/maypok86/otter/v2"
 	"github.com/sirupsen/logrus"
 
+	"github.com/myelin-im/myelin/internal/cache"
 	"github.com/myelin-im/myelin/internal/mxerr"
 	"github.com/myelin-im/myelin/storage"
 )
@@ -24,7 +24,7 @@ import (
 type connections struct {
 	db    *storage.DB
 	now   func() time.Time
-	known *otter.Cache[connectionKey, *connection]
+	known *cache.Cache[connectionKey, *connection]
 	purge atomic.Int64 // when expired rows are deleted next, in milliseconds
 }
 
@@ -84,12 +84,8 @@ var (
 		storage.Col("base", storage.Int), storage.Col("data", storage.Bytes))
 )
 
-func newConnections(db *storage.DB, now func() time.Time) (*connections, error) {
-	known, err := otter.New(&otter.Options[connectionKey, *connection]{MaximumSize: maxConnections})
-	if err != nil {
-		return nil, fmt.Errorf("make cache of connections: %w", err)
-	}
-	return &connections{db: db, now: now, known: known}, nil
+func newConnections(db *storage.DB, now func() time.Time) *connections {
+	return &connections{db: db, now: now, known: cache.New[connectionKey, *connection](maxConnections)}
 }
 
 // slidingTurn is one request's hold on a connection.
@@ -125,9 +121,9 @@ func (c *connections) begin(ctx context.Context, key connectionKey) (*slidingTur
 }
 
 func (c *connections) entry(key connectionKey) *connection {
-	conn, ok := c.known.GetIfPresent(key)
+	conn, ok := c.known.Get(key)
 	if !ok {
-		conn, _ = c.known.SetIfAbsent(key, &connection{key: key})
+		conn = c.known.GetOrPut(key, &connection{key: key}, 1)
 	}
 	return conn
 }
@@ -298,12 +294,12 @@ func (c *connections) old(ctx context.Context, key connectionKey) (olds []oldCon
 			continue
 		}
 		k := connectionKey{key.user, key.device, o.name}
-		if other, ok := c.known.GetIfPresent(k); ok {
+		if other, ok := c.known.Get(k); ok {
 			other.mu.Lock()
 			other.take() // so that a request under way leaves nothing behind
 			other.superseded = nil
 			other.mu.Unlock()
-			c.known.Invalidate(k)
+			c.known.Delete(k)
 		}
 	}
 	return olds, nil

@@ -206,7 +206,7 @@ const (
 
 // stay tells how somebody's time in a room ended, by their membership.
 func (l *slidingLook) stay(ctx context.Context, r roomserver.UserRoom) (stayKind, error) {
-	if k, ok := l.api.sliding.stays.GetIfPresent(r.EventNID); ok {
+	if k, ok := l.api.sliding.stays.Get(r.EventNID); ok {
 		return k, nil
 	}
 	room, err := l.api.rooms.RoomByNID(ctx, r.NID)
@@ -227,7 +227,7 @@ func (l *slidingLook) stay(ctx context.Context, r roomserver.UserRoom) (stayKind
 			k = expelled
 		}
 	}
-	l.api.sliding.stays.Set(r.EventNID, k)
+	l.api.sliding.stays.Put(r.EventNID, k, 1)
 	return k, nil
 }
 

@@ -738,7 +738,7 @@ func bumps(e *roomserver.Event) bool {
 // bumpStamp finds the position of the newest event that bumps a room, up to a position; otherwise if there is none
 // near.
 func (a *API) bumpStamp(ctx context.Context, room *roomserver.Room, upTo, otherwise int64) (int64, error) {
-	mark, known := a.sliding.bumps.GetIfPresent(room.NID)
+	mark, known := a.sliding.bumps.Get(room.NID)
 	if known && mark.upTo >= upTo && mark.stamp <= upTo {
 		return cmp.Or(mark.stamp, otherwise), nil
 	}
@@ -773,6 +773,6 @@ func (a *API) bumpStamp(ctx context.Context, room *roomserver.Room, upTo, otherw
 			break
 		}
 	}
-	a.sliding.bumps.Set(room.NID, bumpMark{stamp, upTo})
+	a.sliding.bumps.Put(room.NID, bumpMark{stamp, upTo}, 1)
 	return cmp.Or(stamp, otherwise), nil
 }

@@ -75,8 +75,7 @@ func newWorld(t testing.TB, db *storage.DB) *world {
 	acc, err := accounts.New(accounts.Config{ServerName: "hs"}, accounts.Deps{DB: db, Rooms: noRooms{}, Log: log,
 		Computed: map[string]func(*storage.Tx, string) (json.RawMessage, error){"m.push_rules": rules.AccountData}})
 	must(err)
-	counts, err := unread.New(unread.Deps{DB: db, Rooms: w.rooms, Receipts: w.ephemeral, Rules: rules, Log: log})
-	must(err)
+	counts := unread.New(unread.Deps{DB: db, Rooms: w.rooms, Receipts: w.ephemeral, Rules: rules, Log: log})
 	w.sync, err = New(Deps{DB: db, Rooms: w.rooms, Ephemeral: w.ephemeral, Push: rules, Unread: counts, Accounts: acc})
 	must(err)
 	w.sync.now = w.now

@@ -92,9 +92,8 @@ func New(cfg Config) (*Client, error) {
 	}
 	c.tls = &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: cfg.CA, NextProtos: []string{"http/1.1"}, ClientSessionCache: tls.NewLRUClientSessionCache(maxIdle)}
 	c.transport = c.newTransport()
-	var err error
-	c.discovery, err = newDiscovery(c.newWebTransport())
-	return c, err
+	c.discovery = newDiscovery(c.newWebTransport())
+	return c, nil
 }
 
 // Close closes connections that are not in use.

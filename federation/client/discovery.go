@@ -12,8 +12,9 @@ import (
 	"sync"
 	"time"
 
-	"github.com/maypok86/otter/v2"
 	"github.com/tidwall/gjson"
+
+	"github.com/myelin-im/myelin/internal/cache"
 )
 
 const (
@@ -51,16 +52,12 @@ type delegation struct {
 // discovery finds out where servers delegate their federation traffic to.
 type discovery struct {
 	http  *http.Client
-	names *otter.Cache[string, *delegation]
+	names *cache.Cache[string, *delegation]
 	now   func() time.Time
 }
 
-func newDiscovery(transport http.RoundTripper) (*discovery, error) {
-	names, err := otter.New(&otter.Options[string, *delegation]{MaximumSize: maxNames})
-	if err != nil {
-		return nil, fmt.Errorf("make cache of delegations: %w", err)
-	}
-	return &discovery{names: names, now: time.Now, http: &http.Client{Transport: transport, CheckRedirect: func(r *http.Request, via []*http.Request) error {
+func newDiscovery(transport http.RoundTripper) *discovery {
+	return &discovery{names: cache.New[string, *delegation](maxNames), now: time.Now, http: &http.Client{Transport: transport, CheckRedirect: func(r *http.Request, via []*http.Request) error {
 		if len(via) > maxRedirects {
 			return errors.New("too many redirects")
 		}
@@ -68,7 +65,7 @@ func newDiscovery(transport http.RoundTripper) (*discovery, error) {
 			return errors.New("redirect to something else than https")
 		}
 		return nil
-	}}}, nil
+	}}}
 }
 
 // delegated returns the name to use in place of a server name: the same, or what the server delegates to. Every step of
@@ -83,9 +80,9 @@ func (d *discovery) delegated(ctx context.Context, server string) (string, error
 	if name.IP.IsValid() || name.Port != 0 {
 		return server, nil
 	}
-	known, ok := d.names.GetIfPresent(server)
+	known, ok := d.names.Get(server)
 	if !ok {
-		known, _ = d.names.SetIfAbsent(strings.Clone(server), new(delegation))
+		known = d.names.GetOrPut(strings.Clone(server), new(delegation), 1)
 	}
 	known.mu.Lock()
 	defer known.mu.Unlock()

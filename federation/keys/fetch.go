@@ -60,7 +60,7 @@ func (r *Ring) fetch(ctx context.Context, server string, n need) error {
 	r.mu.Lock()
 	f, running := r.flights[server]
 	if !running {
-		if wait, ok := r.waits.GetIfPresent(server); ok && r.cfg.Now().Before(wait.until) {
+		if wait, ok := r.waits.Get(server); ok && r.cfg.Now().Before(wait.until) {
 			r.mu.Unlock()
 			return errWait{wait.err}
 		}
@@ -98,7 +98,7 @@ func (r *Ring) fly(ctx context.Context, server string, n need, f *flight) {
 
 // note remembers how a fetch ended. r.mu is held.
 func (r *Ring) note(server string, err error) {
-	wait, _ := r.waits.GetIfPresent(server)
+	wait, _ := r.waits.Get(server)
 	wait.err = err
 	switch {
 	case err == nil, errors.Is(err, errLacksKey):
@@ -110,15 +110,15 @@ func (r *Ring) note(server string, err error) {
 		wait.until = r.cfg.Now().Add(min(minBackoff<<min(wait.failures, 10), maxBackoff))
 		wait.failures++
 	}
-	r.waits.Set(server, wait)
+	r.waits.Put(server, wait, 1)
 }
 
 // Reached says that a server was heard of, so that it is asked again at once if it failed before.
 func (r *Ring) Reached(server string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if wait, ok := r.waits.GetIfPresent(server); ok && wait.failures > 0 {
-		r.waits.Invalidate(server)
+	if wait, ok := r.waits.Get(server); ok && wait.failures > 0 {
+		r.waits.Delete(server)
 	}
 }
 

@@ -28,10 +28,10 @@ import (
 	"sync"
 	"time"
 
-	"github.com/maypok86/otter/v2"
 	"github.com/sirupsen/logrus"
 
 	"github.com/myelin-im/myelin/federation/client"
+	"github.com/myelin-im/myelin/internal/cache"
 	"github.com/myelin-im/myelin/storage"
 )
 
@@ -89,11 +89,11 @@ type Config struct {
 // Ring is the keys of all servers. It is safe for concurrent use.
 type Ring struct {
 	cfg   Config
-	known *otter.Cache[string, map[string]publicKey] // by server, then by key id; the maps are never changed
+	known *cache.Cache[string, map[string]publicKey] // by server, then by key id; the maps are never changed
 
 	mu      sync.Mutex
 	flights map[string]*flight // fetches under way, by server
-	waits   *otter.Cache[string, backoff]
+	waits   *cache.Cache[string, backoff]
 	slots   chan struct{} // bounds the fetches
 
 	ownMu   sync.Mutex
@@ -112,13 +112,8 @@ func New(cfg Config) (*Ring, error) {
 		cfg.Log = logrus.NewEntry(silent)
 	}
 	r := &Ring{cfg: cfg, flights: make(map[string]*flight), slots: make(chan struct{}, maxFetches)}
-	var err error
-	if r.known, err = otter.New(&otter.Options[string, map[string]publicKey]{MaximumSize: maxServers}); err != nil {
-		return nil, fmt.Errorf("make cache of keys: %w", err)
-	}
-	if r.waits, err = otter.New(&otter.Options[string, backoff]{MaximumSize: maxServers}); err != nil {
-		return nil, fmt.Errorf("make cache of failures: %w", err)
-	}
+	r.known = cache.New[string, map[string]publicKey](maxServers)
+	r.waits = cache.New[string, backoff](maxServers)
 	return r, nil
 }
 

@@ -11,7 +11,7 @@ import (
 
 // keysOf returns what is known of a server's keys, from memory or the table. Nobody may change it.
 func (r *Ring) keysOf(ctx context.Context, server string) (map[string]publicKey, error) {
-	if known, ok := r.known.GetIfPresent(server); ok {
+	if known, ok := r.known.Get(server); ok {
 		return known, nil
 	}
 	var known map[string]publicKey
@@ -24,9 +24,7 @@ func (r *Ring) keysOf(ctx context.Context, server string) (map[string]publicKey,
 	}
 	if len(known) > 0 { // names that somebody made up take no place in memory
 		// A fetch may have put newer ones there meanwhile.
-		if now, had := r.known.SetIfAbsent(strings.Clone(server), known); !had {
-			return now, nil
-		}
+		known = r.known.GetOrPut(strings.Clone(server), known, 1)
 	}
 	return known, nil
 }
@@ -67,6 +65,6 @@ func (r *Ring) store(ctx context.Context, server string, d *document) error {
 	if err != nil {
 		return fmt.Errorf("keep the keys of %s: %w", server, err)
 	}
-	r.known.Set(strings.Clone(server), maps.Clone(known))
+	r.known.Put(strings.Clone(server), maps.Clone(known), 1)
 	return nil
 }

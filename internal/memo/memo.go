@@ -3,11 +3,10 @@ package memo
 
 import (
 	"context"
-	"fmt"
 	"sync"
 	"sync/atomic"
 
-	"github.com/maypok86/otter/v2"
+	"github.com/myelin-im/myelin/internal/cache"
 )
 
 // Memo holds what load returned for the keys asked about of late. It is safe for concurrent use.
@@ -16,7 +15,7 @@ import (
 // that never returns what was read before.
 type Memo[K comparable, V any] struct {
 	load    func(ctx context.Context, key K) (V, error)
-	entries *otter.Cache[K, *entry[V]]
+	entries *cache.Cache[K, *entry[V]]
 }
 
 // entry is what is known of one key.
@@ -29,20 +28,16 @@ type entry[V any] struct {
 }
 
 // New makes a Memo of at most size keys. load must not call back into it for the same key.
-func New[K comparable, V any](size int, load func(ctx context.Context, key K) (V, error)) (*Memo[K, V], error) {
-	entries, err := otter.New(&otter.Options[K, *entry[V]]{MaximumSize: size})
-	if err != nil {
-		return nil, fmt.Errorf("make cache: %w", err)
-	}
-	return &Memo[K, V]{load, entries}, nil
+func New[K comparable, V any](size int, load func(ctx context.Context, key K) (V, error)) *Memo[K, V] {
+	return &Memo[K, V]{load, cache.New[K, *entry[V]](size)}
 }
 
 // Get returns what load says of the key, as of now or of its last change. An error is not remembered. The value is
 // shared: nobody may change what it refers to.
 func (m *Memo[K, V]) Get(ctx context.Context, key K) (V, error) {
-	e, ok := m.entries.GetIfPresent(key)
+	e, ok := m.entries.Get(key)
 	if !ok {
-		e, _ = m.entries.SetIfAbsent(key, &entry[V]{})
+		e = m.entries.GetOrPut(key, &entry[V]{}, 1)
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -59,7 +54,7 @@ func (m *Memo[K, V]) Get(ctx context.Context, key K) (V, error) {
 
 // Changed says that what was read of the key is no longer so. It never waits for a load.
 func (m *Memo[K, V]) Changed(key K) {
-	if e, ok := m.entries.GetIfPresent(key); ok {
+	if e, ok := m.entries.Get(key); ok {
 		e.changes.Add(1)
 	}
 }

@@ -11,10 +11,7 @@ import (
 func TestGet(t *testing.T) {
 	ctx, reads := context.Background(), 0
 	var fail error
-	m, err := New(10, func(_ context.Context, key string) (int, error) { reads++; return reads, fail })
-	if err != nil {
-		t.Fatal(err)
-	}
+	m := New(10, func(_ context.Context, key string) (int, error) { reads++; return reads, fail })
 	get := func(want int) {
 		t.Helper()
 		if got, err := m.Get(ctx, "a"); got != want || !errors.Is(err, fail) {
@@ -40,7 +37,7 @@ func TestChangeDuringLoad(t *testing.T) {
 	var value atomic.Int64
 	begun, goOn := make(chan struct{}), make(chan struct{})
 	var once sync.Once
-	m, err := New(10, func(context.Context, string) (int64, error) {
+	m := New(10, func(context.Context, string) (int64, error) {
 		v := value.Load()
 		once.Do(func() {
 			close(begun)
@@ -48,9 +45,6 @@ func TestChangeDuringLoad(t *testing.T) {
 		})
 		return v, nil
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
 	first := make(chan int64)
 	go func() {
 		v, _ := m.Get(context.Background(), "a")
@@ -70,10 +64,7 @@ func TestChangeDuringLoad(t *testing.T) {
 
 func TestConcurrentReaders(t *testing.T) {
 	var value atomic.Int64
-	m, err := New(100, func(context.Context, int) (int64, error) { return value.Load(), nil })
-	if err != nil {
-		t.Fatal(err)
-	}
+	m := New(100, func(context.Context, int) (int64, error) { return value.Load(), nil })
 	var wg sync.WaitGroup
 	for range 4 {
 		wg.Go(func() {

@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"sync"
 
-	"github.com/myelin-im/myelin/push/cache"
+	"github.com/myelin-im/myelin/internal/cache"
 	"github.com/myelin-im/myelin/push/rules"
 )
 
@@ -73,7 +73,7 @@ func (c *Counter) unread(ctx context.Context, p place, at int64) (*Unread, error
 	}
 	s, ok := c.slots.Get(p)
 	if !ok {
-		s = c.slots.GetOrPut(p, &slot{}, 256)
+		s = c.slots.GetOrPut(p, &slot{}, 256+cache.Overhead)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -114,7 +114,7 @@ func (c *Counter) advance(ctx context.Context, s *slot, r *reader, at int64) (*U
 // keep accounts for the size of the checkpoint and saves it if much happened.
 func (c *Counter) keep(p place, s *slot, r *reader) {
 	if r.judged > 0 {
-		c.slots.Put(p, s, 128+s.cp.size())
+		c.slots.Put(p, s, 128+s.cp.size()+cache.Overhead)
 	}
 	if s.unsaved += r.judged; c.store != nil && s.unsaved >= saveAfter {
 		c.store.Save(p.room, p.user, s.cp.encode())

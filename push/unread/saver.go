@@ -41,11 +41,10 @@ type place struct {
 	user string
 }
 
-func newSaver(db *storage.DB, log *logrus.Entry) (*saver, error) {
+func newSaver(db *storage.DB, log *logrus.Entry) *saver {
 	s := &saver{db: db, log: log, kick: make(chan struct{}, 1), unsaved: map[place][]byte{}}
-	var err error
-	s.saved, err = memo.New(maxSavedUsers, s.read)
-	return s, err
+	s.saved = memo.New(maxSavedUsers, s.read)
+	return s
 }
 
 // Load implements counts.Store.

@@ -31,9 +31,9 @@ const maxKnownStates = 4
 
 // facts are what push rules ask about the room, by its state after the event.
 func (l *log) facts(ctx context.Context, room *roomserver.Room, e *roomserver.Event) (*rules.Room, error) {
-	m, ok := l.states.GetIfPresent(room.NID)
+	m, ok := l.states.Get(room.NID)
 	if !ok {
-		m, _ = l.states.SetIfAbsent(room.NID, &roomStates{})
+		m = l.states.GetOrPut(room.NID, &roomStates{}, 1)
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -5,11 +5,11 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/maypok86/otter/v2"
 	"github.com/sirupsen/logrus"
 
 	"github.com/myelin-im/myelin/accounts"
 	"github.com/myelin-im/myelin/ephemeral"
+	"github.com/myelin-im/myelin/internal/cache"
 	"github.com/myelin-im/myelin/push"
 	"github.com/myelin-im/myelin/push/counts"
 	"github.com/myelin-im/myelin/push/rules"
@@ -46,20 +46,11 @@ const (
 )
 
 // New makes the Counts. It must be called before the first write.
-func New(d Deps) (*Counts, error) {
-	ignored, err := accounts.NewIgnoreLists(d.DB)
-	if err != nil {
-		return nil, err
-	}
-	l := &log{rooms: d.Rooms, receipts: d.Receipts, rules: d.Rules, ignored: ignored}
-	if err := l.makeCaches(); err != nil {
-		return nil, err
-	}
-	s, err := newSaver(d.DB, d.Log)
-	if err != nil {
-		return nil, err
-	}
-	return &Counts{log: l, counter: counts.New(l, counts.Options{Store: s}), saver: s}, nil
+func New(d Deps) *Counts {
+	l := &log{rooms: d.Rooms, receipts: d.Receipts, rules: d.Rules, ignored: accounts.NewIgnoreLists(d.DB)}
+	l.makeCaches()
+	s := newSaver(d.DB, d.Log)
+	return &Counts{log: l, counter: counts.New(l, counts.Options{Store: s}), saver: s}
 }
 
 // Unread returns what a user has not read in a room of the events up to a position; nothing for somebody who is not in
@@ -84,24 +75,15 @@ type log struct {
 	rules    *push.API
 	ignored  *accounts.IgnoreLists
 
-	events *otter.Cache[int64, prepared]    // by event number
-	joins  *otter.Cache[int64, int64]       // by number of a membership event, where that stay began
-	states *otter.Cache[int64, *roomStates] // by room
+	events *cache.Cache[int64, prepared]    // by event number
+	joins  *cache.Cache[int64, int64]       // by number of a membership event, where that stay began
+	states *cache.Cache[int64, *roomStates] // by room
 }
 
-func (l *log) makeCaches() (err error) {
-	if l.events, err = otter.New(&otter.Options[int64, prepared]{
-		MaximumWeight: eventBytes, Weigher: func(_ int64, p prepared) uint32 { return p.size },
-	}); err != nil {
-		return fmt.Errorf("make cache of events: %w", err)
-	}
-	if l.joins, err = otter.New(&otter.Options[int64, int64]{MaximumSize: maxJoins}); err != nil {
-		return fmt.Errorf("make cache of joins: %w", err)
-	}
-	if l.states, err = otter.New(&otter.Options[int64, *roomStates]{MaximumSize: maxRooms}); err != nil {
-		return fmt.Errorf("make cache of states: %w", err)
-	}
-	return nil
+func (l *log) makeCaches() {
+	l.events = cache.New[int64, prepared](eventBytes)
+	l.joins = cache.New[int64, int64](maxJoins)
+	l.states = cache.New[int64, *roomStates](maxRooms)
 }
 
 // prepared is an event that is ready to be judged, and about how many bytes it takes.
@@ -122,12 +104,12 @@ func (l *log) Events(ctx context.Context, nid, after, upTo int64, _ bool, limit 
 	}
 	out := make([]*counts.Event, len(arrived))
 	for i, e := range arrived {
-		known, ok := l.events.GetIfPresent(e.NID)
+		known, ok := l.events.Get(e.NID)
 		if !ok || known.Redacted != e.Redacted {
 			if known, err = l.prepare(ctx, room, e); err != nil {
 				return nil, err
 			}
-			l.events.Set(e.NID, known)
+			l.events.Put(e.NID, known, int(known.size)+cache.Overhead)
 		}
 		out[i] = known.Event
 	}
@@ -187,13 +169,13 @@ func (l *log) JoinedSince(ctx context.Context, nid int64, user string, at int64)
 // stayBegan goes back from a membership event of somebody who is joined to the one by which they joined: changes of
 // profile write membership events, too.
 func (l *log) stayBegan(ctx context.Context, room *roomserver.Room, e *roomserver.Event) (int64, error) {
-	if since, ok := l.joins.GetIfPresent(e.NID); ok {
+	if since, ok := l.joins.Get(e.NID); ok {
 		return since, nil
 	}
 	first := e
 	var since int64
 	for {
-		known, ok := l.joins.GetIfPresent(first.NID)
+		known, ok := l.joins.Get(first.NID)
 		if ok {
 			since = known
 			break
@@ -211,7 +193,7 @@ func (l *log) stayBegan(ctx context.Context, room *roomserver.Room, e *roomserve
 		}
 		first = before
 	}
-	l.joins.Set(e.NID, since)
+	l.joins.Put(e.NID, since, 1)
 	return since, nil
 }
 
