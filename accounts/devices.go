@@ -43,6 +43,40 @@ func Devices(tx *storage.Tx, userID string) ([]Device, error) {
 	return list, rows.Close()
 }
 
+// HasDevice tells whether a user has a device.
+func HasDevice(tx *storage.Tx, userID, deviceID string) (bool, error) {
+	return tx.Get(`SELECT created_ts FROM devices WHERE user_id = $1 AND device_id = $2`, []any{userID, deviceID}, new(int64))
+}
+
+// EachDevice calls fn with the names of all devices of local users, in the order of users and devices. There must be
+// few users, and fn must not use the database.
+func EachDevice(tx *storage.Tx, userIDs []string, fn func(userID string, d Device)) error {
+	args := make([]any, len(userIDs))
+	for i, id := range userIDs {
+		args[i] = id
+	}
+	rows := tx.Query(`SELECT user_id, device_id, display_name FROM devices WHERE user_id IN `+storage.In(len(args), 1)+` ORDER BY user_id, device_id`, args...)
+	for rows.Next() {
+		var userID string
+		var d Device
+		rows.Scan(&userID, &d.ID, &d.DisplayName)
+		fn(userID, d)
+	}
+	return rows.Close()
+}
+
+// AddDevice makes a device that nobody is logged in on, unless it exists.
+func (a *API) AddDevice(tx *storage.Tx, userID, deviceID string, name *string) (made bool, err error) {
+	n, err := tx.Exec(`INSERT INTO devices (user_id, device_id, display_name, created_ts) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING`,
+		userID, deviceID, name, a.nowMS())
+	return n > 0, err
+}
+
+// DeleteDevice deletes a device of a user with all that belongs to it.
+func (a *API) DeleteDevice(tx *storage.Tx, userID, deviceID string) error {
+	return a.removeDevices(tx, userID, []string{deviceID})
+}
+
 type devicesResponse struct {
 	Devices []Device `json:"devices"`
 }

@@ -5,13 +5,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
-	"strconv"
-	"strings"
 
 	"github.com/myelin-im/myelin/accounts"
 	"github.com/myelin-im/myelin/ephemeral"
 	"github.com/myelin-im/myelin/internal/canonicaljson"
-	"github.com/myelin-im/myelin/internal/mxerr"
 	"github.com/myelin-im/myelin/roomserver"
 	"github.com/myelin-im/myelin/storage"
 )
@@ -34,12 +31,16 @@ func (x *roomExtension) covers(c *slidingRoom) bool {
 func (l *slidingLook) extensions(ctx context.Context) (told bool, err error) {
 	x := &l.req.extensions
 	if x.ToDevice.Enabled {
-		if err := l.toDevice(&x.ToDevice); err != nil {
+		if told, err = l.toDevice(ctx, &x.ToDevice); err != nil {
 			return false, err
 		}
 	}
 	if x.E2EE.Enabled {
-		l.extension("e2ee", `{"device_lists":{"changed":[],"left":[]},"device_one_time_keys_count":{"signed_curve25519":0},"device_unused_fallback_key_types":[]}`)
+		news, err := l.encryption(ctx)
+		if err != nil {
+			return false, err
+		}
+		told = told || news
 	}
 	for _, add := range []func(context.Context) ([]byte, error){l.accountData, l.receipts, l.typing} {
 		b, err := add(ctx)
@@ -58,28 +59,12 @@ func (l *slidingLook) extensions(ctx context.Context) (told bool, err error) {
 }
 
 // extension appends an extension's member.
-func (l *slidingLook) extension(name, value string) {
+func (l *slidingLook) extension(name string, value []byte) {
 	if len(l.extensionsOut) > 0 {
 		l.extensionsOut = append(l.extensionsOut, ',')
 	}
 	l.extensionsOut = append(canonicaljson.AppendString(l.extensionsOut, name), ':')
 	l.extensionsOut = append(l.extensionsOut, value...)
-}
-
-// toDevicePrefix begins the tokens of the to-device extension. They are apart from pos, because a device has several
-// connections and acknowledges messages on one of them (MSC3885).
-const toDevicePrefix = "d"
-
-// toDevice says up to where the device has been sent its messages.
-func (l *slidingLook) toDevice(x *toDeviceExtension) error {
-	if x.Since != "" {
-		digits, ok := strings.CutPrefix(x.Since, toDevicePrefix)
-		if pos, err := strconv.ParseInt(digits, 10, 64); !ok || err != nil || pos < 0 {
-			return mxerr.InvalidParam("That is not a to-device token of this server")
-		}
-	}
-	l.extension("to_device", fmt.Sprintf(`{"next_batch":"%s%d","events":[]}`, toDevicePrefix, l.upTo))
-	return nil
 }
 
 // flagRoom sets or clears a flag of what the client knows of a room.

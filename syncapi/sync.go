@@ -115,6 +115,11 @@ func (l *look) take(ctx context.Context) (*rawJSON, bool, error) {
 		return nil, false, err
 	}
 	next.Volatile = l.volatile.next
+	messages, cursor, err := l.inbox(ctx)
+	if err != nil {
+		return nil, false, err
+	}
+	next.ToDevice = cursor
 	out := make([]byte, 0, 128)
 	out = append(out, `{"next_batch":"`...)
 	out = append(append(out, next.String()...), '"')
@@ -128,7 +133,16 @@ func (l *look) take(ctx context.Context) (*rawJSON, bool, error) {
 	if out, err = l.presence(ctx, out); err != nil {
 		return nil, false, err
 	}
+	if len(messages) > 0 {
+		out = append(appendMessages(append(out, `,"to_device":{"events":`...), messages), '}')
+	}
+	if out, err = l.deviceLists(ctx, out); err != nil {
+		return nil, false, err
+	}
 	found := len(out) > start
+	if out, err = l.keyCounts(ctx, out); err != nil {
+		return nil, false, err
+	}
 	raw := rawJSON(append(out, '}'))
 	return &raw, found, nil
 }

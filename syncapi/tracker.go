@@ -45,7 +45,8 @@ func newTracker(rooms *roomserver.Server, head int64) *tracker {
 	}
 }
 
-// committed takes note of a batch. It is called in commit order. Receipts concern rooms, not their user's data.
+// committed takes note of a batch. It is called in commit order. Receipts concern rooms, and keys and
+// messages to devices are kept by others: neither is their user's data.
 func (t *tracker) committed(batch []storage.Notice, _ int64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -53,8 +54,12 @@ func (t *tracker) committed(batch []storage.Notice, _ int64) {
 		if n.Room != 0 {
 			t.roomPos[n.Room] = n.Pos
 		}
-		if n.User != "" && n.Kind != storage.Receipt && n.Kind != storage.PrivateReceipt {
-			t.userPos[n.User] = n.Pos
+		switch n.Kind {
+		case storage.Receipt, storage.PrivateReceipt, storage.ToDevice, storage.DeviceKeys, storage.OneTimeKeys:
+		default:
+			if n.User != "" {
+				t.userPos[n.User] = n.Pos
+			}
 		}
 	}
 }

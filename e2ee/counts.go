@@ -1,0 +1,100 @@
+package e2ee
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strconv"
+
+	"github.com/myelin-im/myelin/internal/canonicaljson"
+	"github.com/myelin-im/myelin/storage"
+)
+
+// KeyCounts is what a device is told in every sync of the keys that others may claim from it.
+type KeyCounts struct {
+	// OneTime is device_one_time_keys_count: an object from algorithm to number.
+	OneTime json.RawMessage
+	// UnusedFallback is device_unused_fallback_key_types: an array of algorithms.
+	UnusedFallback json.RawMessage
+}
+
+// usualAlgorithm is always counted, because clients take its absence for an old server.
+const usualAlgorithm = "signed_curve25519"
+
+var noKeys = KeyCounts{OneTime: json.RawMessage(`{"` + usualAlgorithm + `":0}`), UnusedFallback: json.RawMessage(`[]`)}
+
+// KeyCounts counts the keys of a local device.
+func (a *API) KeyCounts(ctx context.Context, user, device string) (KeyCounts, error) {
+	all, err := a.counts.Get(ctx, user)
+	if err != nil {
+		return KeyCounts{}, err
+	}
+	return countsOf(all, device), nil
+}
+
+func countsOf(all map[string]KeyCounts, device string) KeyCounts {
+	c, ok := all[device]
+	if !ok {
+		return noKeys
+	}
+	return c
+}
+
+func (a *API) readCounts(ctx context.Context, user string) (all map[string]KeyCounts, err error) {
+	err = a.db.Read(ctx, func(tx *storage.Tx) (err error) {
+		all, err = countKeys(tx, user)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("count keys of %s: %w", user, err)
+	}
+	return all, nil
+}
+
+// countKeys counts the keys of all devices of a user that have any.
+func countKeys(tx *storage.Tx, user string) (map[string]KeyCounts, error) {
+	oneTime, fallback := map[string][]byte{}, map[string][]byte{}
+	usual := map[string]bool{}
+	rows := tx.Query(`SELECT device_id, algorithm, count(*) FROM one_time_keys WHERE user_id = $1 AND claimed_ts IS NULL
+		GROUP BY device_id, algorithm ORDER BY device_id, algorithm`, user)
+	var device, algorithm string
+	var n int64
+	for rows.Next() {
+		rows.Scan(&device, &algorithm, &n)
+		usual[device] = usual[device] || algorithm == usualAlgorithm
+		b := canonicaljson.AppendString(separate(oneTime[device], '{'), algorithm)
+		oneTime[device] = strconv.AppendInt(append(b, ':'), n, 10)
+	}
+	if err := rows.Close(); err != nil {
+		return nil, err
+	}
+	rows = tx.Query(`SELECT device_id, algorithm FROM fallback_keys WHERE user_id = $1 AND NOT used ORDER BY device_id, algorithm`, user)
+	for rows.Next() {
+		rows.Scan(&device, &algorithm)
+		fallback[device] = canonicaljson.AppendString(separate(fallback[device], '['), algorithm)
+	}
+	if err := rows.Close(); err != nil {
+		return nil, err
+	}
+	all := make(map[string]KeyCounts, len(oneTime)+len(fallback))
+	for device, b := range oneTime {
+		if !usual[device] {
+			b = append(b, `,"`+usualAlgorithm+`":0`...)
+		}
+		all[device] = KeyCounts{append(b, '}'), noKeys.UnusedFallback}
+	}
+	for device, b := range fallback {
+		c := countsOf(all, device)
+		c.UnusedFallback = append(b, ']')
+		all[device] = c
+	}
+	return all, nil
+}
+
+// separate begins a container, or goes on in it.
+func separate(b []byte, open byte) []byte {
+	if b == nil {
+		return []byte{open}
+	}
+	return append(b, ',')
+}

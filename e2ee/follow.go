@@ -1,0 +1,310 @@
+package e2ee
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/myelin-im/myelin/roomserver"
+	"github.com/myelin-im/myelin/storage"
+)
+
+const (
+	// followPause is how long the follower rests after a round, retryPause how long after a failure.
+	followPause = 20 * time.Millisecond
+	retryPause  = 5 * time.Second
+	// savePlaceEvery is how often it writes down how far it has come. After a crash, what came after is looked at again.
+	savePlaceEvery = 10 * time.Second
+	// catchUpRooms bounds the rooms of one page when it was away.
+	catchUpRooms = 500
+)
+
+// follower follows the members of rooms: it tells new servers of local users' devices, and finds remote users of whose
+// changes nobody tells any more.
+type follower struct {
+	wake chan struct{}
+
+	mu    sync.Mutex
+	head  int64          // published
+	rooms map[int64]bool // with events since the last round
+
+	// place is up to which position rooms were followed; only the follower itself uses it.
+	place int64
+	saved time.Time
+}
+
+func (f *follower) init(head int64) {
+	f.wake, f.head, f.rooms = make(chan struct{}, 1), head, map[int64]bool{}
+}
+
+// published takes note of rooms with events. It is called in commit order.
+func (f *follower) published(batch []storage.Notice, head int64) {
+	news := false
+	f.mu.Lock()
+	f.head = head
+	for i := range batch {
+		switch n := &batch[i]; n.Kind {
+		case storage.Event, storage.State:
+			f.rooms[n.Room] = true
+			news = true
+		case storage.DeviceKeys:
+			news = true
+		}
+	}
+	f.mu.Unlock()
+	if news {
+		f.kick()
+	}
+}
+
+func (f *follower) kick() {
+	select {
+	case f.wake <- struct{}{}:
+	default:
+	}
+}
+
+// take returns the rooms to look at, up to which position.
+func (f *follower) take() (rooms map[int64]bool, head int64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	rooms, f.rooms = f.rooms, map[int64]bool{}
+	return rooms, f.head
+}
+
+// giveBack returns rooms that could not be looked at.
+func (f *follower) giveBack(rooms map[int64]bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for nid := range rooms {
+		f.rooms[nid] = true
+	}
+}
+
+// follow runs the follower until ctx ends.
+func (a *API) follow(ctx context.Context) {
+	if a.remote == nil { // nobody to tell, nobody to hear from
+		<-ctx.Done()
+		return
+	}
+	begun := false
+	for {
+		err := error(nil)
+		if !begun {
+			err = a.catchUp(ctx)
+			begun = err == nil
+		} else {
+			err = a.followRound(ctx)
+		}
+		pause := followPause
+		if err != nil && ctx.Err() == nil {
+			a.log.WithError(err).Warn("following who shares rooms with whom failed and will be tried again")
+			pause = retryPause
+			a.follower.kick()
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(pause):
+		}
+		select {
+		case <-ctx.Done():
+			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+			a.savePlace(last)
+			cancel()
+			return
+		case <-a.follower.wake:
+		}
+	}
+}
+
+// catchUp looks at the rooms where something happened since the place that was written down.
+func (a *API) catchUp(ctx context.Context) error {
+	f := &a.follower
+	_, head := f.take()
+	found, err := a.db.Get(ctx, `SELECT pos FROM e2ee_follower WHERE one = 1`, nil, &f.place)
+	if err != nil {
+		return fmt.Errorf("read the place of the follower: %w", err)
+	}
+	if !found {
+		f.place = head // nothing was known of remote users before
+	}
+	for after := int64(0); ; {
+		nids, err := a.rooms.RoomsSince(ctx, f.place, after, catchUpRooms)
+		if err != nil {
+			return err
+		}
+		for _, nid := range nids {
+			if err := a.followRoom(ctx, nid, f.place, head); err != nil {
+				return err
+			}
+			after = nid
+		}
+		if len(nids) < catchUpRooms {
+			break
+		}
+	}
+	f.place = head
+	a.savePlace(ctx)
+	return a.tellNews(ctx)
+}
+
+// followRound looks at what happened since the last round.
+func (a *API) followRound(ctx context.Context) error {
+	f := &a.follower
+	rooms, head := f.take()
+	for nid := range rooms {
+		if err := a.followRoom(ctx, nid, f.place, head); err != nil {
+			f.giveBack(rooms)
+			return err
+		}
+	}
+	f.place = head
+	if time.Since(f.saved) > savePlaceEvery {
+		a.savePlace(ctx)
+	}
+	return a.tellNews(ctx)
+}
+
+// savePlace writes down how far the follower has come.
+func (a *API) savePlace(ctx context.Context) {
+	a.follower.saved = time.Now()
+	place := a.follower.place
+	err := a.db.Write(ctx, func(tx *storage.Tx) error {
+		_, err := tx.Exec(`INSERT INTO e2ee_follower (one, pos) VALUES (1, $1) ON CONFLICT (one) DO UPDATE SET pos = excluded.pos`, place)
+		return err
+	})
+	if err != nil && ctx.Err() == nil {
+		a.log.WithError(err).Warn("the place of the follower of rooms could not be stored")
+	}
+}
+
+// followRoom looks at what became of a room's members between two positions.
+func (a *API) followRoom(ctx context.Context, nid, from, to int64) error {
+	room, err := a.rooms.RoomByNID(ctx, nid)
+	if errors.Is(err, roomserver.ErrUnknownRoom) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	v := views{rooms: a.rooms, room: room}
+	if v.before, err = a.rooms.StateAt(ctx, room, from); err != nil {
+		return err
+	}
+	if v.after, err = a.rooms.StateAt(ctx, room, to); err != nil || v.before == v.after {
+		return err
+	}
+	var came, gone []string // local users who are new, remote users who left or were away
+	localLeft := false
+	err = v.diff(ctx, func(user string, s stay) {
+		local := a.isLocal(user)
+		switch {
+		case local && (s == arrived || s == returned):
+			came = append(came, user)
+			localLeft = localLeft || s == returned
+		case local && s == departed:
+			localLeft = true
+		case !local && (s == departed || s == returned):
+			gone = append(gone, user)
+		}
+	})
+	if err != nil {
+		return err
+	}
+	if localLeft && (len(room.LocalMembers(nil)) == 0 || len(came) > 0) {
+		// All remote members are concerned, who were not told of while nobody of here was in the room.
+		if err := v.joined(ctx, v.before, func(user string) {
+			if !a.isLocal(user) {
+				gone = append(gone, user)
+			}
+		}); err != nil {
+			return err
+		}
+	}
+	for _, user := range gone {
+		if err := a.checkFollowed(ctx, user, nid); err != nil {
+			return err
+		}
+	}
+	for _, user := range came {
+		if err := a.introduce(ctx, user, room.Servers()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkFollowed finds out whether a room other than the one that they left is shared with a remote user. If not, what is
+// stored of their keys may be out of date from now on.
+func (a *API) checkFollowed(ctx context.Context, user string, left int64) error {
+	fresh := false
+	if _, err := a.db.Get(ctx, `SELECT fresh FROM remote_device_lists WHERE user_id = $1`, []any{user}, &fresh); err != nil {
+		return fmt.Errorf("look up devices of %s: %w", user, err)
+	}
+	if !fresh {
+		return nil
+	}
+	shared, err := a.sharedWithAny(ctx, user, left)
+	if err != nil || shared {
+		return err
+	}
+	err = a.db.Write(ctx, func(tx *storage.Tx) error { return markStale(tx, user) })
+	if err != nil {
+		return fmt.Errorf("forget devices of %s: %w", user, err)
+	}
+	return nil
+}
+
+// introduce tells servers of a local user's devices who have not heard of them.
+func (a *API) introduce(ctx context.Context, user string, servers []string) error {
+	var strangers []string
+	for _, server := range servers {
+		if server == a.rooms.Name() {
+			continue
+		}
+		known, err := a.db.Get(ctx, `SELECT stream_id FROM device_lists_sent WHERE user_id = $1 AND destination = $2`, []any{user, server}, new(int64))
+		if err != nil {
+			return fmt.Errorf("look up what %s knows: %w", server, err)
+		}
+		if !known {
+			strangers = append(strangers, server)
+		}
+	}
+	for len(strangers) > 0 {
+		n := min(len(strangers), destinationsPerWrite)
+		err := a.db.Write(ctx, func(tx *storage.Tx) error {
+			pos, err := tx.Position()
+			if err != nil {
+				return err
+			}
+			news, err := a.everything(tx, user, pos)
+			if err != nil || len(news.devices) == 0 {
+				return err
+			}
+			return a.writeUpdates(tx, news, strangers[:n], true)
+		})
+		if err != nil {
+			return fmt.Errorf("tell of devices of %s: %w", user, err)
+		}
+		strangers = strangers[n:]
+	}
+	return nil
+}
+
+// everything is all that there is to tell of a user.
+func (a *API) everything(tx *storage.Tx, user string, pos int64) (*news, error) {
+	read, err := a.readIdentities(tx, []string{user}, 0)
+	if err != nil {
+		return nil, err
+	}
+	n := &news{pos: pos, user: user}
+	for _, d := range read[user].devices {
+		n.devices = append(n.devices, d.id)
+	}
+	if read[user].master != nil {
+		n.devices = append(n.devices, "")
+	}
+	return n, nil
+}

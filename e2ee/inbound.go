@@ -1,0 +1,128 @@
+package e2ee
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+
+	"github.com/tidwall/gjson"
+
+	"github.com/myelin-im/myelin/internal/mxerr"
+	"github.com/myelin-im/myelin/storage"
+)
+
+// ReceiveDeviceList takes an EDU m.device_list_update from another server. If it follows what is stored of the user's
+// devices, it is applied; otherwise what is stored is out of date, and asked for when somebody wants it. Either way the
+// users who share rooms with theirs hear of a change.
+func (a *API) ReceiveDeviceList(ctx context.Context, origin string, content json.RawMessage) error {
+	var in struct {
+		deviceListUpdate
+		// PrevID may be missing.
+		PrevID []int64 `json:"prev_id"`
+	}
+	if err := json.Unmarshal(content, &in); err != nil {
+		return mxerr.BadJSON("m.device_list_update is not as it should be").With(err)
+	}
+	if in.DeviceID == "" || len(in.DeviceID) > maxKeyName {
+		return mxerr.InvalidParam("m.device_list_update has no usable device_id")
+	}
+	return a.receiveChange(ctx, origin, in.UserID, func(tx *storage.Tx) error {
+		var stream int64
+		var fresh bool
+		if _, err := tx.Get(`SELECT stream_id, fresh FROM remote_device_lists WHERE user_id = $1`, []any{in.UserID}, &stream, &fresh); err != nil {
+			return err
+		}
+		if !fresh {
+			return a.outdated(tx, in.UserID)
+		}
+		if in.StreamID <= stream {
+			return nil // it is known
+		}
+		for _, prev := range in.PrevID {
+			if prev > stream {
+				return a.outdated(tx, in.UserID) // one in between was lost
+			}
+		}
+		ok, err := applyUpdate(tx, &in.deviceListUpdate)
+		if err != nil {
+			return err
+		}
+		if !ok {
+			return a.outdated(tx, in.UserID)
+		}
+		if _, err := tx.Exec(`UPDATE remote_device_lists SET stream_id = $2 WHERE user_id = $1`, in.UserID, in.StreamID); err != nil {
+			return err
+		}
+		return noteChange(tx, in.UserID)
+	})
+}
+
+// applyUpdate stores a changed device; ok is false if its keys cannot be used.
+func applyUpdate(tx *storage.Tx, in *deviceListUpdate) (ok bool, err error) {
+	if in.Deleted || len(in.Keys) == 0 {
+		_, err = tx.Exec(`DELETE FROM device_keys WHERE user_id = $1 AND device_id = $2`, in.UserID, in.DeviceID)
+		return true, err
+	}
+	d, ok := remoteDevice(in.UserID, in.DeviceID, gjson.ParseBytes(in.Keys), in.Name)
+	if !ok {
+		return false, nil
+	}
+	return true, putRemoteDevice(tx, in.UserID, &d)
+}
+
+// outdated notes that the stored devices of a remote user are not the current ones, because they changed.
+func (a *API) outdated(tx *storage.Tx, user string) error {
+	if err := markStale(tx, user); err != nil {
+		return err
+	}
+	return noteChange(tx, user)
+}
+
+// ReceiveSigningKeys takes an EDU m.signing_key_update from another server.
+func (a *API) ReceiveSigningKeys(ctx context.Context, origin string, content json.RawMessage) error {
+	var in signingKeyUpdate
+	if err := json.Unmarshal(content, &in); err != nil {
+		return mxerr.BadJSON("m.signing_key_update is not as it should be").With(err)
+	}
+	var keys []crossSigningKey
+	for usage, raw := range map[string]json.RawMessage{usageMaster: in.Master, usageSelfSigning: in.SelfSigning} {
+		if len(raw) == 0 || string(raw) == "null" {
+			continue
+		}
+		k, err := checkCrossSigningKey(raw, in.UserID, usage)
+		if err != nil {
+			return err
+		}
+		keys = append(keys, k)
+	}
+	return a.receiveChange(ctx, origin, in.UserID, func(tx *storage.Tx) error {
+		var fresh bool
+		if _, err := tx.Get(`SELECT fresh FROM remote_device_lists WHERE user_id = $1`, []any{in.UserID}, &fresh); err != nil {
+			return err
+		}
+		if !fresh {
+			return a.outdated(tx, in.UserID)
+		}
+		for _, k := range keys {
+			if err := putCrossSigningKey(tx, in.UserID, k); err != nil {
+				return err
+			}
+		}
+		return noteChange(tx, in.UserID)
+	})
+}
+
+// receiveChange lets apply write a change of a user of the origin, if anybody here shares a room with them.
+func (a *API) receiveChange(ctx context.Context, origin, user string, apply func(tx *storage.Tx) error) error {
+	if server, ok := serverOf(user); !ok || server != origin || a.isLocal(user) {
+		return mxerr.Forbidden("The user is not of the server that sends")
+	}
+	shared, err := a.sharedWithAny(ctx, user, 0)
+	if err != nil || !shared {
+		return err
+	}
+	if err := a.db.Write(ctx, apply); err != nil {
+		return fmt.Errorf("change of devices of %s: %w", user, err)
+	}
+	return nil
+}

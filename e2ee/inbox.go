@@ -1,0 +1,154 @@
+package e2ee
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/myelin-im/myelin/internal/cache"
+	"github.com/myelin-im/myelin/storage"
+)
+
+const (
+	// maxBatch bounds the messages of one answer, maxBatchBytes their size: one message more may go beyond it.
+	maxBatch      = 100
+	maxBatchBytes = 1 << 20
+	// maxInboxes bounds the devices whose inbox is known to be empty.
+	maxInboxes = 50_000
+)
+
+// inboxes knows which inboxes have nothing in them, so that most syncs need not look.
+type inboxes struct {
+	start int64 // the log's head when this began
+
+	mu   sync.RWMutex
+	last map[string]int64 // by user, the last message that came since
+
+	// empty is up to which position the inbox of a device is known to hold nothing.
+	empty *cache.Cache[inboxKey, int64]
+}
+
+type inboxKey struct{ user, device string }
+
+func newInboxes(head int64) *inboxes {
+	return &inboxes{start: head, last: map[string]int64{}, empty: cache.New[inboxKey, int64](maxInboxes)}
+}
+
+func (i *inboxes) arrived(user string, pos int64) {
+	i.mu.Lock()
+	i.last[user] = pos
+	i.mu.Unlock()
+}
+
+// isEmpty tells whether an inbox is known to hold nothing up to a position.
+func (i *inboxes) isEmpty(key inboxKey, upTo int64) bool {
+	empty, known := i.empty.Get(key)
+	if !known {
+		return false
+	}
+	i.mu.RLock()
+	last := i.last[key.user]
+	i.mu.RUnlock()
+	return last <= empty || empty >= upTo
+}
+
+// ToDevice returns what a device is owed of its inbox after a position, up to another one, as JSON events in order, and
+// how far that goes: upTo unless there is more. The device has what is at or before since; that is deleted, and nothing
+// else is.
+func (a *API) ToDevice(ctx context.Context, user, device string, since, upTo int64) (events []Message, next int64, err error) {
+	key := inboxKey{user, device}
+	if device == "" || a.inboxes.isEmpty(key, upTo) {
+		return nil, max(since, upTo), nil
+	}
+	acknowledged := false
+	err = a.db.Read(ctx, func(tx *storage.Tx) (err error) {
+		if since > 0 {
+			acknowledged, err = tx.Get(`SELECT pos FROM to_device WHERE user_id = $1 AND device_id = $2 AND pos <= $3 LIMIT 1`,
+				[]any{user, device, since}, new(int64))
+			if err != nil {
+				return err
+			}
+		}
+		events, next, err = readInbox(tx, key, since, upTo)
+		return err
+	})
+	if err != nil {
+		return nil, 0, fmt.Errorf("messages to a device of %s: %w", user, err)
+	}
+	if acknowledged {
+		u := &storage.Unit{Done: func(_ int64, err error) {
+			if err != nil {
+				a.log.WithError(err).WithField("user_id", user).Warn("messages that a device has could not be deleted")
+			}
+		}}
+		u.Exec(`DELETE FROM to_device WHERE user_id = $1 AND device_id = $2 AND pos <= $3`, user, device, since)
+		a.db.Append(u)
+	} else if len(events) == 0 {
+		a.inboxes.empty.Put(key, upTo, 1)
+	}
+	return events, next, nil
+}
+
+// Message is an event in an inbox.
+type Message struct {
+	// Pos is its place.
+	Pos int64
+	// Event is JSON as clients are shown it.
+	Event []byte
+}
+
+// readInbox reads one batch of an inbox.
+func readInbox(tx *storage.Tx, key inboxKey, since, upTo int64) (events []Message, next int64, err error) {
+	next = upTo
+	size := 0
+	rows := tx.Query(`SELECT pos, event FROM to_device WHERE user_id = $1 AND device_id = $2 AND pos > $3 AND pos <= $4 ORDER BY pos LIMIT $5`,
+		key.user, key.device, since, upTo, int64(maxBatch+1))
+	for rows.Next() {
+		var m Message
+		rows.Scan(&m.Pos, &m.Event)
+		if len(events) == maxBatch || size > maxBatchBytes {
+			next = events[len(events)-1].Pos
+			break
+		}
+		size += len(m.Event)
+		events = append(events, m)
+	}
+	return events, max(next, since), rows.Close()
+}
+
+const (
+	// txnLifetime is for how long a transaction of a client is remembered; arrivedLifetime the same for a message of
+	// another server, which may come back after days.
+	txnLifetime     = 24 * time.Hour
+	arrivedLifetime = 7 * 24 * time.Hour
+	// pruneEvery is how often a part of those that are too old is deleted; there are pruneParts.
+	pruneEvery = 5 * time.Minute
+	pruneParts = 256
+)
+
+// pruner tells when old rows are due to be deleted, and which. Parts of the keys take turns, since an index by age would
+// cost every message a page.
+type pruner struct{ next, part atomic.Int64 }
+
+func (p *pruner) due(now int64) (part byte, due bool) {
+	next := p.next.Load()
+	if now < next || !p.next.CompareAndSwap(next, now+pruneEvery.Milliseconds()) {
+		return 0, false
+	}
+	return byte(p.part.Add(1) % pruneParts), true
+}
+
+// forgetTxns lets a unit delete some old transactions now and then.
+func (a *API) forgetTxns(u *storage.Unit, now int64) {
+	part, due := a.prune.due(now)
+	if !due {
+		return
+	}
+	from, to := make([]byte, 1), bytes.Repeat([]byte{0xff}, sha256.Size+1)
+	from[0], to[0] = part, part
+	u.Exec(`DELETE FROM to_device_txns WHERE key >= $1 AND key <= $2 AND expires_ts < $3`, from, to, now)
+}

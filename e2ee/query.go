@@ -1,0 +1,245 @@
+package e2ee
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strconv"
+
+	"github.com/myelin-im/myelin/accounts"
+	"github.com/myelin-im/myelin/internal/canonicaljson"
+	"github.com/myelin-im/myelin/internal/httpapi"
+	"github.com/myelin-im/myelin/internal/mxerr"
+	"github.com/myelin-im/myelin/internal/signing"
+	"github.com/myelin-im/myelin/storage"
+)
+
+// maxQueried bounds the users of one request.
+const maxQueried = 20_000
+
+// queriedDevices is from user to the ids of devices; none means all.
+type queriedDevices map[string][]string
+
+type queryRequest struct {
+	Timeout    *int64         `json:"timeout"`
+	DeviceKeys queriedDevices `json:"device_keys" required:"true"`
+}
+
+// keysAnswer is an answer about keys, as bytes.
+type keysAnswer struct {
+	devices                          []byte // members of device_keys
+	master, selfSigning, userSigning []byte // members of these objects
+	failures                         map[string]json.RawMessage
+	forServer                        bool
+}
+
+// AppendJSON appends the answer.
+func (k *keysAnswer) AppendJSON(b []byte) ([]byte, error) {
+	b = append(append(append(b, `{"device_keys":{`...), k.devices...), '}')
+	b = append(append(append(b, `,"master_keys":{`...), k.master...), '}')
+	b = append(append(append(b, `,"self_signing_keys":{`...), k.selfSigning...), '}')
+	if k.forServer {
+		return append(b, '}'), nil
+	}
+	b = append(append(append(b, `,"user_signing_keys":{`...), k.userSigning...), '}')
+	failures, err := json.Marshal(k.failures)
+	if err != nil {
+		return nil, fmt.Errorf("encode failures: %w", err)
+	}
+	return append(append(append(b, `,"failures":`...), failures...), '}'), nil
+}
+
+// member appends a member of an object; value appends its value.
+func member(b []byte, name string, value func([]byte) []byte) []byte {
+	if len(b) > 0 {
+		b = append(b, ',')
+	}
+	return value(append(canonicaljson.AppendString(b, name), ':'))
+}
+
+func raw(value []byte) func([]byte) []byte {
+	return func(b []byte) []byte { return append(b, value...) }
+}
+
+// add adds a user's keys: those of the devices with these ids, or of all.
+func (k *keysAnswer) add(user string, i *identity, ids []string, reader string, made []signature) {
+	k.devices = member(k.devices, user, func(b []byte) []byte {
+		b = append(b, '{')
+		first := true
+		for n := range i.devices {
+			d := &i.devices[n]
+			if d.keys == nil || len(ids) > 0 && !slices.Contains(ids, d.id) {
+				continue
+			}
+			if !first {
+				b = append(b, ',')
+			}
+			first = false
+			b = append(canonicaljson.AppendString(b, d.id), ':')
+			b = d.append(b, !k.forServer)
+		}
+		return append(b, '}')
+	})
+	if i.master != nil {
+		k.master = member(k.master, user, raw(withSignatures(i.master, reader, made)))
+	}
+	if i.selfSigning != nil {
+		k.selfSigning = member(k.selfSigning, user, raw(i.selfSigning))
+	}
+	if i.userSigning != nil && user == reader {
+		k.userSigning = member(k.userSigning, user, raw(i.userSigning))
+	}
+}
+
+// withSignatures adds those signatures of the reader that are on a master key. Nobody else sees them.
+func withSignatures(master []byte, reader string, made []signature) []byte {
+	if len(made) == 0 {
+		return master
+	}
+	key := publicKey(master)
+	for _, s := range made {
+		if s.target != key {
+			continue
+		}
+		if signed, err := signing.AddSignature(master, reader, s.keyID, s.value); err == nil {
+			master = signed
+		}
+	}
+	return master
+}
+
+// query: client-server API v1.19, POST /keys/query.
+func (a *API) query(ctx context.Context, by *httpapi.Caller, in *queryRequest) (*keysAnswer, error) {
+	if len(in.DeviceKeys) > maxQueried {
+		return nil, mxerr.TooLarge("These are too many users at once")
+	}
+	out := &keysAnswer{failures: map[string]json.RawMessage{}}
+	made, err := a.signatures.Get(ctx, by.UserID)
+	if err != nil {
+		return nil, err
+	}
+	users := make([]string, 0, len(in.DeviceKeys))
+	for user := range in.DeviceKeys {
+		if _, ok := serverOf(user); ok {
+			users = append(users, user)
+		}
+	}
+	slices.Sort(users)
+	known, err := a.identitiesOf(ctx, users)
+	if err != nil {
+		return nil, err
+	}
+	elsewhere := map[string]queriedDevices{}
+	for _, user := range users {
+		i := known[user]
+		if a.isLocal(user) || i.fresh {
+			out.add(user, i, in.DeviceKeys[user], by.UserID, made[user])
+			continue
+		}
+		server, _ := serverOf(user)
+		if elsewhere[server] == nil {
+			elsewhere[server] = queriedDevices{}
+		}
+		elsewhere[server][user] = in.DeviceKeys[user]
+	}
+	if len(elsewhere) > 0 {
+		a.queryRemote(ctx, patience(in.Timeout), elsewhere, by.UserID, made, out)
+	}
+	return out, nil
+}
+
+type serverQueryRequest struct {
+	DeviceKeys queriedDevices `json:"device_keys" required:"true"`
+}
+
+// serverQuery: server-server API v1.19, POST /user/keys/query.
+func (a *API) serverQuery(ctx context.Context, _ *httpapi.Caller, in *serverQueryRequest) (*keysAnswer, error) {
+	if len(in.DeviceKeys) > maxQueried {
+		return nil, mxerr.TooLarge("These are too many users at once")
+	}
+	users := make([]string, 0, len(in.DeviceKeys))
+	for user := range in.DeviceKeys {
+		if a.isLocal(user) {
+			users = append(users, user)
+		}
+	}
+	slices.Sort(users)
+	known, err := a.identitiesOf(ctx, users)
+	if err != nil {
+		return nil, err
+	}
+	out := &keysAnswer{forServer: true}
+	for _, user := range users {
+		out.add(user, known[user], in.DeviceKeys[user], "", nil)
+	}
+	return out, nil
+}
+
+type serverDevicesRequest struct {
+	UserID string `path:"userId"`
+}
+
+// serverDevices: server-server API v1.19, GET /user/devices/{userId}. What the other server learns here is what it
+// is sent changes of from now on. Names of devices are nobody's business there.
+func (a *API) serverDevices(ctx context.Context, by *httpapi.Caller, in *serverDevicesRequest) (*devicesAnswer, error) {
+	if !a.isLocal(in.UserID) {
+		return nil, mxerr.InvalidParam("That is no user of this server")
+	}
+	out := &devicesAnswer{user: in.UserID}
+	err := a.db.Read(ctx, func(tx *storage.Tx) error {
+		known, err := accounts.Exists(tx, in.UserID)
+		if err != nil {
+			return err
+		}
+		if !known {
+			return mxerr.NotFound("There is no such user")
+		}
+		// Both from one snapshot: the version must not be newer than the keys.
+		out.streamID = 0
+		if _, err := tx.Get(`SELECT pos FROM device_list_changes WHERE user_id = $1`, []any{in.UserID}, &out.streamID); err != nil {
+			return err
+		}
+		out.streamID = out.streamID*streamsPerPosition + streamsPerPosition - 1
+		read, err := a.readIdentities(tx, []string{in.UserID}, 0)
+		out.identity = read[in.UserID]
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read devices: %w", err)
+	}
+	return out, a.noteSent(ctx, by.Origin, in.UserID, out.streamID)
+}
+
+// devicesAnswer is the answer about a user's devices.
+type devicesAnswer struct {
+	user     string
+	streamID int64
+	identity *identity
+}
+
+// AppendJSON appends the answer.
+func (d *devicesAnswer) AppendJSON(b []byte) ([]byte, error) {
+	b = canonicaljson.AppendString(append(b, `{"user_id":`...), d.user)
+	b = strconv.AppendInt(append(b, `,"stream_id":`...), d.streamID, 10)
+	b = append(b, `,"devices":[`...)
+	for n := range d.identity.devices {
+		if n > 0 {
+			b = append(b, ',')
+		}
+		device := &d.identity.devices[n]
+		b = canonicaljson.AppendString(append(b, `{"device_id":`...), device.id)
+		if device.keys != nil {
+			b = device.append(append(b, `,"keys":`...), false)
+		}
+		b = append(b, '}')
+	}
+	b = append(b, ']')
+	if d.identity.master != nil {
+		b = append(append(b, `,"master_key":`...), d.identity.master...)
+	}
+	if d.identity.selfSigning != nil {
+		b = append(append(b, `,"self_signing_key":`...), d.identity.selfSigning...)
+	}
+	return append(b, '}'), nil
+}
