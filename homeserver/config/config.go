@@ -18,20 +18,23 @@ import (
 
 // Config is a complete, checked configuration. The meaning, default and bounds of each field stand in keys.go.
 type Config struct {
-	Server       Server
-	Client       Client
-	Federation   Federation
-	Database     Database
-	Registration Registration
-	Sessions     Sessions
-	Passwords    Passwords
-	Rooms        Rooms
-	Presence     Presence
-	Limits       Limits
-	RateLimits   ratelimit.Config
-	Appservices  Appservices
-	Logging      Logging
-	Metrics      Metrics
+	Server        Server
+	Client        Client
+	Federation    Federation
+	Database      Database
+	Registration  Registration
+	Sessions      Sessions
+	Passwords     Passwords
+	Rooms         Rooms
+	Retention     Retention
+	DelayedEvents DelayedEvents
+	Presence      Presence
+	Media         Media
+	Limits        Limits
+	RateLimits    ratelimit.Config
+	Appservices   Appservices
+	Logging       Logging
+	Metrics       Metrics
 }
 
 // Server says who this server is.
@@ -98,6 +101,22 @@ type Passwords struct {
 // Rooms says what rooms are like.
 type Rooms struct {
 	DefaultVersion string // of rooms whose creator asks for none
+}
+
+// Retention says how long messages and rooms are kept.
+type Retention struct {
+	Enabled        bool
+	Default        time.Duration // of messages in rooms that set no lifetime; 0: forever
+	AtLeast        time.Duration // the shortest lifetime that a room can set
+	AtMost         time.Duration // the longest lifetime; 0: no bound
+	PurgeInterval  time.Duration // how often what expired is deleted
+	AbandonedRooms time.Duration // how long a room is kept that everyone has forgotten; 0: forever
+}
+
+// DelayedEvents bound the events that are to be sent later.
+type DelayedEvents struct {
+	MaxDelay     time.Duration
+	MaxScheduled int // of one user; 0: none
 }
 
 // Presence says whether users see who is online.

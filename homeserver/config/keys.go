@@ -208,6 +208,48 @@ func sections(c *Config) []section {
 				Set it to an older one if people on older servers cannot join new rooms.`,
 				text(&c.Rooms.DefaultVersion, "a room version that this server supports", checkRoomVersion)},
 		}},
+		{"retention", "How long messages and rooms are kept. State events, such as names and memberships, stay as long as the room.", []key{
+			{"enabled", "true", false, `
+				Whether messages expire: by what a room says in m.room.retention, else after default_lifetime. Expired
+				messages are shown to nobody, and then deleted; that cannot be undone.
+
+				Set it to false to keep everything, whatever rooms say.`,
+				truth(&c.Retention.Enabled)},
+			{"default_lifetime", "0s", false, `
+				How long messages live in rooms that say nothing of it. 0s: forever.
+
+				Set it where the law or the disk wants old messages gone.`,
+				duration(&c.Retention.Default, 0, 36500*day)},
+			{"shortest_lifetime", "0s", false, `
+				The shortest lifetime that a room can set; a shorter one counts as this. 0s: none.
+
+				Set it if people should have their messages for some time, whatever a room's administrators want.`,
+				duration(&c.Retention.AtLeast, 0, 36500*day)},
+			{"longest_lifetime", "0s", false, `
+				The longest lifetime of messages, whatever a room says. 0s: none.
+
+				Set it if no message may be kept longer, in any room.`,
+				duration(&c.Retention.AtMost, 0, 36500*day)},
+			{"purge_interval", "1h", false, `
+				How often expired messages, and what nothing refers to any more, are deleted from the database.`,
+				duration(&c.Retention.PurgeInterval, time.Second, 30*day)},
+			{"abandoned_rooms", "7d", false, `
+				How long after the last local user has forgotten a room it is deleted, with all of its history. 0s: never.
+
+				Lower it to free space sooner.`,
+				duration(&c.Retention.AbandonedRooms, 0, 36500*day)},
+		}},
+		{"delayed_events", "Events that clients ask to be sent later. Calls need them to notice who is gone.", []key{
+			{"max_delay", "24h", false, `
+				The longest delay.`,
+				duration(&c.DelayedEvents.MaxDelay, time.Minute, 365*day)},
+			{"max_scheduled", "100", false, `
+				How many events of one user may wait at a time. 0: there are no delayed events, and who leaves a call
+				without saying so stays in it for hours.
+
+				Raise it if bots plan reminders.`,
+				number(&c.DelayedEvents.MaxScheduled, 0, 100_000)},
+		}},
 		{"presence", "Who is online.", []key{
 			{"enabled", "true", false, `
 				Whether users see who is online.
@@ -215,6 +257,7 @@ func sections(c *Config) []section {
 				Set it to false to save the traffic on large servers.`,
 				truth(&c.Presence.Enabled)},
 		}},
+		{"media", mediaDoc, mediaKeys(&c.Media)},
 		{"limits", "What one request may bring.", []key{
 			{"request_body", "1MiB", false, `
 				The largest body of a request that is not an upload. Events have a smaller limit of their own, set by the

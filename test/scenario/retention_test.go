@@ -1,0 +1,159 @@
+package scenario
+
+import (
+	"fmt"
+	"net/http"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/tidwall/gjson"
+
+	"github.com/myelin-im/myelin/homeserver/config"
+	"github.com/myelin-im/myelin/storage/storagetest"
+	. "github.com/myelin-im/myelin/test/harness"
+)
+
+// Messages that outlived the policy of their room are shown to nobody, whichever way they are asked for.
+func TestExpiredMessagesAreHidden(t *testing.T) {
+	Each(t, func(t *testing.T, s *Server) {
+		alice, bob := s.Register(t, "alice"), s.Register(t, "bob")
+		id := alice.Create(J{"preset": "public_chat", "name": "kept"})
+		bob.Join(id)
+		root := alice.Text(id, "sesame and more")
+		reply := alice.Event(id, "m.room.message", J{"msgtype": "m.text", "body": "sesame reply", "m.relates_to": J{"rel_type": "m.thread", "event_id": root}})
+		topic := alice.State(id, "m.room.topic", "", J{"topic": "kept as well"})
+		hits := func() int64 {
+			return bob.Must("POST", Path("/search"), J{"search_categories": J{"room_events": J{"search_term": "sesame"}}}).JSON.Get("search_categories.room_events.results.#").Int()
+		}
+		if n := hits(); n != 2 {
+			t.Errorf("%d messages are found before they expire, want 2", n)
+		}
+		alice.State(id, "m.room.retention", "", J{"max_lifetime": 1})
+		time.Sleep(2 * time.Millisecond) // the lifetime of the last of them
+		for _, message := range []string{root, reply} {
+			bob.Refused(http.StatusNotFound, "M_NOT_FOUND", "GET", Path("/rooms/%s/event/%s", id, message), nil)
+			bob.Refused(http.StatusNotFound, "M_NOT_FOUND", "GET", Path("/rooms/%s/context/%s", id, message), nil)
+		}
+		for _, dir := range []string{"b", "f"} {
+			got := bob.Walk(id, "", dir, 3)
+			if slices.Contains(got, root) || slices.Contains(got, reply) || !slices.Contains(got, topic) {
+				t.Errorf("messages %s: %v", dir, got)
+			}
+		}
+		timeline := IDs(Room(bob.Sync(nil), "join", id).Get("timeline.events"))
+		if slices.Contains(timeline, root) || slices.Contains(timeline, reply) || !slices.Contains(timeline, topic) {
+			t.Errorf("initial sync: %v", timeline)
+		}
+		for _, path := range []string{v1Path("/rooms/%s/threads", id), v1Path("/rooms/%s/relations/%s", id, root)} {
+			a := bob.Do("GET", path, nil)
+			if n := len(a.JSON.Get("chunk").Array()); n != 0 {
+				t.Errorf("%s: %s", path, a)
+			}
+		}
+		if n := hits(); n != 0 {
+			t.Errorf("%d expired messages are found", n)
+		}
+		// As long as they are not purged, another policy brings them back.
+		alice.State(id, "m.room.retention", "", J{"max_lifetime": time.Hour.Milliseconds()})
+		bob.Must("GET", Path("/rooms/%s/event/%s", id, root), nil)
+		if n := hits(); n != 2 {
+			t.Errorf("%d messages are found when they have not expired, want 2", n)
+		}
+	})
+}
+
+// quick makes a server purge every second.
+func quick(cfg *config.Config) {
+	cfg.Retention.PurgeInterval, cfg.Retention.AbandonedRooms = time.Second, time.Millisecond
+}
+
+// Expired messages are deleted in the background; the room, its state and what came later stay, and its history ends
+// where they were.
+func TestExpiredMessagesArePurged(t *testing.T) {
+	for _, d := range storagetest.Dialects {
+		t.Run(d.String(), func(t *testing.T) {
+			s := Start(t, d, quick)
+			alice, bob := s.Register(t, "alice"), s.Register(t, "bob")
+			id := alice.Create(J{"preset": "public_chat", "name": "kept"})
+			bob.Join(id)
+			var old []string
+			for i := range 30 {
+				old = append(old, alice.Text(id, fmt.Sprintf("sesame %d", i)))
+			}
+			bob.Must("POST", Path("/rooms/%s/receipt/m.read/%s", id, old[10]), J{})
+			bob.Sync(nil)
+			gone := func() bool {
+				alice.State(id, "m.room.retention", "", J{"max_lifetime": time.Hour.Milliseconds()})
+				defer alice.State(id, "m.room.retention", "", J{"max_lifetime": 1})
+				return bob.Do("GET", Path("/rooms/%s/event/%s", id, old[29]), nil).Status == http.StatusNotFound
+			}
+			for end := time.Now().Add(time.Minute); !gone(); time.Sleep(300 * time.Millisecond) {
+				if time.Now().After(end) {
+					t.Fatal("expired messages were not purged within a minute")
+				}
+			}
+			alice.State(id, "m.room.retention", "", J{})
+			later := alice.Text(id, "sesame later")
+			check := func() {
+				t.Helper()
+				back := bob.Walk(id, "", "b", 10)
+				if len(back) == 0 || back[0] != later || slices.ContainsFunc(back, func(e string) bool { return slices.Contains(old, e) }) {
+					t.Errorf("the history after the purge: %v", back)
+				}
+				if got := bob.Must("GET", Path("/rooms/%s/state/m.room.name/", id), nil).JSON.Get("name").Str; got != "kept" {
+					t.Errorf("the name is %q", got)
+				}
+				results := bob.Must("POST", Path("/search"), J{"search_categories": J{"room_events": J{"search_term": "sesame"}}}).JSON
+				if n := results.Get("search_categories.room_events.count").Int(); n != 1 {
+					t.Errorf("found after the purge: %s", results)
+				}
+			}
+			check()
+			bob.Until("the message after the purge", func(r gjson.Result) bool {
+				return slices.Contains(IDs(Room(r, "join", id).Get("timeline.events")), later)
+			})
+			s.Restart()
+			check()
+			bob.Text(id, "and the room goes on")
+		})
+	}
+}
+
+// A room that everybody has left and forgotten goes, with its aliases.
+func TestForgottenRoomsAreRemoved(t *testing.T) {
+	for _, d := range storagetest.Dialects {
+		t.Run(d.String(), func(t *testing.T) {
+			s := Start(t, d, quick)
+			alice, bob := s.Register(t, "alice"), s.Register(t, "bob")
+			alias := "#gone:" + s.Name
+			id := alice.Create(J{"preset": "public_chat", "visibility": "public", "room_alias_name": "gone"})
+			stays := alice.Create(J{"preset": "public_chat", "room_alias_name": "stays"})
+			bob.Join(id)
+			alice.Text(id, "sesame")
+			alice.Sync(nil)
+			for _, c := range []*Client{alice, bob} {
+				c.Leave(id)
+				c.Must("POST", Path("/rooms/%s/forget", id), J{})
+			}
+			alice.Leave(stays) // and does not forget it
+			known := func() bool {
+				return alice.Do("GET", Path("/directory/room/%s", alias), nil).Status != http.StatusNotFound
+			}
+			for end := time.Now().Add(time.Minute); known(); time.Sleep(100 * time.Millisecond) {
+				if time.Now().After(end) {
+					t.Fatal("the room was not removed within a minute")
+				}
+			}
+			alice.Refused(http.StatusNotFound, "M_NOT_FOUND", "POST", Path("/join/%s", alias), J{})
+			if rooms := bob.Must("GET", Path("/publicRooms"), nil).JSON.Get("chunk").Array(); len(rooms) != 0 {
+				t.Errorf("public rooms: %v", rooms)
+			}
+			alice.Must("GET", Path("/directory/room/%s", "#stays:"+s.Name), nil)
+			alice.Sync(nil)
+			s.Restart()
+			// The alias is free again.
+			alice.Create(J{"room_alias_name": "gone"})
+		})
+	}
+}
