@@ -13,6 +13,7 @@ import (
 
 	"github.com/myelin-im/myelin/appservice"
 	"github.com/myelin-im/myelin/internal/httpapi"
+	"github.com/myelin-im/myelin/internal/mail"
 	"github.com/myelin-im/myelin/internal/ratelimit"
 	"github.com/myelin-im/myelin/storage"
 )
@@ -33,6 +34,8 @@ type Config struct {
 	AccessTokenLifetime time.Duration
 	// Hashing is the cost of passwords.
 	Hashing Hashing
+	// Email is what the server says in e-mails.
+	Email Email
 	// WellKnown is what the server says at /.well-known/matrix/.
 	WellKnown WellKnown
 	// DefaultRoomVersion and RoomVersions (version to "stable" or "unstable") are told to clients.
@@ -114,7 +117,9 @@ type Deps struct {
 	Computed map[string]func(tx *storage.Tx, userID string) (json.RawMessage, error)
 	// Appservices may act as and register users; nil: there are none.
 	Appservices *appservice.Set
-	// Limiter bounds password attempts; nil sets no limits.
+	// Mail sends e-mail; nil: none is sent, and addresses cannot be confirmed.
+	Mail *mail.Sender
+	// Limiter bounds password attempts and e-mails; nil sets no limits.
 	Limiter *ratelimit.Limiter
 	// Log gets what operators should know.
 	Log *logrus.Entry
@@ -131,18 +136,20 @@ type API struct {
 	computed map[string]func(tx *storage.Tx, userID string) (json.RawMessage, error)
 	services *appservice.Set
 	limiter  *ratelimit.Limiter
+	mail     *mail.Sender
 	log      *logrus.Entry
 	now      func() time.Time
 
-	hasher   *hasher
-	cache    *tokenCache
-	seen     *lastSeen
-	erased   erasedUsers
-	jobs     *jobs
-	tokenIDs *storage.IDs
-	jobIDs   *storage.IDs
-	nonces   nonces
-	prune    pruner
+	templates *templates
+	hasher    *hasher
+	cache     *tokenCache
+	seen      *lastSeen
+	erased    erasedUsers
+	jobs      *jobs
+	tokenIDs  *storage.IDs
+	jobIDs    *storage.IDs
+	nonces    nonces
+	prune     pruner
 }
 
 // New makes the accounts on an open database. It must be called before the first write to the database.
@@ -161,10 +168,14 @@ func New(cfg Config, deps Deps) (*API, error) {
 	}
 	a := &API{
 		cfg: cfg, db: deps.DB, rooms: deps.Rooms, hooks: deps.Hooks, computed: deps.Computed, services: deps.Appservices,
-		limiter: deps.Limiter, log: deps.Log, now: deps.Now,
+		limiter: deps.Limiter, mail: deps.Mail, log: deps.Log, now: deps.Now,
 		hasher: newHasher(cfg.Hashing), cache: newTokenCache(), seen: newLastSeen(),
 		tokenIDs: deps.DB.IDs("access_tokens"), jobIDs: deps.DB.IDs("account_jobs"),
 		nonces: newNonces(cfg.Registration.SharedSecret, deps.Now),
+	}
+	var err error
+	if a.templates, err = loadTemplates(cfg.Email.Templates); err != nil {
+		return nil, fmt.Errorf("accounts: %w", err)
 	}
 	a.jobs = newJobs(a)
 	deps.DB.Subscribe(func(batch []storage.Notice, _ int64) {
@@ -195,7 +206,7 @@ func (a *API) Endpoints() []httpapi.Endpoint {
 	for _, part := range [][]httpapi.Endpoint{
 		a.registerEndpoints(), a.loginEndpoints(), a.deviceEndpoints(), a.passwordEndpoints(),
 		a.accountDataEndpoints(), a.profileEndpoints(), a.filterEndpoints(), a.discoveryEndpoints(),
-		a.moderationEndpoints(), a.openIDEndpoints(),
+		a.moderationEndpoints(), a.openIDEndpoints(), a.emailEndpoints(), a.emailPages(), a.threePIDEndpoints(), a.fallbackEndpoints(),
 	} {
 		all = append(all, part...)
 	}

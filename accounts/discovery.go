@@ -134,6 +134,7 @@ func (a *API) capabilities(_ context.Context, by *httpapi.Caller, _ *httpapi.Emp
 		ProfileFields:  enabled{true},
 		SetDisplayName: enabled{true},
 		SetAvatarURL:   enabled{true},
+		ThirdParty:     enabled{a.mail != nil},
 		GetLoginToken:  person,
 	}
 	all, err := set.withOthers(a.cfg.Capabilities)

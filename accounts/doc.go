@@ -18,6 +18,12 @@
 // Passwords are hashed with argon2id (RFC 9106) by at most as many goroutines as configured; the rest wait, and when
 // too many wait they are told to come again later.
 //
+// # E-mail addresses
+//
+// An address is confirmed by a link that is sent to it; the confirmation serves one registration, password reset or
+// addition to an account. What the answers to such requests say never depends on whether an account has the address:
+// that is told in the e-mail. See email.go, emailpage.go and threepid.go.
+//
 // # OpenID
 //
 // Users show other services who they are with OpenID tokens, which the services bring back to

@@ -75,8 +75,10 @@ type passwordLogin struct {
 //
 // Spec: client-server API v1.19, "Identifier types".
 type userIdentifier struct {
-	Type string `json:"type"`
-	User string `json:"user"`
+	Type    string `json:"type"`
+	User    string `json:"user"`
+	Medium  string `json:"medium"`
+	Address string `json:"address"`
 }
 
 // loginResponse answers registration and login.
@@ -99,7 +101,7 @@ func (a *API) login(ctx context.Context, by *httpapi.Caller, in *loginRequest) (
 	case loginByToken:
 		userID, err = a.useLoginToken(ctx, in.Token)
 	case loginAppservice:
-		userID, err = a.checkAppserviceLogin(in)
+		userID, err = a.checkAppserviceLogin(ctx, in)
 	default:
 		err = mxerr.New(http.StatusBadRequest, "M_UNKNOWN", "This login type is not supported")
 	}
@@ -142,36 +144,54 @@ var (
 	errDeactivated = mxerr.New(http.StatusForbidden, "M_USER_DEACTIVATED", "This account has been deactivated")
 )
 
-// name returns the user that a login names.
-func (l *passwordLogin) name() (string, error) {
+// namedUser returns the user id that a login names; empty: there is no such account.
+func (a *API) namedUser(ctx context.Context, l *passwordLogin) (string, error) {
+	id := l.Identifier
 	switch {
-	case l.Identifier == nil && l.User != "":
-		return l.User, nil
-	case l.Identifier == nil && l.Address != "":
-		return "", mxerr.Forbidden("No account has this address")
-	case l.Identifier == nil:
+	case id == nil && l.User != "":
+		return a.knownUserID(l.User), nil
+	case id == nil && l.Address != "":
+		return a.userByAddress(ctx, l.Medium, l.Address)
+	case id == nil:
 		return "", mxerr.MissingParam("Missing parameter identifier")
 	}
-	switch l.Identifier.Type {
+	switch id.Type {
 	case "m.id.user":
-		if l.Identifier.User == "" {
+		if id.User == "" {
 			return "", mxerr.MissingParam("Missing parameter identifier.user")
 		}
-		return l.Identifier.User, nil
-	case "m.id.thirdparty", "m.id.phone":
+		return a.knownUserID(id.User), nil
+	case "m.id.thirdparty":
+		if id.Medium == "" || id.Address == "" {
+			return "", mxerr.MissingParam("identifier must have medium and address")
+		}
+		return a.userByAddress(ctx, id.Medium, id.Address)
+	case "m.id.phone":
 		// The specification wants 403 where an address is not known, and none is.
-		return "", mxerr.Forbidden("No account has this address")
+		return "", mxerr.Forbidden("No account has this number")
 	case "":
 		return "", mxerr.MissingParam("Missing parameter identifier.type")
 	}
 	return "", mxerr.InvalidParam("This identifier type is not supported")
 }
 
+// userByAddress returns whose account has an address; empty: nobody's.
+func (a *API) userByAddress(ctx context.Context, medium, address string) (string, error) {
+	if medium != mediumEmail {
+		return "", nil
+	}
+	address, err := canonicalEmail(address)
+	if err != nil {
+		return "", nil //nolint:nilerr // it is nobody's
+	}
+	return a.emailOwner(ctx, address)
+}
+
 // checkLogin returns the user whose password is shown, or M_FORBIDDEN, M_USER_DEACTIVATED or M_LIMIT_EXCEEDED.
 // Attempts are counted by account here and by address at the endpoint, or by account alone where somebody who is
 // logged in confirms an operation.
 func (a *API) checkLogin(ctx context.Context, l *passwordLogin, addr string) (string, error) {
-	name, err := l.name()
+	userID, err := a.namedUser(ctx, l)
 	if err != nil {
 		return "", err
 	}
@@ -181,8 +201,11 @@ func (a *API) checkLogin(ctx context.Context, l *passwordLogin, addr string) (st
 	if len(*l.Password) > maxPassword {
 		return "", errBadLogin
 	}
-	userID := a.knownUserID(name)
-	if ok, after := a.limiter.Allow(ratelimit.LoginAccount, userID); !ok {
+	limited := userID
+	if limited == "" && l.Identifier != nil { // as if there were an account, so that waiting tells nothing
+		limited = strings.ToLower(l.Identifier.Address)
+	}
+	if ok, after := a.limiter.Allow(ratelimit.LoginAccount, limited); !ok {
 		return "", mxerr.LimitExceeded(after)
 	}
 	var hash sql.NullString
@@ -230,16 +253,15 @@ func (a *API) rehash(ctx context.Context, userID, old, password string) {
 // checkAppserviceLogin returns the user as whom an application service logs in.
 //
 // Spec: client-server API v1.19, "Appservice Login".
-func (a *API) checkAppserviceLogin(in *loginRequest) (string, error) {
+func (a *API) checkAppserviceLogin(ctx context.Context, in *loginRequest) (string, error) {
 	as, err := in.appservice(a.services)
 	if err != nil {
 		return "", err
 	}
-	name, err := in.name()
+	userID, err := a.namedUser(ctx, &in.passwordLogin)
 	if err != nil {
 		return "", err
 	}
-	userID := a.knownUserID(name)
 	if !a.services.Owns(as, userID) {
 		return "", mxerr.New(http.StatusForbidden, "M_EXCLUSIVE", "This user is not in the application service's namespaces")
 	}

@@ -28,11 +28,12 @@ func (a *API) confirmOwner(ctx context.Context, by *httpapi.Caller, c Challenge)
 	if by.Appservice != nil {
 		return by.UserID, &proof{}, nil
 	}
-	flows, err := a.confirmFlows(ctx, by.UserID)
+	i, err := a.ownerInteraction(ctx, by.UserID, c)
 	if err != nil {
 		return "", nil, err
 	}
-	p, err = a.interact(ctx, &interaction{Challenge: c, by: by.UserID, addr: by.Addr, flows: flows, bound: true})
+	i.addr = by.Addr
+	p, err = a.interact(ctx, i)
 	if err != nil {
 		return "", nil, err
 	}
@@ -40,6 +41,24 @@ func (a *API) confirmOwner(ctx context.Context, by *httpapi.Caller, c Challenge)
 		return by.UserID, p, nil
 	}
 	return p.verified, p, a.mayLogIn(ctx, p.verified)
+}
+
+// setPasswordOperation is the one that a confirmed e-mail address allows, too.
+const setPasswordOperation = "POST /account/password"
+
+// ownerInteraction is how a user, or whoever names one, proves that an account is theirs.
+func (a *API) ownerInteraction(ctx context.Context, userID string, c Challenge) (*interaction, error) {
+	i := &interaction{Challenge: c, by: userID, bound: true, email: emailToReset}
+	reset := c.Operation == setPasswordOperation && a.mail != nil
+	flows, err := a.confirmFlows(ctx, userID)
+	if reset && mxerr.As(err) != nil {
+		flows, err = nil, nil // without a password, an e-mail address is the only way to one
+	}
+	if reset {
+		flows = append(flows, []string{stageEmail})
+	}
+	i.flows = flows
+	return i, err
 }
 
 type passwordRequest struct {
@@ -61,7 +80,7 @@ func (a *API) changePassword(ctx context.Context, by *httpapi.Caller, in *passwo
 			return nil, err
 		}
 	}
-	userID, p, err := a.confirmOwner(ctx, by, Challenge{Operation: "POST /account/password", Auth: in.Auth, Params: &in.passwordParams})
+	userID, p, err := a.confirmOwner(ctx, by, Challenge{Operation: setPasswordOperation, Auth: in.Auth, Params: &in.passwordParams})
 	if err != nil {
 		return nil, err
 	}
@@ -88,6 +107,9 @@ func (a *API) setPassword(ctx context.Context, userID, password string, logout b
 		if err := p.consume(tx); err != nil {
 			return err
 		}
+		if err := spendEmail(tx, p.emailSID); err != nil {
+			return err
+		}
 		n, err := tx.Exec(`UPDATE accounts SET password_hash = $2 WHERE user_id = $1 AND deactivated_ts IS NULL`, userID, hash)
 		switch {
 		case err != nil:
@@ -110,12 +132,13 @@ func (a *API) setPassword(ctx context.Context, userID, password string, logout b
 	return nil
 }
 
-// dropPending deletes login tokens, OpenID tokens and authentication sessions of a user.
+// dropPending deletes login tokens, OpenID tokens and authentication sessions of a user, by e-mail as well.
 func dropPending(tx *storage.Tx, userID string) error {
 	for _, sql := range []string{
 		`DELETE FROM login_tokens WHERE user_id = $1`,
 		`DELETE FROM openid_tokens WHERE user_id = $1`,
 		`DELETE FROM uia_sessions WHERE user_id = $1`,
+		`DELETE FROM email_sessions WHERE address IN (SELECT address FROM account_threepids WHERE user_id = $1)`,
 	} {
 		if _, err := tx.Exec(sql, userID); err != nil {
 			return err
@@ -175,6 +198,9 @@ func (a *API) end(ctx context.Context, userID string, erase bool, p *proof) erro
 		if err := dropPending(tx, userID); err != nil {
 			return err
 		}
+		if _, err := tx.Exec(`DELETE FROM account_threepids WHERE user_id = $1`, userID); err != nil {
+			return err
+		}
 		if erase {
 			if err := eraseData(tx, userID); err != nil {
 				return err
@@ -207,6 +233,7 @@ func eraseData(tx *storage.Tx, userID string) error {
 		`DELETE FROM account_data WHERE user_id = $1`,
 		`DELETE FROM profiles WHERE user_id = $1`,
 		`DELETE FROM filters WHERE user_id = $1`,
+		`DELETE FROM accepted_terms WHERE user_id = $1`,
 	} {
 		if _, err := tx.Exec(sql, userID); err != nil {
 			return err

@@ -23,6 +23,8 @@ func (a *API) registerEndpoints() []httpapi.Endpoint {
 	}
 }
 
+const registerOperation = "POST /register"
+
 type registerRequest struct {
 	credentials
 	Kind string          `query:"kind" default:"user" enum:"user|guest"`
@@ -70,8 +72,8 @@ func (a *API) register(ctx context.Context, by *httpapi.Caller, in *registerRequ
 			return nil, err
 		}
 	}
-	i := interaction{Challenge: Challenge{Operation: "POST /register", Auth: in.Auth, Params: &in.registerParams},
-		addr: by.Addr, flows: flows, info: a.registerInfo(), tokenOK: tokenOK}
+	i := interaction{Challenge: Challenge{Operation: registerOperation, Auth: in.Auth, Params: &in.registerParams},
+		addr: by.Addr, flows: flows, info: a.registerInfo(), tokenOK: tokenOK, email: emailToRegister}
 	proof, err := a.interact(ctx, &i)
 	if err != nil {
 		return nil, err
@@ -116,6 +118,7 @@ func (a *API) registerFlows(ctx context.Context) (flows [][]string, tokenOK func
 	default:
 		flows = [][]string{{stageDummy}}
 	}
+	flows = a.withEmail(flows)
 	if len(reg.Policies) > 0 {
 		for n, flow := range flows {
 			if flow[0] == stageDummy {
@@ -125,6 +128,25 @@ func (a *API) registerFlows(ctx context.Context) (flows [][]string, tokenOK func
 		}
 	}
 	return flows, a.registrationTokenOK, nil
+}
+
+// withEmail adds the ways to register with an e-mail address, or puts them in the place of those without where an
+// address is required. The address comes first, so that no way is the beginning of another.
+func (a *API) withEmail(flows [][]string) [][]string {
+	if a.mail == nil {
+		return flows
+	}
+	var with [][]string
+	for _, flow := range flows {
+		if flow[0] == stageDummy {
+			flow = nil
+		}
+		with = append(with, append([]string{stageEmail}, flow...))
+	}
+	if a.cfg.Email.Required {
+		return with
+	}
+	return append(flows, with...)
 }
 
 // registerInfo is what clients need to know for the stages.
@@ -141,6 +163,18 @@ func (a *API) registerInfo() map[string]any {
 		policies[id] = policy
 	}
 	return map[string]any{stageTerms: map[string]any{"policies": policies}}
+}
+
+// acceptTerms notes that a user has accepted all policies as they are now.
+func (a *API) acceptTerms(tx *storage.Tx, userID string, now int64) error {
+	for id, policy := range a.cfg.Registration.Policies {
+		_, err := tx.Exec(`INSERT INTO accepted_terms (user_id, policy, version, accepted_ts) VALUES ($1, $2, $3, $4)
+			ON CONFLICT (user_id, policy, version) DO NOTHING`, userID, id, policy.Version, now)
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // errInUse is the answer for user names that are taken.
@@ -258,6 +292,16 @@ func (a *API) create(ctx context.Context, by *httpapi.Caller, acc newAccount, p 
 		}
 		if err := p.consume(tx); err != nil {
 			return err
+		}
+		if p.emailSID != "" {
+			if err := attachEmail(tx, acc.userID, p.emailSID, acc.now); err != nil {
+				return err
+			}
+		}
+		if p.terms {
+			if err := a.acceptTerms(tx, acc.userID, acc.now); err != nil {
+				return err
+			}
 		}
 		if acc.displayName != nil {
 			if _, err := writeField(tx, acc.userID, fieldDisplayName, acc.displayName); err != nil {

@@ -12,6 +12,7 @@ const (
 	refreshPrefix = "mar_"
 	loginPrefix   = "mlt_"
 	openIDPrefix  = "mot_"
+	emailPrefix   = "met_"
 )
 
 // maxToken is the length above which nothing can be a token of ours.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"database/sql"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -22,6 +23,7 @@ const (
 	stageDummy    = "m.login.dummy"
 	stageToken    = "m.login.registration_token"
 	stageTerms    = "m.login.terms"
+	stageEmail    = "m.login.email.identity"
 )
 
 const (
@@ -95,6 +97,8 @@ type interaction struct {
 	bound bool           // a request may not change in the course of its session
 	// tokenOK checks a registration token, where flows have that stage.
 	tokenOK func(ctx context.Context, token string) (bool, error)
+	// email is for what an address has to be confirmed, where flows have that stage.
+	email int64
 }
 
 // uiaSession is the state of a session. Its zero value is the start.
@@ -102,6 +106,7 @@ type uiaSession struct {
 	id        string // empty until it has to be remembered
 	verified  string // who gave the right password
 	regToken  string
+	emailSID  string // of the session in which an e-mail address was confirmed
 	completed []string
 	params    []byte // sealed; nil: none yet
 }
@@ -111,6 +116,8 @@ type proof struct {
 	session  *tokenHash // the stored session, nil if it took one request
 	verified string     // who gave the right password; empty without that stage
 	regToken string     // the registration token shown
+	emailSID string     // the session in which an e-mail address was confirmed
+	terms    bool       // the terms were accepted
 }
 
 // errSpent rolls back the second use of a session.
@@ -134,6 +141,9 @@ type authData struct {
 	Session string `json:"session"`
 	Token   string `json:"token"`
 	passwordLogin
+	// Email names the session of m.login.email.identity; OldEmail is how clients of r0 called it.
+	Email    *emailCredentials `json:"threepid_creds"`
+	OldEmail *emailCredentials `json:"threepidCreds"`
 }
 
 // interact takes one request through its session: it reads the session, tries the stage, and either returns the
@@ -164,7 +174,7 @@ func (a *API) interact(ctx context.Context, i *interaction) (*proof, error) {
 		advanced = failure == nil
 	}
 	if i.done(s.completed) {
-		p := &proof{verified: s.verified, regToken: s.regToken}
+		p := &proof{verified: s.verified, regToken: s.regToken, emailSID: s.emailSID, terms: slices.Contains(s.completed, stageTerms)}
 		if stored {
 			h := sha256.Sum256([]byte(s.id))
 			p.session = (*tokenHash)(&h)
@@ -233,8 +243,44 @@ func (a *API) tryStage(ctx context.Context, i *interaction, s *uiaSession, auth 
 			return unauthorized("M_UNAUTHORIZED", "This registration token is not valid")
 		}
 		s.regToken = auth.Token
+	case stageEmail:
+		if err := a.tryEmail(ctx, i, s, auth); err != nil {
+			return err
+		}
 	}
 	s.completed = next
+	return nil
+}
+
+// tryEmail completes the stage of a confirmed e-mail address. Where a password is to be reset, the address tells whose.
+func (a *API) tryEmail(ctx context.Context, i *interaction, s *uiaSession, auth *authData) error {
+	shown := auth.Email
+	if shown == nil {
+		shown = auth.OldEmail
+	}
+	if shown == nil || shown.SID == "" || shown.ClientSecret == "" {
+		return mxerr.MissingParam("threepid_creds must have sid and client_secret")
+	}
+	address, err := a.confirmedEmail(ctx, shown, i.email)
+	if err != nil {
+		return err
+	}
+	if address == "" {
+		return unauthorized("M_UNAUTHORIZED", "The e-mail address has not been confirmed")
+	}
+	if i.email == emailToReset {
+		owner, err := a.emailOwner(ctx, address)
+		switch {
+		case err != nil:
+			return err
+		case owner == "":
+			return unauthorized("M_UNAUTHORIZED", "No account has this e-mail address")
+		case i.by != "" && owner != i.by:
+			return mxerr.Forbidden("That is not your own account")
+		}
+		s.verified = owner
+	}
+	s.emailSID = shown.SID
 	return nil
 }
 
@@ -274,14 +320,15 @@ func (a *API) loadUIA(ctx context.Context, i *interaction, id string) (s *uiaSes
 	}
 	h := sha256.Sum256([]byte(id))
 	var completed string
-	stored, err = a.db.Get(ctx, `SELECT verified, reg_token, completed, params FROM uia_sessions
+	var emailSID sql.NullString
+	stored, err = a.db.Get(ctx, `SELECT verified, reg_token, completed, params, email_sid FROM uia_sessions
 		WHERE hash = $1 AND operation = $2 AND user_id = $3 AND expires_ts > $4`,
-		[]any{h[:], i.Operation, i.by, a.nowMS()}, &s.verified, &s.regToken, &completed, &s.params)
+		[]any{h[:], i.Operation, i.by, a.nowMS()}, &s.verified, &s.regToken, &completed, &s.params, &emailSID)
 	if err != nil {
 		return nil, false, fmt.Errorf("look up authentication session: %w", err)
 	}
 	if stored {
-		s.id, s.completed = id, strings.Fields(completed)
+		s.id, s.completed, s.emailSID = id, strings.Fields(completed), emailSID.String
 	}
 	return s, stored, nil
 }
@@ -312,10 +359,10 @@ func (a *API) saveUIA(ctx context.Context, i *interaction, s *uiaSession, stored
 				return err
 			}
 		}
-		_, err := tx.Exec(`INSERT INTO uia_sessions (hash, operation, user_id, verified, reg_token, completed, params, expires_ts)
-			VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (hash) DO UPDATE
-			SET verified = excluded.verified, reg_token = excluded.reg_token, completed = excluded.completed, params = excluded.params`,
-			h[:], i.Operation, i.by, s.verified, s.regToken, strings.Join(s.completed, " "), s.params, now+uiaLifetime.Milliseconds())
+		_, err := tx.Exec(`INSERT INTO uia_sessions (hash, operation, user_id, verified, reg_token, completed, params, expires_ts, email_sid)
+			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (hash) DO UPDATE
+			SET verified = excluded.verified, reg_token = excluded.reg_token, completed = excluded.completed, params = excluded.params, email_sid = excluded.email_sid`,
+			h[:], i.Operation, i.by, s.verified, s.regToken, strings.Join(s.completed, " "), s.params, now+uiaLifetime.Milliseconds(), nullable(s.emailSID))
 		return err
 	})
 	if err != nil {

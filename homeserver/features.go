@@ -20,10 +20,10 @@ import (
 	"github.com/myelin-im/myelin/federation/inbox"
 	"github.com/myelin-im/myelin/federation/keys"
 	"github.com/myelin-im/myelin/federation/queue"
-	"github.com/myelin-im/myelin/federation/queue"
 	"github.com/myelin-im/myelin/homeserver/config"
 	"github.com/myelin-im/myelin/homeserver/signingkey"
 	"github.com/myelin-im/myelin/internal/httpapi"
+	"github.com/myelin-im/myelin/internal/mail"
 	"github.com/myelin-im/myelin/internal/mxerr"
 	"github.com/myelin-im/myelin/internal/ratelimit"
 	"github.com/myelin-im/myelin/mediaapi"
@@ -95,10 +95,14 @@ func newFeatures(cfg *config.Config, db *storage.DB, key signingkey.Key, limits 
 		return nil, fmt.Errorf("set up encryption: %w", err)
 	}
 	f.push = push.New(db)
+	mailer, err := newMailer(cfg)
+	if err != nil {
+		return nil, err
+	}
 	f.accounts, err = accounts.New(accountsConfig(cfg), accounts.Deps{
 		DB: db, Rooms: roomsOfAccounts{f.rooms}, Hooks: []accounts.Hooks{f.ephemeral.Hooks(), f.e2ee.Hooks(), delayed.Hooks()},
 		Computed:    map[string]func(*storage.Tx, string) (json.RawMessage, error){"m.push_rules": f.push.AccountData},
-		Appservices: services, Limiter: limits, Log: part("accounts"),
+		Appservices: services, Mail: mailer, Limiter: limits, Log: part("accounts"),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("set up accounts: %w", err)
@@ -234,6 +238,15 @@ func loadAppservices(cfg *config.Config) (*appservice.Set, error) {
 	return appservice.NewSet(cfg.Server.Name, list...)
 }
 
+// newMailer sends the e-mail of this server; it is nil if none is to be sent.
+func newMailer(cfg *config.Config) (*mail.Sender, error) {
+	e := &cfg.Email
+	if e.SMTP == "" {
+		return nil, nil
+	}
+	return mail.New(mail.Config{Address: e.SMTP, Security: mail.Security(e.TLS), User: e.User, Password: e.Password, From: e.From})
+}
+
 func accountsConfig(cfg *config.Config) accounts.Config {
 	c := accounts.Config{
 		ServerName: cfg.Server.Name,
@@ -248,6 +261,9 @@ func accountsConfig(cfg *config.Config) accounts.Config {
 		WellKnown: accounts.WellKnown{
 			ClientURL: cfg.Server.ClientURL, Server: cfg.Federation.PublicAddress, SupportPage: cfg.Server.SupportPage,
 		},
+		Email: accounts.Email{
+			AppName: cfg.Email.AppName, BaseURL: cfg.Server.ClientURL, Templates: cfg.Email.Templates, Required: cfg.Registration.RequireEmail,
+		},
 		DefaultRoomVersion: cfg.Rooms.DefaultVersion,
 		RoomVersions:       map[string]string{},
 		Capabilities:       map[string]any{},
@@ -256,6 +272,9 @@ func accountsConfig(cfg *config.Config) accounts.Config {
 		c.Capabilities["org.matrix.msc4140.delayed_events"] = map[string]int64{
 			"max_delay_ms": d.MaxDelay.Milliseconds(), "max_scheduled": int64(d.MaxScheduled),
 		}
+	}
+	if c.Email.BaseURL == "" {
+		c.Email.BaseURL = "https://" + cfg.Server.Name
 	}
 	if url := cfg.Registration.TermsURL; url != "" {
 		c.Registration.Policies = map[string]accounts.Policy{"terms": {

@@ -24,6 +24,7 @@ type Config struct {
 	Database      Database
 	Registration  Registration
 	Sessions      Sessions
+	Email         Email
 	Passwords     Passwords
 	Rooms         Rooms
 	Retention     Retention
@@ -79,6 +80,7 @@ type Database struct {
 type Registration struct {
 	Open         bool
 	RequireToken bool
+	RequireEmail bool
 	SharedSecret string
 	Guests       bool
 	TermsURL     string // empty: no terms to accept
@@ -96,6 +98,15 @@ type Passwords struct {
 	Memory     int64 // bytes per hash
 	Iterations int
 	Parallel   int // hashes at the same time; 0: one per processor
+}
+
+// Email says how e-mail is sent and what it looks like.
+type Email struct {
+	SMTP           string // host:port; empty: no e-mail
+	TLS            string // starttls, tls or none
+	User, Password string // empty: without logging in
+	From, AppName  string
+	Templates      string // a folder; empty: the built-in ones
 }
 
 // Rooms says what rooms are like.

@@ -166,6 +166,11 @@ func sections(c *Config) []section {
 
 				Set it to true if people should look into public rooms before they register.`,
 				truth(&c.Registration.Guests)},
+			{"require_email", "false", false, `
+				Whether open registration asks for an e-mail address and has it confirmed. It needs email.smtp.
+
+				Set it to true to make it harder to register in bulk, and to let everyone reset their password.`,
+				truth(&c.Registration.RequireEmail)},
 			{"terms_url", "", false, `
 				The address of terms that everyone must accept to register. Empty: there are none.`,
 				optional(&c.Registration.TermsURL, "an http or https URL", checkHTTPURL)},
@@ -185,6 +190,36 @@ func sections(c *Config) []section {
 
 				Raise it if refreshing makes noticeable load; a stolen token works that much longer.`,
 				duration(&c.Sessions.AccessTokenLifetime, 10*time.Second, 30*day)},
+		}},
+		{"email", "E-mail, with which users confirm their addresses and reset their passwords.", []key{
+			{"smtp", "", false, `
+				The server that takes e-mail for delivery, as host:port. Empty: this server sends none, and e-mail addresses
+				cannot be added to accounts.
+
+				Set it to let users reset forgotten passwords.`,
+				optional(&c.Email.SMTP, "host:port", checkAddress)},
+			{"tls", "starttls", false, `
+				How the connection to that server is secured: starttls asks for it on a plain connection, usually port 587;
+				tls begins with it, usually port 465; none is for a mail server on the same machine.`,
+				choice(&c.Email.TLS, "starttls", "tls", "none")},
+			{"user", "", false, `
+				The user name with which to log in to that server. Empty: without logging in.`,
+				optional(&c.Email.User, "any text", nil)},
+			{"password", "", true, `
+				The password of that user.`,
+				optional(&c.Email.Password, "any text", nil)},
+			{"from", "", false, `
+				The sender of all e-mail, for example Example <noreply@example.org>. It must be set if smtp is.`,
+				optional(&c.Email.From, "an e-mail address, with a name if wanted", checkMailbox)},
+			{"app_name", "Matrix", false, `
+				What e-mails call the service.
+
+				Set it to the name under which your users know it.`,
+				text(&c.Email.AppName, "any text but none", checkNotEmpty)},
+			{"templates", "", false, `
+				A folder with templates that replace the built-in e-mails and pages; what is not in it stays as built in.
+				docs/email.md lists them.`,
+				optional(&c.Email.Templates, "a path", nil)},
 		}},
 		{"passwords", "The cost of a password hash (argon2id). A changed cost reaches an account when it next logs in.", []key{
 			{"memory", "19MiB", false, `
@@ -327,6 +362,7 @@ func rateLimits(c *ratelimit.Config) []key {
 		{"invite", &c.Invite, &initial.Invite, "Inviting people."},
 		{"login", &c.Login, &initial.Login, "Logging in and refreshing tokens, by address."},
 		{"login_account", &c.LoginAccount, &initial.LoginAccount, "Password attempts on one account, from wherever they come."},
+		{"mail", &c.Mail, &initial.Mail, "E-mails to one address, whoever asks for them."},
 		{"register", &c.Register, &initial.Register, "Making accounts and asking whether a user name is free, by address."},
 		{"account", &c.Account, &initial.Account, "Changing one's own account: password, profile, devices, account data, filters."},
 		{"media", &c.Media, &initial.Media, "Uploads, downloads and previews."},
@@ -400,6 +436,13 @@ func checkEmail(s string) error {
 func checkRoomVersion(s string) error {
 	if _, ok := pdu.Lookup(s); !ok {
 		return fmt.Errorf("room version %q is unknown", s)
+	}
+	return nil
+}
+
+func checkMailbox(s string) error {
+	if _, err := mail.ParseAddress(s); err != nil {
+		return fmt.Errorf("%q is none", s)
 	}
 	return nil
 }

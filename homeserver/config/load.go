@@ -269,6 +269,12 @@ func (l *loader) checkTogether() {
 			l.add(l.source["federation.ca_cert"], "federation.ca_cert", "%v", err)
 		}
 	}
+	if c.Email.SMTP != "" && c.Email.From == "" {
+		l.add(l.source["email.smtp"], "email.smtp", "it needs email.from, the sender of all e-mail")
+	}
+	if c.Registration.RequireEmail && c.Email.SMTP == "" {
+		l.add(l.source["registration.require_email"], "registration.require_email", "it needs email.smtp, by which e-mail is sent")
+	}
 	if c.Registration.RequireToken && !c.Registration.Open {
 		l.add(l.source["registration.require_token"], "registration.require_token",
 			"it needs registration.open: true, which lets strangers register in the first place")

@@ -186,13 +186,15 @@ func (e *Endpoint) check() error {
 // Row is a line of the table of routes.
 type Row struct {
 	Method, Path, Who, Class string
+	// Raw endpoints answer with something else than JSON.
+	Raw bool
 }
 
 // Table lists endpoints sorted by path and method.
 func Table(endpoints []Endpoint) []Row {
 	rows := make([]Row, len(endpoints))
 	for i, e := range endpoints {
-		rows[i] = Row{e.Method, e.Path, e.Who.String(), e.Class.String()}
+		rows[i] = Row{e.Method, e.Path, e.Who.String(), e.Class.String(), e.Raw}
 	}
 	slices.SortFunc(rows, func(a, b Row) int {
 		if c := strings.Compare(a.Path, b.Path); c != 0 {

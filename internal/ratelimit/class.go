@@ -27,6 +27,8 @@ const (
 	// LoginAccount is password attempts on one account, from wherever they come;
 	// asked for by the accounts code and by no endpoint.
 	LoginAccount
+	// Mail is e-mails to one address, whoever asks for them; asked for by the accounts code and by no endpoint.
+	Mail
 	// Register is making accounts and asking for user names, by address.
 	Register
 	// Account is changing one's own account: password, profile, devices, account data, filters.
@@ -57,7 +59,7 @@ const (
 
 var classNames = [classes]string{
 	None: "none", Message: "message", State: "state", Create: "create", Join: "join", Invite: "invite",
-	Login: "login", LoginAccount: "login_account", Register: "register", Account: "account", Media: "media",
+	Login: "login", LoginAccount: "login_account", Mail: "mail", Register: "register", Account: "account", Media: "media",
 	Read: "read", Search: "search", Sync: "sync", Ephemeral: "ephemeral", Keys: "keys",
 	ToDevice: "to_device", Delayed: "delayed", Federation: "federation", Admin: "admin",
 }

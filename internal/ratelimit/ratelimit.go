@@ -36,6 +36,7 @@ type Config struct {
 	Invite       Rate
 	Login        Rate
 	LoginAccount Rate
+	Mail         Rate
 	Register     Rate
 	Account      Rate
 	Media        Rate
@@ -64,6 +65,7 @@ func DefaultConfig() Config {
 		Invite:       Rate{1, 50},
 		Login:        Rate{0.2, 10},
 		LoginAccount: Rate{0.05, 5},
+		Mail:         Rate{0.002, 5},
 		Register:     Rate{0.2, 5},
 		Account:      Rate{5, 50},
 		Media:        Rate{30, 300},
@@ -83,7 +85,7 @@ func DefaultConfig() Config {
 func (c *Config) rates() [classes]Rate {
 	return [classes]Rate{
 		Message: c.Message, State: c.State, Create: c.Create, Join: c.Join, Invite: c.Invite,
-		Login: c.Login, LoginAccount: c.LoginAccount, Register: c.Register, Account: c.Account,
+		Login: c.Login, LoginAccount: c.LoginAccount, Mail: c.Mail, Register: c.Register, Account: c.Account,
 		Media: c.Media, Read: c.Read, Search: c.Search, Sync: c.Sync, Ephemeral: c.Ephemeral,
 		Keys: c.Keys, ToDevice: c.ToDevice, Delayed: c.Delayed, Federation: c.Federation, Admin: c.Admin,
 	}
