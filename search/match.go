@@ -158,9 +158,9 @@ func (f *finder) read(ctx context.Context, below int64) ([]*match, error) {
 
 // readRooms appends the newest matches in some rooms.
 func (f *finder) readRooms(tx *storage.Tx, q storage.TermQuery, below int64, found []*match) ([]*match, error) {
-	condition, order, text := tx.Matching(eventTerms, q)
+	numbers, text := tx.Newest(eventTerms, q)
 	rows := tx.Query(`SELECT e.id, e.room, e.event, e.part, e.sender, e.state_before, e.words
-		FROM (SELECT rowid AS id FROM search_terms WHERE `+condition+` AND rowid < $2 ORDER BY `+order+` DESC LIMIT $3) m
+		FROM (`+numbers+`) m
 		JOIN search_events e ON e.id = m.id`, text, below, int64(maxMatches))
 	var kind, before int64
 	for rows.Next() {

@@ -29,7 +29,7 @@ func dropEntry(tx *storage.Tx, id int64) error {
 
 // RoomRemoved deletes up to limit entries of a room that is gone from the index and the user directory.
 func RoomRemoved(tx *storage.Tx, room int64, _ string, limit int) (n int64, err error) {
-	condition, _, text := tx.Matching(eventTerms, storage.TermQuery{{{Text: roomTerm(room)}}})
+	condition, text := tx.Matching(eventTerms, storage.TermQuery{{{Text: roomTerm(room)}}})
 	var ids []int64
 	rows := tx.Query(`SELECT rowid FROM search_terms WHERE `+condition+` LIMIT $2`, text, int64(limit))
 	var id int64

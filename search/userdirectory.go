@@ -141,7 +141,7 @@ func splitUser(text string) (localpart, server string) {
 }
 
 func matchingUsers(tx *storage.Tx, q storage.TermQuery, limit int) ([]foundUser, error) {
-	condition, _, query := tx.Matching(userTerms, q)
+	condition, query := tx.Matching(userTerms, q)
 	rows := tx.Query(`SELECT u.id, u.user_id, u.name, u.avatar FROM (SELECT rowid AS id FROM directory_terms WHERE `+condition+` LIMIT $2) m
 		JOIN directory_users u ON u.id = m.id`, query, int64(limit))
 	var found []foundUser

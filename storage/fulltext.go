@@ -1,6 +1,10 @@
 package storage
 
-import "strings"
+import (
+	"fmt"
+	"math/bits"
+	"strings"
+)
 
 // Full-text search differs between the databases, so it is here, as far as it does: what words are is for the feature
 // to say. It cuts text into terms, which it stores in an index under the numbers of its rows, and asks for the rows that
@@ -49,15 +53,13 @@ func (tx *Tx) DropTerms(index *Table, id int64) error {
 	return err
 }
 
-// Matching returns the condition that a row of an index fulfils a query, with the argument for its $1, and the expression
-// that sorts matches by their number, the index's column rowid. SQLite sorts without looking at all matches. PostgreSQL
-// must be kept from trying that, because it would read the whole index for a term that is rarer than it believes.
-func (tx *Tx) Matching(index *Table, q TermQuery) (condition, order string, query Text) {
+// Matching returns the condition that a row of an index fulfils a query, with the argument for its $1.
+func (tx *Tx) Matching(index *Table, q TermQuery) (condition string, query Text) {
 	and, or, quote, star := " AND ", " OR ", `"`, " *"
-	condition, order = index.name+` MATCH $1`, index.name+`.rowid`
+	condition = index.name + ` MATCH $1`
 	if tx.pg != nil {
 		and, or, quote, star = " & ", " | ", `'`, ":*"
-		condition, order = index.name+`.terms @@ CAST($1 AS tsquery)`, index.name+`.rowid + 0`
+		condition = `terms @@ CAST($1 AS tsquery)`
 	}
 	var b strings.Builder
 	for i, list := range q {
@@ -76,5 +78,41 @@ func (tx *Tx) Matching(index *Table, q TermQuery) (condition, order string, quer
 		}
 		b.WriteByte(')')
 	}
-	return condition, order, Text(b.String())
+	return condition, Text(b.String())
 }
+
+const (
+	// newestRows is how many rows PostgreSQL looks at one by one: enough to find 500 with a word that every 16th
+	// has, and less work than to ask the index for a word that nobody has used.
+	newestRows = 8192
+	// newestTerms bounds the terms that it compares for that.
+	newestTerms = 400_000
+)
+
+// Newest returns a query for the rows of an index with the highest numbers that fulfil q: $1 is the returned argument, $2
+// the number below which they are, $3 how many at most. Its only column is id, the row's number.
+//
+// SQLite finds them without looking at all matches. PostgreSQL has to be led: its index gives all matches or none, so
+// that a word that is in every message costs most, and the table in the order of numbers would be read to its end for a
+// rare one. So it looks at the newest rows first, and asks the index if they are not enough.
+func (tx *Tx) Newest(index *Table, q TermQuery) (numbers string, query Text) {
+	condition, query := tx.Matching(index, q)
+	if tx.pg == nil {
+		return `SELECT rowid AS id FROM ` + index.name + ` WHERE ` + condition + ` AND rowid < $2 ORDER BY rowid DESC LIMIT $3`, query
+	}
+	terms := 0
+	for _, list := range q {
+		terms += len(list)
+	}
+	// "+ 0" keeps the index of numbers out of it.
+	return fmt.Sprintf(`WITH a AS (SELECT rowid FROM (SELECT rowid, terms FROM %[1]s WHERE rowid < $2 ORDER BY rowid DESC LIMIT %[2]d) newest
+			WHERE %[3]s ORDER BY rowid DESC LIMIT $3),
+		n AS (SELECT count(*) AS n FROM a)
+		SELECT rowid AS id FROM a WHERE (SELECT n FROM n) = $3
+		UNION ALL
+		(SELECT rowid FROM %[1]s WHERE (SELECT n FROM n) < $3 AND %[3]s AND rowid + 0 < $2 ORDER BY rowid + 0 DESC LIMIT $3)`,
+		index.name, roundDown(min(newestRows, newestTerms/max(terms, 1))), condition), query
+}
+
+// roundDown returns the power of two that is not greater, so that there are few texts of statements.
+func roundDown(n int) int { return 1 << (bits.Len(uint(max(n, 1))) - 1) }

@@ -3,6 +3,7 @@ package storage_test
 import (
 	"context"
 	"fmt"
+	"math"
 	"slices"
 	"testing"
 
@@ -17,8 +18,8 @@ func matching(t testing.TB, db *storage.DB, q storage.TermQuery, limit int) (ids
 	t.Helper()
 	err := db.Read(context.Background(), func(tx *storage.Tx) error {
 		ids = nil
-		condition, order, query := tx.Matching(wordIndex, q)
-		rows := tx.Query(`SELECT rowid FROM words WHERE `+condition+` ORDER BY `+order+` DESC LIMIT $2`, query, int64(limit))
+		numbers, query := tx.Newest(wordIndex, q)
+		rows := tx.Query(`SELECT id FROM (`+numbers+`) m ORDER BY id DESC`, query, int64(math.MaxInt64), int64(limit))
 		var id int64
 		for rows.Next() {
 			rows.Scan(&id)
