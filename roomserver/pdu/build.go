@@ -27,6 +27,8 @@ type Proto struct {
 	AuthEvents     []Ref
 	Depth          int64
 	OriginServerTS int64
+	// StickyMS is how long the event is sticky, in milliseconds, 0 to MaxStickyMS; nil for one that is not (MSC4354).
+	StickyMS *int64
 }
 
 // Build makes, hashes and signs an event of a local user. keyID is the whole key
@@ -101,6 +103,9 @@ func (v *Version) check(p *Proto) error {
 	if v.StrictJSON && (max(p.Depth, p.OriginServerTS) > MaxDepth || min(p.Depth, p.OriginServerTS) < -MaxDepth) {
 		return fmt.Errorf("%w: depth or origin_server_ts beyond ±(2^53-1)", ErrBadJSON)
 	}
+	if p.StickyMS != nil && (*p.StickyMS < 0 || *p.StickyMS > MaxStickyMS) {
+		return fmt.Errorf("%w: sticky for %d ms", ErrFormat, *p.StickyMS)
+	}
 	ok := utf8.ValidString(p.RoomID) && utf8.ValidString(p.Sender) && utf8.ValidString(p.Type) &&
 		utf8.ValidString(p.Redacts) && (p.StateKey == nil || utf8.ValidString(*p.StateKey))
 	for _, refs := range [...][]Ref{p.PrevEvents, p.AuthEvents} {
@@ -125,6 +130,9 @@ func (v *Version) appendProto(dst []byte, p *Proto, id string, content, hashes, 
 	}
 	if hashes != nil {
 		dst = append(append(dst, `,"hashes":`...), hashes...)
+	}
+	if p.StickyMS != nil {
+		dst = appendSticky(dst, *p.StickyMS)
 	}
 	dst = strconv.AppendInt(append(dst, `,"origin_server_ts":`...), p.OriginServerTS, 10)
 	dst = v.appendRefs(append(dst, `,"prev_events":`...), p.PrevEvents)

@@ -22,6 +22,9 @@ func (e *Event) AppendClient(dst []byte) []byte {
 	redacts := e.Redacts()
 	dst = e.appendClientContent(append(dst, '{'), redacts)
 	dst = canonicaljson.AppendString(append(dst, `,"event_id":`...), e.ID)
+	if ms, ok := e.Sticky(); ok {
+		dst = appendSticky(dst, ms)
+	}
 	dst = strconv.AppendInt(append(dst, `,"origin_server_ts":`...), e.OriginServerTS, 10)
 	if redacts != "" {
 		dst = canonicaljson.AppendString(append(dst, `,"redacts":`...), redacts)

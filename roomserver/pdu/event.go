@@ -49,6 +49,7 @@ type Event struct {
 	refs                []string
 	prevs               int // refs[:prevs] are prev_events, the rest auth_events
 	carriesRoomID       bool
+	sticky              int64 // how long the event is sticky, in milliseconds, plus one; 0: it is not
 
 	cached atomic.Pointer[any]
 }

@@ -48,7 +48,7 @@ var (
 // fields are the members of an event that have a meaning; nil where missing.
 type fields struct {
 	authEvents, content, depth, eventID, hashes, originServerTS, prevEvents,
-	redacts, roomID, sender, signatures, stateKey, typ []byte
+	redacts, roomID, sender, signatures, stateKey, sticky, typ []byte
 }
 
 func split(event []byte) (f fields) {
@@ -64,6 +64,8 @@ func split(event []byte) (f fields) {
 			f.eventID = w.Value
 		case "hashes":
 			f.hashes = w.Value
+		case stickyKey:
+			f.sticky = w.Value
 		case "origin_server_ts":
 			f.originServerTS = w.Value
 		case "prev_events":
@@ -161,6 +163,7 @@ func decode(v *Version, own []byte, f *fields) (*Event, error) {
 		e.StateKey = &e.stateKey
 	}
 	e.carriesRoomID = f.roomID != nil
+	e.sticky = stickyOf(f.sticky)
 
 	var ok bool
 	if e.Depth, ok = integer(f.depth); !ok {
