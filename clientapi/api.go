@@ -35,6 +35,8 @@ type Options struct {
 	DefaultVersion string
 	// NoticeRoom tells whether a room is the one in which the server talks to a user. Nil: there are none.
 	NoticeRoom func(ctx context.Context, userID, roomID string) (bool, error)
+	// Delay schedules an event that is to be sent after so many milliseconds (MSC4140), and returns its delay id.
+	Delay func(ctx context.Context, by *httpapi.Caller, roomID string, d roomserver.Draft, delayMS int64) (string, error)
 }
 
 // New makes the API on a roomserver.

@@ -15,18 +15,60 @@ type eventIDResponse struct {
 	EventID string `json:"event_id"`
 }
 
+// sendResponse has the id of the event, or the one of a delayed event.
+type sendResponse struct {
+	EventID string `json:"event_id,omitempty"`
+	DelayID string `json:"delay_id,omitempty"`
+}
+
+// sendOptions are the parameters of unstable features for sending events.
+type sendOptions struct {
+	// Delay is after how many milliseconds the event is to be sent (a former version of MSC4140).
+	Delay *int64 `query:"org.matrix.msc4140.delay"`
+	// Sticky is for how many milliseconds the event is sticky (MSC4354).
+	Sticky *int64 `query:"org.matrix.msc4354.sticky_duration_ms" min:"0" max:"3600000"`
+}
+
+// delay schedules an event.
+func (a *API) delay(ctx context.Context, by *httpapi.Caller, roomID string, d roomserver.Draft, delayMS int64) (*sendResponse, error) {
+	id, err := a.options.Delay(ctx, by, roomID, d, delayMS)
+	if err != nil {
+		return nil, err
+	}
+	return &sendResponse{DelayID: id}, nil
+}
+
+// SendDelayed sends an event whose time has come, as if its sender had just asked for it.
+func (a *API) SendDelayed(ctx context.Context, roomID string, d roomserver.Draft) (eventID string, err error) {
+	if d.StateKey == nil {
+		if d.Type == "m.room.redaction" {
+			d.Redacts = gjson.GetBytes(d.Content, "redacts").Str
+		}
+		return a.rooms.Send(ctx, roomID, d)
+	}
+	in := &putStateRequest{RoomID: roomID, Type: d.Type, StateKey: *d.StateKey, Content: d.Content}
+	if err := a.callerMayPutState(ctx, &httpapi.Caller{UserID: d.Sender}, in); err != nil {
+		return "", err
+	}
+	if d.Content, err = a.stateContent(ctx, in); err != nil {
+		return "", err
+	}
+	return a.rooms.Send(ctx, roomID, d)
+}
+
 type sendRequest struct {
 	RoomID  string          `path:"roomId"`
 	Type    string          `path:"eventType"`
 	TxnID   string          `path:"txnId"`
 	TS      int64           `query:"ts" min:"0"`
 	Content json.RawMessage `body:"raw"`
+	sendOptions
 }
 
 // send: client-server API v1.19, PUT /rooms/{roomId}/send/{eventType}/{txnId}.
-func (a *API) send(ctx context.Context, by *httpapi.Caller, in *sendRequest) (*eventIDResponse, error) {
+func (a *API) send(ctx context.Context, by *httpapi.Caller, in *sendRequest) (*sendResponse, error) {
 	d := roomserver.Draft{
-		Sender: by.UserID, Type: in.Type, Content: in.Content, OriginServerTS: timestamp(by, in.TS),
+		Sender: by.UserID, Type: in.Type, Content: in.Content, OriginServerTS: timestamp(by, in.TS), StickyMS: in.Sticky,
 		Txn: &roomserver.Txn{User: by.UserID, Device: by.DeviceID, Path: "send/" + in.RoomID + "/" + in.Type, ID: in.TxnID},
 	}
 	if in.Type == "m.room.redaction" {
@@ -35,11 +77,14 @@ func (a *API) send(ctx context.Context, by *httpapi.Caller, in *sendRequest) (*e
 	if err := a.suspendedMaySend(ctx, by, in.RoomID, d.Redacts); err != nil {
 		return nil, err
 	}
+	if in.Delay != nil {
+		return a.delay(ctx, by, in.RoomID, d, *in.Delay)
+	}
 	id, err := a.rooms.Send(ctx, in.RoomID, d)
 	if err != nil {
 		return nil, err
 	}
-	return &eventIDResponse{id}, nil
+	return &sendResponse{EventID: id}, nil
 }
 
 // timestamp is the time an application service gives its event; users have no say in it
@@ -57,13 +102,33 @@ type putStateRequest struct {
 	StateKey string          `path:"stateKey"`
 	TS       int64           `query:"ts" min:"0"`
 	Content  json.RawMessage `body:"raw"`
+	sendOptions
 }
 
 // putState: client-server API v1.19, PUT /rooms/{roomId}/state/{eventType}/{stateKey}.
-func (a *API) putState(ctx context.Context, by *httpapi.Caller, in *putStateRequest) (*eventIDResponse, error) {
+func (a *API) putState(ctx context.Context, by *httpapi.Caller, in *putStateRequest) (*sendResponse, error) {
 	if err := a.callerMayPutState(ctx, by, in); err != nil {
 		return nil, err
 	}
+	d := roomserver.Draft{
+		Sender: by.UserID, Type: in.Type, StateKey: &in.StateKey, Content: in.Content, OriginServerTS: timestamp(by, in.TS), StickyMS: in.Sticky,
+	}
+	if in.Delay != nil {
+		return a.delay(ctx, by, in.RoomID, d, *in.Delay)
+	}
+	var err error
+	if d.Content, err = a.stateContent(ctx, in); err != nil {
+		return nil, err
+	}
+	id, err := a.rooms.Send(ctx, in.RoomID, d)
+	if err != nil {
+		return nil, err
+	}
+	return &sendResponse{EventID: id}, nil
+}
+
+// stateContent checks the content of state and returns what of it is sent.
+func (a *API) stateContent(ctx context.Context, in *putStateRequest) (json.RawMessage, error) {
 	if err := a.mayPutState(ctx, in); err != nil {
 		return nil, err
 	}
@@ -72,20 +137,10 @@ func (a *API) putState(ctx context.Context, by *httpapi.Caller, in *putStateRequ
 			return nil, err
 		}
 	}
-	content := in.Content
-	if in.Type == "m.room.member" {
-		var err error
-		if content, err = withoutAuthoriser(content); err != nil {
-			return nil, err
-		}
+	if in.Type != "m.room.member" {
+		return in.Content, nil
 	}
-	id, err := a.rooms.Send(ctx, in.RoomID, roomserver.Draft{
-		Sender: by.UserID, Type: in.Type, StateKey: &in.StateKey, Content: content, OriginServerTS: timestamp(by, in.TS),
-	})
-	if err != nil {
-		return nil, err
-	}
-	return &eventIDResponse{id}, nil
+	return withoutAuthoriser(in.Content)
 }
 
 // withoutAuthoriser drops join_authorised_via_users_server from the content of a membership. It is the server's to say,

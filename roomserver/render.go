@@ -61,6 +61,14 @@ func (s *Server) AppendClientEvent(ctx context.Context, dst []byte, room *Room, 
 		dst = append(dst, `,"transaction_id":`...)
 		dst = canonicaljson.AppendString(dst, e.TxnID)
 	}
+	if e.DelayID != "" && r.User == e.Sender {
+		dst = append(dst, `,"org.matrix.msc4140.delay_id":`...)
+		dst = canonicaljson.AppendString(dst, e.DelayID)
+	}
+	if ttl := e.StickyUntil(r.Now) - r.Now; ttl > 0 {
+		dst = append(dst, `,"msc4354_sticky_duration_ttl_ms":`...)
+		dst = strconv.AppendInt(dst, ttl, 10)
+	}
 	if r.Membership != nil {
 		m, err := r.Membership.MembershipAfter(ctx, e)
 		if err != nil {

@@ -31,6 +31,12 @@ type Draft struct {
 	OriginServerTS int64
 	// Txn, if set, is written with the event, so that a repeated request finds it.
 	Txn *Txn
+	// StickyMS makes the event sticky for so long (MSC4354), at most pdu.MaxStickyMS; nil for others.
+	StickyMS *int64
+	// DelayID is the id by which the sender knows the event as a delayed one (MSC4140); empty for others.
+	DelayID string
+	// Beside, if set, adds to the unit what must stand or fall with the event. It may run more than once.
+	Beside func(u *storage.Unit, eventID string)
 }
 
 // Turn is one writer's time alone with a room. What it appends is written as one unit, all or nothing.
@@ -256,10 +262,14 @@ func (t *Turn) Append(d Draft) (*Event, error) {
 		e.TxnDevice, e.TxnID = d.Txn.Device, d.Txn.ID
 		t.txn = d.Txn
 	}
+	e.DelayID = d.DelayID
 	if d.Redacts != "" && d.Type == "m.room.redaction" {
 		if err := t.redactLocal(e, d.Redacts); err != nil {
 			return nil, err
 		}
+	}
+	if d.Beside != nil {
+		d.Beside(t.unit, e.ID)
 	}
 	if len(parents) < len(t.head.Extremities) {
 		return e, t.merge(e, parents)
@@ -291,7 +301,7 @@ func (t *Turn) proto(d *Draft, parents []*Event, before snapshot.Ref) (proto *pd
 	}
 	proto = &pdu.Proto{
 		RoomID: t.room.ID, Sender: d.Sender, Type: d.Type, StateKey: d.StateKey, Content: d.Content,
-		Redacts: d.Redacts, Depth: depthOn(parents), OriginServerTS: ts,
+		Redacts: d.Redacts, Depth: depthOn(parents), OriginServerTS: ts, StickyMS: d.StickyMS,
 	}
 	for _, e := range parents {
 		proto.PrevEvents = append(proto.PrevEvents, e.Ref())

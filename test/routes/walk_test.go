@@ -66,7 +66,7 @@ func newCaller(t *testing.T, s *Server, watcher *Client, n int, who string) *cal
 	c := register(t, fmt.Sprint("caller", n))
 	room := c.Create(J{"preset": "public_chat"})
 	return &caller{Client: c, t: t, watcher: watcher, values: map[string]string{
-		"roomId": room, "roomIdOrAlias": room, "userId": c.UserID, "eventId": c.Text(room, "hello"), "txnId": "txn", "eventType": "m.room.message",
+		"roomId": room, "roomIdOrAlias": room, "userId": c.UserID, "eventId": c.Text(room, "hello"), "txnId": "txn", "delayId": "delay", "eventType": "m.room.message",
 		"stateKey": "", "roomAlias": "#alias:" + s.Name, "deviceId": c.DeviceID, "keyName": "displayname", "type": "m.type", "filterId": "0",
 		"tag": "m.favourite", "kind": "override", "ruleId": ".m.rule.master", "networkId": "network", "receiptType": "m.read",
 		"relType": "m.annotation", "protocol": "irc", "version": "1", "sessionId": "session", "threadId": "main", "serverName": s.Name, "mediaId": "media",
