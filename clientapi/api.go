@@ -33,6 +33,8 @@ type API struct {
 type Options struct {
 	// DefaultVersion is the version of rooms whose creator asks for none; empty takes pdu.DefaultVersion.
 	DefaultVersion string
+	// Remote reaches other servers. Nil: there are none.
+	Remote Remote
 	// NoticeRoom tells whether a room is the one in which the server talks to a user. Nil: there are none.
 	NoticeRoom func(ctx context.Context, userID, roomID string) (bool, error)
 	// Delay schedules an event that is to be sent after so many milliseconds (MSC4140), and returns its delay id.

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"maps"
+	"slices"
 	"strings"
 
 	"github.com/myelin-im/myelin/internal/httpapi"
@@ -63,6 +64,10 @@ func (a *API) createRoom(ctx context.Context, by *httpapi.Caller, in *createRoom
 		}
 	}
 	n.InviteContent = func(user string) map[string]any { return profiles[user] }
+	if a.options.Remote != nil {
+		n.Elsewhere = slices.DeleteFunc(slices.Clone(n.Invite), a.rooms.IsLocal)
+		n.Invite = slices.DeleteFunc(n.Invite, func(u string) bool { return !a.rooms.IsLocal(u) })
+	}
 	id, err := a.rooms.CreateRoom(ctx, *n)
 	if e := mxerr.As(err); e != nil && e.Code == "M_FORBIDDEN" {
 		// The creator may do everything: what the rules refuse is a contradiction in the request.
@@ -72,6 +77,7 @@ func (a *API) createRoom(ctx context.Context, by *httpapi.Caller, in *createRoom
 		return nil, err
 	}
 	a.carryOver(ctx, by.UserID, id)
+	a.inviteElsewhere(ctx, by.UserID, id, n.Elsewhere, n.InviteContent)
 	return &roomIDResponse{id}, nil
 }
 

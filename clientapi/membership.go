@@ -18,7 +18,7 @@ type joinRequest struct {
 
 // join: client-server API v1.19, POST /rooms/{roomId}/join.
 func (a *API) join(ctx context.Context, by *httpapi.Caller, in *joinRequest) (*roomIDResponse, error) {
-	return a.enter(ctx, by, in.RoomID, roomserver.Join, in.Body)
+	return a.enter(ctx, by, in.RoomID, nil, roomserver.Join, in.Body)
 }
 
 type joinByRequest struct {
@@ -30,35 +30,40 @@ type joinByRequest struct {
 
 // joinByIDOrAlias: client-server API v1.19, POST /join/{roomIdOrAlias}.
 func (a *API) joinByIDOrAlias(ctx context.Context, by *httpapi.Caller, in *joinByRequest) (*roomIDResponse, error) {
-	id, err := a.resolve(ctx, in.Room)
+	id, via, err := a.resolve(ctx, in)
 	if err != nil {
 		return nil, err
 	}
-	return a.enter(ctx, by, id, roomserver.Join, in.Body)
+	return a.enter(ctx, by, id, via, roomserver.Join, in.Body)
 }
 
 // knock: client-server API v1.19, POST /knock/{roomIdOrAlias}.
 func (a *API) knock(ctx context.Context, by *httpapi.Caller, in *joinByRequest) (*roomIDResponse, error) {
-	id, err := a.resolve(ctx, in.Room)
+	id, via, err := a.resolve(ctx, in)
 	if err != nil {
 		return nil, err
 	}
-	return a.enter(ctx, by, id, roomserver.Knock, in.Body)
+	return a.enter(ctx, by, id, via, roomserver.Knock, in.Body)
 }
 
-// resolve turns a room id or alias into a room id.
-func (a *API) resolve(ctx context.Context, idOrAlias string) (string, error) {
-	if !strings.HasPrefix(idOrAlias, "#") {
-		return idOrAlias, nil
+// resolve turns a room id or alias into a room id and the servers that may be in the room.
+func (a *API) resolve(ctx context.Context, in *joinByRequest) (roomID string, via []string, err error) {
+	via = append(in.Via, in.Server...)
+	if !strings.HasPrefix(in.Room, "#") {
+		return in.Room, via, nil
 	}
-	alias, ok, err := a.rooms.LookupAlias(ctx, idOrAlias)
+	if a.options.Remote != nil && !a.rooms.IsLocal(in.Room) {
+		roomID, servers, err := a.options.Remote.ResolveAlias(ctx, in.Room)
+		return roomID, append(via, servers...), err
+	}
+	alias, ok, err := a.rooms.LookupAlias(ctx, in.Room)
 	if err != nil {
-		return "", err
+		return "", nil, err
 	}
 	if !ok {
-		return "", notLocal("that room alias")
+		return "", nil, notLocal("that room alias")
 	}
-	return alias.RoomID, nil
+	return alias.RoomID, via, nil
 }
 
 // entryContent is what a client wants to have in the event with which it joins or knocks: a reason, and what bridges
@@ -88,7 +93,7 @@ func entryContent(body json.RawMessage) (map[string]any, error) {
 }
 
 // enter joins a room or knocks on it.
-func (a *API) enter(ctx context.Context, by *httpapi.Caller, roomID, membership string, body json.RawMessage) (*roomIDResponse, error) {
+func (a *API) enter(ctx context.Context, by *httpapi.Caller, roomID string, via []string, membership string, body json.RawMessage) (*roomIDResponse, error) {
 	own, err := entryContent(body)
 	if err != nil {
 		return nil, err
@@ -96,7 +101,11 @@ func (a *API) enter(ctx context.Context, by *httpapi.Caller, roomID, membership 
 	if err := a.refuseSuspended(ctx, by, roomID); err != nil {
 		return nil, err
 	}
-	if by.Guest {
+	resident, err := a.resident(ctx, roomID)
+	if err != nil {
+		return nil, err
+	}
+	if by.Guest && resident {
 		if err := a.checkGuestAccess(ctx, roomID); err != nil {
 			return nil, err
 		}
@@ -105,9 +114,12 @@ func (a *API) enter(ctx context.Context, by *httpapi.Caller, roomID, membership 
 	if err != nil {
 		return nil, err
 	}
-	_, err = a.rooms.SetMembership(ctx, roomserver.MembershipChange{
-		RoomID: roomID, Sender: by.UserID, Target: by.UserID, Membership: membership, Content: merge(content, own),
-	})
+	m := roomserver.MembershipChange{RoomID: roomID, Sender: by.UserID, Target: by.UserID, Membership: membership, Content: merge(content, own)}
+	if resident {
+		err = a.enterLocal(ctx, m, via)
+	} else {
+		err = a.enterRemote(ctx, by, m, via)
+	}
 	if isUnknown(err) {
 		err = notLocal("that room")
 	}
@@ -155,8 +167,12 @@ type leaveRequest struct {
 
 // leave: client-server API v1.19, POST /rooms/{roomId}/leave.
 func (a *API) leave(ctx context.Context, by *httpapi.Caller, in *leaveRequest) (*httpapi.Empty, error) {
-	if _, err := a.rooms.Room(ctx, in.RoomID); isUnknown(err) {
-		if ok, err := a.rooms.LeaveOutside(ctx, by.UserID, in.RoomID); ok || err != nil {
+	resident, err := a.resident(ctx, in.RoomID)
+	if err != nil {
+		return nil, err
+	}
+	if !resident {
+		if ok, err := a.leaveOutside(ctx, by.UserID, in); ok || err != nil {
 			return nil, err
 		}
 	}
@@ -229,7 +245,7 @@ func (a *API) invite(ctx context.Context, by *httpapi.Caller, in *targetRequest)
 	if err != nil {
 		return nil, err
 	}
-	return nil, a.change(ctx, roomserver.MembershipChange{
+	return nil, a.inviteTo(ctx, roomserver.MembershipChange{
 		RoomID: in.RoomID, Sender: by.UserID, Target: in.UserID, Membership: roomserver.Invite, Content: merge(content, withReason(in.Reason)),
 		From: []string{roomserver.Leave, roomserver.Invite, roomserver.Knock},
 	})

@@ -120,6 +120,9 @@ func (a *API) putState(ctx context.Context, by *httpapi.Caller, in *putStateRequ
 	if d.Content, err = a.stateContent(ctx, in); err != nil {
 		return nil, err
 	}
+	if in.Type == "m.room.member" && !a.rooms.IsLocal(in.StateKey) && gjson.GetBytes(d.Content, "membership").Str == roomserver.Invite {
+		return a.inviteByState(ctx, by, in, d.Content)
+	}
 	id, err := a.rooms.Send(ctx, in.RoomID, d)
 	if err != nil {
 		return nil, err

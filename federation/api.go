@@ -18,7 +18,6 @@ import (
 	"github.com/myelin-im/myelin/federation/inbox"
 	"github.com/myelin-im/myelin/federation/keys"
 	"github.com/myelin-im/myelin/federation/queue"
-	"github.com/myelin-im/myelin/federation/queue"
 	"github.com/myelin-im/myelin/internal/cache"
 	"github.com/myelin-im/myelin/internal/httpapi"
 	"github.com/myelin-im/myelin/roomserver"
@@ -43,8 +42,6 @@ type Deps struct {
 	Keys   *keys.Ring
 	// Source keeps EDUs for other servers that must arrive; nil if there is none.
 	Source queue.Source
-	// Source keeps EDUs for other servers that must arrive; nil if there is none.
-	Source queue.Source
 	// EDUs are the handlers of EDUs by type.
 	EDUs map[string]EDUHandler
 	// MayInvite refuses invites of a local user by somebody with a *mxerr.Error; nil lets all in.
@@ -63,7 +60,6 @@ type API struct {
 	rooms  *roomserver.Server
 	client *client.Client
 	keys   *keys.Ring
-	queue  *queue.Queue
 	queue  *queue.Queue
 	edus   map[string]EDUHandler
 	log    *logrus.Entry
@@ -86,9 +82,6 @@ type API struct {
 func New(d Deps) (*API, error) {
 	a := &API{
 		name: d.Name, policy: d.Policy, db: d.DB, rooms: d.Rooms, client: d.Client, keys: d.Keys, edus: d.EDUs, log: d.Log,
-		queue: queue.New(queue.Config{
-			Name: d.Name, DB: d.DB, Rooms: d.Rooms, Client: d.Client, Source: d.Source, Allowed: d.Policy.Allows, Log: d.Log,
-		}),
 		queue: queue.New(queue.Config{
 			Name: d.Name, DB: d.DB, Rooms: d.Rooms, Client: d.Client, Source: d.Source, Allowed: d.Policy.Allows, Log: d.Log,
 		}),
@@ -118,7 +111,6 @@ func (a *API) Run(ctx context.Context) {
 	var group sync.WaitGroup
 	group.Go(func() { <-ctx.Done(); a.client.Close() })
 	group.Go(func() { a.queue.Run(ctx) })
-	group.Go(func() { a.queue.Run(ctx) })
 	group.Go(func() { a.runInbound(ctx) })
 	group.Wait()
 }
@@ -126,6 +118,5 @@ func (a *API) Run(ctx context.Context) {
 // reached notes that a server is there, since it has just made a request: what failed before is worth another try.
 func (a *API) reached(origin string) {
 	a.keys.Reached(origin)
-	a.queue.Reached(origin)
 	a.queue.Reached(origin)
 }

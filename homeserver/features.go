@@ -39,7 +39,7 @@ import (
 )
 
 // schemas are the tables of all features, those of lower floors first.
-var schemas = []storage.Schema{roomserver.Schema, accounts.Schema, e2ee.Schema, ephemeral.Schema, push.Schema, directory.Schema, reports.Schema, keys.Schema, queue.Schema, queue.Schema, inbox.Schema, syncapi.Schema, search.Schema, delayed.Schema, mediaapi.Schema}
+var schemas = []storage.Schema{roomserver.Schema, accounts.Schema, e2ee.Schema, ephemeral.Schema, push.Schema, directory.Schema, reports.Schema, keys.Schema, queue.Schema, inbox.Schema, syncapi.Schema, search.Schema, delayed.Schema, mediaapi.Schema}
 
 // features are the parts of the server that know Matrix. The zero value can tell its endpoints, but not serve them.
 type features struct {

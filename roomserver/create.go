@@ -55,7 +55,13 @@ type NewRoom struct {
 	// Invite are the users to invite; InviteContent gives the rest of each one's content.
 	Invite        []string
 	InviteContent func(user string) map[string]any
+	// Elsewhere are users of other servers whom the caller invites afterwards, since their servers have to sign. For the
+	// preset they count like those in Invite.
+	Elsewhere []string
 }
+
+// invited are all who will be invited.
+func (n *NewRoom) invited() []string { return slices.Concat(n.Invite, n.Elsewhere) }
 
 // CreateRoom creates a room with all its first events as one unit and returns its id.
 func (s *Server) CreateRoom(ctx context.Context, n NewRoom) (string, error) {
@@ -97,14 +103,14 @@ func (t *Turn) found() (string, error) {
 // trustInvited makes those invited with the preset trusted_private_chat creators, which is how room versions
 // with privileged creators give them the creator's power.
 func (n *NewRoom) trustInvited() {
-	if n.Preset != TrustedPrivateChat || len(n.Invite) == 0 {
+	if n.Preset != TrustedPrivateChat || len(n.invited()) == 0 {
 		return
 	}
 	var creators []string
 	for _, u := range gjson.ParseBytes(n.CreationContent["additional_creators"]).Array() {
 		creators = append(creators, u.Str)
 	}
-	for _, u := range n.Invite {
+	for _, u := range n.invited() {
 		if !slices.Contains(creators, u) {
 			creators = append(creators, u)
 		}
@@ -223,7 +229,7 @@ func (n *NewRoom) powerLevels() (map[string]json.RawMessage, error) {
 	if !n.Version.CreatorsPrivileged {
 		users[n.Creator] = 100
 		if n.Preset == TrustedPrivateChat {
-			for _, u := range n.Invite {
+			for _, u := range n.invited() {
 				users[u] = 100
 			}
 		}

@@ -95,9 +95,9 @@ func (r *Room) GapBefore(t HistoryToken) (g Gap, ok bool) {
 	return Gap{}, false
 }
 
-// contiguous cuts a piece of the timeline, oldest first, so that no gap lies within it: what is before the newest gap
+// Contiguous cuts a piece of the timeline, oldest first, so that no gap lies within it: what is before the newest gap
 // does not belong to it. gap tells that there is one right before what is left.
-func (r *Room) contiguous(events []*Event) (rest []*Event, gap bool) {
+func (r *Room) Contiguous(events []*Event) (rest []*Event, gap bool) {
 	if len(events) == 0 {
 		return events, false
 	}

@@ -14,8 +14,9 @@ import (
 type Given struct {
 	// Events are events of the state and of its auth chains. Those that are not known yet become outliers.
 	Events []*pdu.Event
-	// State are the ids of the events that make up the state.
-	State []string
+	// States are states by the ids of their events, for example those after several parents; they get resolved. Of two
+	// events for the same type and state key in one of them, the later counts.
+	States [][]string
 }
 
 // given is the root of a state by the ids of its events, all of which must be known; it is built as a difference to
@@ -70,10 +71,12 @@ func (t *Turn) given(event string, ids []string) (snapshot.Ref, error) {
 
 // given is the state before the event with which a room is entered.
 func (n *Entry) given() *Given {
+	state := make([]string, 0, len(n.State))
 	g := &Given{Events: append(append(make([]*pdu.Event, 0, len(n.Auth)+len(n.State)), n.Auth...), n.State...)}
 	for _, p := range n.State {
-		g.State = append(g.State, p.ID)
+		state = append(state, p.ID)
 	}
+	g.States = [][]string{state}
 	return g
 }
 
@@ -106,7 +109,11 @@ func (t *Turn) join(in *Incoming) (*Event, error) {
 	if got.Outcome == Rejected || got.Outcome == SoftFailed {
 		return nil, mxerr.Forbidden("The room does not allow the event: " + got.Reason.Error()).With(got.Reason)
 	}
-	return t.find(in.Event.ID)
+	e, err := t.find(in.Event.ID)
+	if err == nil && (e.Rejected() || e.SoftFailed()) { // it came before
+		err = mxerr.Forbidden("The room does not allow the event")
+	}
+	return e, err
 }
 
 // comeBack makes an event the only forward extremity of a room whose last user had left: what happened
@@ -130,7 +137,7 @@ func (t *Turn) comeBack(in *Incoming) (*Event, error) {
 	if err != nil {
 		return nil, err
 	}
-	if e.StateBefore, err = t.given(e.ID, in.Before.State); err != nil {
+	if e.StateBefore, err = t.given(e.ID, in.Before.States[0]); err != nil {
 		return nil, err
 	}
 	e.StateAfter = e.StateBefore

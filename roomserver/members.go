@@ -166,3 +166,10 @@ func (r *Room) Resident() bool {
 	defer r.members.mu.RUnlock()
 	return len(r.members.local) > 0 || len(r.members.servers) == 0
 }
+
+// HasServer tells whether a server has a joined member in the room, by its durable state.
+func (r *Room) HasServer(name string) bool {
+	r.members.mu.RLock()
+	defer r.members.mu.RUnlock()
+	return r.members.servers[name] > 0
+}

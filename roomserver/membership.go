@@ -10,6 +10,7 @@ import (
 
 	"github.com/myelin-im/myelin/internal/mxerr"
 	"github.com/myelin-im/myelin/roomserver/authrules"
+	"github.com/myelin-im/myelin/roomserver/pdu"
 	"github.com/myelin-im/myelin/storage"
 )
 
@@ -32,7 +33,20 @@ type MembershipChange struct {
 // someone who has left, changes nothing and returns the standing event: such a request repeats one whose answer got lost.
 func (s *Server) SetMembership(ctx context.Context, m MembershipChange) (*Event, error) {
 	var out *Event
-	_, err := s.Turn(ctx, m.RoomID, func(t *Turn) (err error) {
+	policed, err := s.policed(ctx, m.RoomID)
+	if err != nil {
+		return nil, err
+	}
+	if policed {
+		d := new(Draft)
+		return s.sendPoliced(ctx, m.RoomID, d, func(t *Turn) (p *pdu.Event, old *Event, err error) {
+			if *d, old, err = t.membershipDraft(&m); err == nil && old == nil {
+				p, old, err = t.prepareDraft(d)
+			}
+			return p, old, err
+		})
+	}
+	_, err = s.Turn(ctx, m.RoomID, func(t *Turn) (err error) {
 		out, err = t.SetMembership(m)
 		return err
 	})
@@ -41,31 +55,36 @@ func (s *Server) SetMembership(ctx context.Context, m MembershipChange) (*Event,
 
 // SetMembership is Server.SetMembership within a turn.
 func (t *Turn) SetMembership(m MembershipChange) (*Event, error) {
-	old, err := t.State("m.room.member", m.Target)
-	if err != nil {
-		return nil, err
+	d, old, err := t.membershipDraft(&m)
+	if err != nil || old != nil {
+		return old, err
+	}
+	return t.sendOrKeep(d)
+}
+
+// membershipDraft makes the draft of a change, unless it changes nothing: then it returns the event that stands.
+func (t *Turn) membershipDraft(m *MembershipChange) (d Draft, old *Event, err error) {
+	if old, err = t.State("m.room.member", m.Target); err != nil {
+		return d, nil, err
 	}
 	current := Leave
 	if old != nil {
 		current = old.Membership()
 	}
 	if old != nil && m.Sender == m.Target && m.Membership == current && (current == Join || current == Leave) {
-		return old, nil
+		return d, old, nil
 	}
 	if err := m.checkFrom(current); err != nil {
-		return nil, err
+		return d, nil, err
 	}
 	via := ""
 	if m.Membership == Join && current != Invite {
 		if via, err = t.authoriseRestricted(m.Target); err != nil {
-			return nil, err
+			return d, nil, err
 		}
 	}
-	d, err := m.draft(via)
-	if err != nil {
-		return nil, err
-	}
-	return t.sendOrKeep(d)
+	d, err = m.draft(via)
+	return d, nil, err
 }
 
 // checkFrom refuses a change from a membership that is not among those expected.

@@ -91,7 +91,7 @@ func (t *Turn) enter(entry Entry) (*Event, error) {
 	if err := t.outliers(all); err != nil {
 		return nil, err
 	}
-	before, err := t.given(entry.Event.ID, entry.given().State)
+	before, err := t.given(entry.Event.ID, entry.given().States[0])
 	if err != nil {
 		return nil, err
 	}

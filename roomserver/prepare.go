@@ -203,3 +203,21 @@ func (s *Server) Accept(ctx context.Context, roomID string, in Incoming) (e *Eve
 	})
 	return e, err
 }
+
+// Complete makes an event of a local user of what another server's template says, signed by this server.
+func (s *Server) Complete(v *pdu.Version, proto *pdu.Proto) (*pdu.Event, error) {
+	p, err := v.Build(proto, s.name, s.keyID, s.key)
+	if err != nil {
+		return nil, fmt.Errorf("complete an event: %w", err)
+	}
+	return p, nil
+}
+
+// Sign adds this server's signature to an event of another server.
+func (s *Server) Sign(p *pdu.Event) (*pdu.Event, error) {
+	signed, err := p.Sign(s.name, s.keyID, s.key)
+	if err != nil {
+		return nil, fmt.Errorf("sign %s: %w", p.ID, err)
+	}
+	return signed, nil
+}

@@ -57,15 +57,15 @@ type Received struct {
 type Incoming struct {
 	// Event has been checked as far as its format, hashes and signatures go.
 	Event *pdu.Event
-	// Before, if not nil, is the state after those parents that this server does not know, as another server
-	// described it; without it an event with unknown parents cannot be judged.
+	// Before, if not nil, are the states after those parents that this server does not know, as another server
+	// described them; without States an event with unknown parents cannot be judged.
 	Before *Given
 	// Spam, if not nil, is why the room's policy server does not recommend the event, which is then soft-failed.
 	Spam error
 	// Relay marks what this server has to send on to the other servers of the room (Event.Relayed).
 	Relay bool
-	// Txn is the transaction of the local client whose event this is, or nil.
-	Txn *Txn
+	// Draft is what a local user wanted, if the event is theirs, or nil.
+	Draft *Draft
 }
 
 // Receive takes events of other servers into a room, parents before children. Their format, hashes and signatures
@@ -142,7 +142,7 @@ func (t *Turn) judge(in *Incoming) (e *Event, prev []*Event, got Received, err e
 	}
 	auth, prev, err := t.citations(p)
 	var missing *MissingError
-	if errors.As(err, &missing) && len(missing.Auth) == 0 && in.Before != nil {
+	if errors.As(err, &missing) && len(missing.Auth) == 0 && in.Before != nil && len(in.Before.States) > 0 {
 		err = nil
 	}
 	if err != nil {
@@ -153,12 +153,14 @@ func (t *Turn) judge(in *Incoming) (e *Event, prev []*Event, got Received, err e
 	}
 	roots := statesAfter(prev)
 	if missing != nil {
-		root, err := t.given(p.ID, in.Before.State)
-		if err != nil {
-			return nil, nil, got, err
-		}
-		if !slices.Contains(roots, root) {
-			roots = append(roots, root)
+		for _, ids := range in.Before.States {
+			root, err := t.given(p.ID, ids)
+			if err != nil {
+				return nil, nil, got, err
+			}
+			if !slices.Contains(roots, root) {
+				roots = append(roots, root)
+			}
 		}
 		e.flags |= flagGiven
 	}
@@ -168,9 +170,8 @@ func (t *Turn) judge(in *Incoming) (e *Event, prev []*Event, got Received, err e
 	if e.StateAfter = e.StateBefore; in.Relay {
 		e.flags |= flagRelayed
 	}
-	if in.Txn != nil {
-		e.TxnDevice, e.TxnID = in.Txn.Device, in.Txn.ID
-		t.txn = in.Txn
+	if in.Draft != nil {
+		t.own(e, in.Draft)
 	}
 	reason, err := t.refusal(e, auth)
 	if err != nil {

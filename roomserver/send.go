@@ -1,13 +1,12 @@
 package roomserver
 
 import (
-	"bytes"
 	"context"
 	"errors"
 
-	"github.com/myelin-im/myelin/internal/canonicaljson"
 	"github.com/myelin-im/myelin/internal/mxerr"
 	"github.com/myelin-im/myelin/roomserver/authrules"
+	"github.com/myelin-im/myelin/roomserver/pdu"
 )
 
 // errNotInRoom answers requests about rooms that the user is not in; unknown rooms get the same answer, so
@@ -21,13 +20,23 @@ func errNotInRoom(user string) error {
 func (s *Server) Send(ctx context.Context, roomID string, d Draft) (string, error) {
 	return s.once(ctx, d.Txn, roomID, func() (string, error) {
 		var id string
-		_, err := s.Turn(ctx, roomID, func(t *Turn) error {
-			e, err := t.sendOrKeep(d)
-			if err == nil {
+		policed, err := s.policed(ctx, roomID)
+		switch {
+		case err != nil:
+		case policed:
+			var e *Event
+			if e, err = s.sendPoliced(ctx, roomID, &d, func(t *Turn) (*pdu.Event, *Event, error) { return t.prepareDraft(&d) }); err == nil {
 				id = e.ID
 			}
-			return err
-		})
+		default:
+			_, err = s.Turn(ctx, roomID, func(t *Turn) error {
+				e, err := t.sendOrKeep(d)
+				if err == nil {
+					id = e.ID
+				}
+				return err
+			})
+		}
 		if errors.Is(err, ErrUnknownRoom) {
 			err = errNotInRoom(d.Sender)
 		}
@@ -42,11 +51,8 @@ func (t *Turn) sendOrKeep(d Draft) (*Event, error) {
 		if err != nil {
 			return nil, err
 		}
-		if old != nil && old.Sender == d.Sender {
-			content, err := canonicaljson.Canonical(d.Content, canonicaljson.Lax)
-			if err == nil && bytes.Equal(content, old.Content()) {
-				return old, nil
-			}
+		if old.repeats(&d) {
+			return old, nil
 		}
 	}
 	return t.Append(d)

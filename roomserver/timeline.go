@@ -47,7 +47,7 @@ func (s *Server) Timeline(ctx context.Context, room *Room, after, upTo int64, li
 			slices.Reverse(events)
 		}
 		events, more = newest(events, limit)
-		events, cut := room.contiguous(events)
+		events, cut := room.Contiguous(events)
 		return events, more || cut, nil
 	}
 	events, covered := room.recent.since(after, upTo)
@@ -61,7 +61,7 @@ func (s *Server) Timeline(ctx context.Context, room *Room, after, upTo int64, li
 		slices.Reverse(events)
 	}
 	events, more = newest(events, limit)
-	events, cut := room.contiguous(events)
+	events, cut := room.Contiguous(events)
 	return events, more || cut, nil
 }
 

@@ -258,23 +258,28 @@ func (t *Turn) Append(d Draft) (*Event, error) {
 		return nil, fmt.Errorf("take an event number: %w", err)
 	}
 	e := &Event{Event: p, NID: nid, RoomNID: t.room.NID, StateBefore: before, StateAfter: before, auth: auth}
-	if d.Txn != nil {
-		e.TxnDevice, e.TxnID = d.Txn.Device, d.Txn.ID
-		t.txn = d.Txn
-	}
-	e.DelayID = d.DelayID
+	t.own(e, &d)
 	if d.Redacts != "" && d.Type == "m.room.redaction" {
 		if err := t.redactLocal(e, d.Redacts); err != nil {
 			return nil, err
 		}
 	}
-	if d.Beside != nil {
-		d.Beside(t.unit, e.ID)
-	}
 	if len(parents) < len(t.head.Extremities) {
 		return e, t.merge(e, parents)
 	}
 	return e, t.extend(e)
+}
+
+// own notes what the sender, a local user, knows of the event besides what is in it.
+func (t *Turn) own(e *Event, d *Draft) {
+	if d.Txn != nil {
+		e.TxnDevice, e.TxnID = d.Txn.Device, d.Txn.ID
+		t.txn = d.Txn
+	}
+	e.DelayID = d.DelayID
+	if d.Beside != nil {
+		d.Beside(t.unit, e.ID)
+	}
 }
 
 // parents chooses the extremities on which the next event of a local user builds, and gives the state that they make:

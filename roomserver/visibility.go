@@ -102,7 +102,7 @@ func (v *Viewer) look(ctx context.Context, root snapshot.Ref) error {
 
 // Sees tells whether the user may see an event.
 func (v *Viewer) Sees(ctx context.Context, e *Event) (bool, error) {
-	if e.Rejected() || e.SoftFailed() || e.Outlier() || e.OriginServerTS < v.horizon && !e.IsState() {
+	if e.Rejected() || e.SoftFailed() || e.Outlier() || e.Type == dummyType || e.OriginServerTS < v.horizon && !e.IsState() {
 		return false, nil
 	}
 	if err := v.look(ctx, e.StateBefore); err != nil {

@@ -103,6 +103,11 @@ func (a *API) fill(ctx context.Context, p *page, from, to roomserver.HistoryToke
 		if forward {
 			events, err = a.rooms.HistoryAfter(ctx, p.acc.room, p.end, to.Anchor, want)
 		} else {
+			if a.history != nil {
+				if err = a.history.Fill(ctx, p.acc.room, p.end, want); err != nil {
+					return err
+				}
+			}
 			events, err = a.rooms.HistoryBefore(ctx, p.acc.room, p.end, want)
 		}
 		if err != nil {

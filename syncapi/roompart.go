@@ -102,11 +102,20 @@ func (p *roomPart) readTimeline(ctx context.Context) error {
 // extendTimeline goes one page further back, for filters that let few events pass.
 func (p *roomPart) extendTimeline(ctx context.Context, f *filter.RoomEventFilter, from int64, limit int) error {
 	const page = 100
+	if g, ok := p.room.GapBefore(roomserver.HistoryToken{Anchor: p.prev.Anchor, Sub: p.prev.Sub + 1}); ok && g.Place == p.prev {
+		return nil // what is before it comes with /messages
+	}
 	older, err := p.look.api.rooms.HistoryBefore(ctx, p.room, p.prev, page)
 	if err != nil {
 		return err
 	}
 	p.limited = len(older) == page
+	slices.Reverse(older)
+	whole, gap := p.room.Contiguous(older)
+	slices.Reverse(older)
+	if gap {
+		older, p.limited = older[:len(whole)], true
+	}
 	for i, e := range older {
 		if from > 0 && (e.Anchor <= from || e.Sub != 0) {
 			older, p.limited = older[:i], false

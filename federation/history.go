@@ -1,0 +1,203 @@
+package federation
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/tidwall/gjson"
+
+	"github.com/myelin-im/myelin/federation/client"
+	"github.com/myelin-im/myelin/roomserver"
+	"github.com/myelin-im/myelin/roomserver/pdu"
+)
+
+const (
+	// backfillTimeout bounds how long a reader waits for older events.
+	backfillTimeout = 30 * time.Second
+	// backfillServers is how many servers are asked for them.
+	backfillServers = 3
+	// backfillRounds bounds how often one reader's wish makes this server ask.
+	backfillRounds = 5
+	// gapRest is how long a gap is left alone that nobody could fill.
+	gapRest  = 10 * time.Minute
+	maxRests = 10_000
+)
+
+// gapKey names a gap.
+type gapKey struct {
+	room  int64
+	place roomserver.HistoryToken
+}
+
+// Fill gets what is missing of a room's history among the last limit events before a place, as far as other servers
+// have it. That they do not is no error.
+func (a *API) Fill(ctx context.Context, room *roomserver.Room, before roomserver.HistoryToken, limit int) error {
+	if !room.Resident() {
+		return nil
+	}
+	for range backfillRounds {
+		gap, ok := room.GapBefore(before)
+		if !ok {
+			return nil
+		}
+		have, err := a.rooms.HistoryBefore(ctx, room, before, limit)
+		if err != nil {
+			return err
+		}
+		if len(have) == limit && gap.Place.Before(have[limit-1].Token()) {
+			return nil // the gap is further back
+		}
+		key := gapKey{room.NID, gap.Place}
+		if since, resting := a.rests.Get(key); resting && time.Since(since) < gapRest {
+			return nil
+		}
+		n, err := a.fill(ctx, room, gap, max(limit, 20))
+		if err != nil || n == 0 {
+			if ctx.Err() == nil {
+				a.rests.Put(key, time.Now(), 1)
+				a.log.WithError(err).WithField("room_id", room.ID).Info("a gap in a room's history could not be filled")
+			}
+			return nil
+		}
+	}
+	return nil
+}
+
+// fill backfills one gap and returns how many events it brought. Readers who come to the same gap wait for one.
+func (a *API) fill(ctx context.Context, room *roomserver.Room, gap roomserver.Gap, limit int) (n int, err error) {
+	ctx, cancel := context.WithTimeout(ctx, backfillTimeout)
+	defer cancel()
+	filling := &a.filling[room.NID%int64(len(a.filling))]
+	filling.Lock()
+	defer filling.Unlock()
+	e, missing, err := a.rooms.GapParents(ctx, room, gap)
+	if err != nil {
+		return 0, err
+	}
+	if g, ok := room.GapBefore(roomserver.HistoryToken{Anchor: gap.Place.Anchor, Sub: gap.Place.Sub + 1}); !ok || g != gap {
+		return 1, nil // filled meanwhile
+	}
+	if len(missing) == 0 { // they came otherwise; say so
+		placed, err := a.rooms.Backfill(ctx, room.ID, gap, nil)
+		return 1 + len(placed), err
+	}
+	err = errNobody
+	for _, server := range a.historians(room, e) {
+		var placed []*roomserver.Event
+		if placed, err = a.fillFrom(ctx, server, room, gap, missing, limit); err == nil && len(placed) > 0 {
+			return len(placed), nil
+		}
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	return 0, err
+}
+
+// historians lists the servers to ask for what was before an event: its own, then others of the room.
+func (a *API) historians(room *roomserver.Room, e *roomserver.Event) []string {
+	list := []string{}
+	servers := room.Servers()
+	add := func(server string) {
+		if server != a.name && server != "" && len(list) < backfillServers && !slices.Contains(list, server) {
+			list = append(list, server)
+		}
+	}
+	if own := serverOfRoom(room.ID); slices.Contains(servers, own) {
+		add(own)
+	}
+	if own := pdu.ServerOf(e.Sender); slices.Contains(servers, own) {
+		add(own)
+	}
+	for _, server := range servers {
+		add(server)
+	}
+	return list
+}
+
+// fillFrom backfills a gap from one server.
+func (a *API) fillFrom(ctx context.Context, server string, room *roomserver.Room, gap roomserver.Gap, from []string, limit int) ([]*roomserver.Event, error) {
+	q := url.Values{"v": from, "limit": {strconv.Itoa(min(limit, maxBackfill))}}
+	answer, err := a.client.Do(ctx, client.Request{
+		Server: server, Method: http.MethodGet, Path: client.Path(v1+"/backfill/%s", room.ID) + "?" + q.Encode(), MaxBytes: maxTransaction,
+	})
+	if err != nil {
+		return nil, err
+	}
+	list := gjson.GetBytes(answer, "pdus")
+	if n := len(list.Array()); n > 2*maxBackfill {
+		return nil, fmt.Errorf("%w: %d events", errUnsound, n)
+	}
+	found := parentsFirst(a.sound(ctx, room.Version, room.ID, list, nil))
+	in, err := a.withStates(ctx, server, room, found)
+	if err != nil {
+		return nil, err
+	}
+	placed, err := a.rooms.Backfill(ctx, room.ID, gap, in)
+	if err == nil && len(placed) > 0 && a.backfilled != nil {
+		a.backfilled(ctx, room, placed)
+	}
+	return placed, err
+}
+
+// withStates prepares events for backfill: those with unknown parents get the states after these, those with unknown auth
+// events get them.
+func (a *API) withStates(ctx context.Context, server string, room *roomserver.Room, found []*pdu.Event) ([]roomserver.Incoming, error) {
+	coming := make(map[string]bool, len(found))
+	in := make([]roomserver.Incoming, 0, len(found))
+	for _, p := range found {
+		parents, err := a.stateless(ctx, room, p.PrevEventIDs(), coming)
+		if err != nil {
+			return nil, err
+		}
+		i := roomserver.Incoming{Event: p}
+		if len(parents) > 0 {
+			if i.Before, err = a.fetchStates(ctx, server, room, parents); err != nil {
+				a.log.WithError(err).WithField("event_id", p.ID).Debug("an older event is left out")
+				if ctx.Err() != nil {
+					return nil, ctx.Err()
+				}
+				continue
+			}
+		}
+		auth, err := a.rooms.Unknown(ctx, room, p.AuthEventIDs())
+		if err != nil {
+			return nil, err
+		}
+		auth = slices.DeleteFunc(auth, func(id string) bool {
+			return coming[id] || i.Before != nil && slices.ContainsFunc(i.Before.Events, func(e *pdu.Event) bool { return e.ID == id })
+		})
+		if len(auth) > 0 {
+			if i.Before == nil {
+				i.Before = &roomserver.Given{}
+			}
+			i.Before.Events = append(i.Before.Events, a.fetchAuth(ctx, server, room, p, auth)...)
+		}
+		coming[p.ID] = true
+		in = append(in, i)
+	}
+	return in, nil
+}
+
+// stateless returns those of the ids whose events have no state here and are not among those coming.
+func (a *API) stateless(ctx context.Context, room *roomserver.Room, ids []string, coming map[string]bool) (out []string, err error) {
+	for _, id := range ids {
+		if coming[id] {
+			continue
+		}
+		e, err := a.rooms.Event(ctx, room, id)
+		if err != nil && !errors.Is(err, roomserver.ErrUnknownEvent) {
+			return nil, err
+		}
+		if err != nil || e.Outlier() {
+			out = append(out, id)
+		}
+	}
+	return out, nil
+}

@@ -1,0 +1,393 @@
+package federation
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"net/http"
+	"net/url"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/tidwall/gjson"
+
+	"github.com/myelin-im/myelin/federation/client"
+	"github.com/myelin-im/myelin/internal/mxerr"
+	"github.com/myelin-im/myelin/roomserver"
+	"github.com/myelin-im/myelin/roomserver/pdu"
+)
+
+const (
+	// maxCandidates bounds how many servers are asked to let a user into a room.
+	maxCandidates = 10
+	// templateTimeout and handshakeTimeout bound the wait for make_* and for send_*.
+	templateTimeout  = 30 * time.Second
+	handshakeTimeout = 3 * time.Minute
+	// maxStateBytes bounds an answer that is the state of a room, in bytes.
+	maxStateBytes = 256 << 20
+)
+
+// wish is that of a local user to enter or leave a room of other servers.
+type wish struct {
+	user, roomID string
+	via          []string // servers that the client or an alias named
+	content      map[string]any
+}
+
+// entries keeps account of rooms that this server is just entering, so that events of them wait.
+type entries struct {
+	mu   sync.Mutex
+	open map[string]*entering
+}
+
+type entering struct {
+	users int
+	done  chan struct{}
+}
+
+// begin notes that a room is being entered; the function that it returns notes the end.
+func (e *entries) begin(roomID string) (end func()) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.open == nil {
+		e.open = map[string]*entering{}
+	}
+	x := e.open[roomID]
+	if x == nil {
+		x = &entering{done: make(chan struct{})}
+		e.open[roomID] = x
+	}
+	x.users++
+	return func() {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		if x.users--; x.users == 0 {
+			delete(e.open, roomID)
+			close(x.done)
+		}
+	}
+}
+
+// wait waits while a room is being entered.
+func (e *entries) wait(ctx context.Context, roomID string) {
+	e.mu.Lock()
+	x := e.open[roomID]
+	e.mu.Unlock()
+	if x == nil {
+		return
+	}
+	select {
+	case <-x.done:
+	case <-ctx.Done():
+	}
+}
+
+// Join brings a local user into a room with the help of a server that is in it: one of those in via, which the client or
+// an alias named, or another. Content are further members of the event's content: displayname, avatar_url, reason, … The
+// error is a *mxerr.Error: what the servers said, if one of them did, else 404 M_NOT_FOUND or 502 M_UNKNOWN.
+func (a *API) Join(ctx context.Context, user, roomID string, via []string, content map[string]any) error {
+	defer a.entering.begin(roomID)()
+	in := &wish{user, roomID, via, content}
+	return a.through(ctx, in, func(server string) error { return a.joinThrough(ctx, server, in) })
+}
+
+// Knock is Join for a knock on a room that this server is not in.
+func (a *API) Knock(ctx context.Context, user, roomID string, via []string, content map[string]any) error {
+	in := &wish{user, roomID, via, content}
+	return a.through(ctx, in, func(server string) error { return a.knockThrough(ctx, server, in) })
+}
+
+// leaveTimeout bounds how long a rejection may take to be delivered before the user has left without.
+const leaveTimeout = 20 * time.Second
+
+// Leave rejects an invite or withdraws a knock of a local user in a room that this server is not in. That the room's
+// servers cannot be told is no error. ok is false where there is nothing to leave.
+func (a *API) Leave(ctx context.Context, user, roomID string, content map[string]any) (ok bool, err error) {
+	in := &wish{user: user, roomID: roomID, content: content}
+	o, err := a.outside(ctx, user, roomID)
+	if err != nil || o == nil || o.Membership != roomserver.Invite && o.Membership != roomserver.Knock {
+		return false, err
+	}
+	asking, cancel := context.WithTimeout(ctx, leaveTimeout)
+	defer cancel()
+	err = a.through(asking, in, func(server string) error {
+		event, _, err := a.fromTemplate(asking, server, "leave", roomserver.Leave, in)
+		if err == nil {
+			_, err = a.client.Do(asking, client.Request{
+				Server: server, Method: http.MethodPut, Path: client.Path(v2+"/send_leave/%s/%s", in.roomID, event.ID), Body: event.JSON(),
+			})
+		}
+		return err
+	})
+	if err != nil {
+		a.log.WithError(err).WithField("room_id", in.roomID).Info("a room's servers could not be told that a user rejected an invite or withdrew a knock")
+	}
+	return a.rooms.LeaveOutside(ctx, in.user, in.roomID)
+}
+
+// outside returns the user's record of a room that this server is not in, or nil.
+func (a *API) outside(ctx context.Context, user, roomID string) (*roomserver.Outside, error) {
+	all, err := a.rooms.OutsideOf(ctx, user)
+	if err != nil {
+		return nil, err
+	}
+	for i := range all {
+		if all[i].RoomID == roomID {
+			return &all[i], nil
+		}
+	}
+	return nil, nil
+}
+
+// through tries one server after the other until one does what is asked.
+func (a *API) through(ctx context.Context, in *wish, try func(server string) error) error {
+	servers, err := a.candidates(ctx, in)
+	if err != nil {
+		return err
+	}
+	if len(servers) == 0 {
+		return mxerr.NotFound("No server that is in this room is known")
+	}
+	var failures []error
+	for _, server := range servers {
+		if err = try(server); err == nil {
+			return nil
+		}
+		a.log.WithError(err).WithFields(map[string]any{"server": server, "room_id": in.roomID}).Debug("a server did not help to enter or leave a room")
+		failures = append(failures, err)
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	return worst(failures)
+}
+
+// candidates lists the servers that may be in a room: those that were named, that of who invited, those that were in it,
+// and that of the room's id.
+func (a *API) candidates(ctx context.Context, in *wish) ([]string, error) {
+	var list []string
+	add := func(server string) {
+		if server != "" && server != a.name && len(list) < maxCandidates && !slices.Contains(list, server) && pdu.ValidServerName(server) {
+			list = append(list, server)
+		}
+	}
+	for _, server := range in.via {
+		add(server)
+	}
+	o, err := a.outside(ctx, in.user, in.roomID)
+	if err != nil {
+		return nil, err
+	}
+	if o != nil {
+		add(pdu.ServerOf(o.Event.Sender))
+		for _, s := range gjson.ParseBytes(o.Stripped).Array() {
+			add(pdu.ServerOf(s.Get("sender").Str))
+		}
+	}
+	add(serverOfRoom(in.roomID))
+	room, err := a.rooms.Room(ctx, in.roomID)
+	if errors.Is(err, roomserver.ErrUnknownRoom) {
+		return list, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	for _, server := range room.Servers() {
+		add(server)
+	}
+	return list, nil
+}
+
+// worst turns failures into the answer for a client: what a server said about the request comes before what kept it from
+// being asked.
+func worst(failures []error) error {
+	var said *client.Error
+	for _, err := range failures {
+		var e *client.Error
+		if own := mxerr.As(err); own != nil {
+			return own
+		}
+		if errors.As(err, &e) && e.Status >= 400 && e.Status < 500 && e.Code != "" && (said == nil || said.Status == http.StatusNotFound) {
+			said = e
+		}
+	}
+	if said != nil {
+		return passOn(said)
+	}
+	return mxerr.New(http.StatusBadGateway, "M_UNKNOWN", "No server of the room could be reached or gave a sound answer").With(errors.Join(failures...))
+}
+
+// passOn is another server's error as a client gets it. What was wrong with our own request is no fault of the client.
+func passOn(e *client.Error) *mxerr.Error {
+	switch e.Code {
+	case "M_MISSING_PARAM", "M_INVALID_PARAM", "M_BAD_JSON", "M_NOT_JSON", "M_UNAUTHORIZED", "M_UNRECOGNIZED":
+		return mxerr.New(http.StatusBadGateway, "M_UNKNOWN", "The other server refused the request: "+e.Text).With(e)
+	}
+	out := mxerr.New(e.Status, e.Code, e.Text).With(e)
+	if version := gjson.GetBytes(e.Body, "room_version"); version.Type == gjson.String {
+		out = out.WithField("room_version", version.Str)
+	}
+	return out
+}
+
+// errUnsound is wrapped by errors about answers that break the specification.
+var errUnsound = errors.New("the answer is not what it should be")
+
+// fromTemplate asks a server for a template of a user's own membership event, and completes it.
+func (a *API) fromTemplate(ctx context.Context, server, what, membership string, in *wish) (*pdu.Event, *pdu.Version, error) {
+	path := client.Path(v1+"/make_"+what+"/%s/%s", in.roomID, in.user)
+	if membership != roomserver.Leave {
+		q := url.Values{}
+		for _, v := range pdu.Versions() {
+			q.Add("ver", v.ID)
+		}
+		path += "?" + q.Encode()
+	}
+	body, err := a.client.Do(ctx, client.Request{Server: server, Method: http.MethodGet, Path: path, Timeout: templateTimeout})
+	if err != nil {
+		return nil, nil, err
+	}
+	var answer makeAnswer
+	if err := json.Unmarshal(body, &answer); err != nil {
+		return nil, nil, fmt.Errorf("%w: %w", errUnsound, err)
+	}
+	if answer.RoomVersion == "" {
+		answer.RoomVersion = "1"
+	}
+	v, ok := pdu.Lookup(answer.RoomVersion)
+	if !ok {
+		return nil, nil, incompatible(answer.RoomVersion)
+	}
+	proto, err := pdu.ParseTemplate(v, answer.Event)
+	if err != nil {
+		return nil, nil, fmt.Errorf("%w: %w", errUnsound, err)
+	}
+	given := gjson.ParseBytes(proto.Content)
+	if proto.Type != "m.room.member" || proto.RoomID != in.roomID || proto.Sender != in.user || proto.StateKey == nil || *proto.StateKey != in.user ||
+		given.Get("membership").Str != membership {
+		return nil, nil, fmt.Errorf("%w: the template is of another event", errUnsound)
+	}
+	content := maps.Clone(in.content)
+	if content == nil {
+		content = map[string]any{}
+	}
+	content["membership"] = membership
+	if via := given.Get("join_authorised_via_users_server"); via.Type == gjson.String {
+		content["join_authorised_via_users_server"] = via.Str
+	}
+	if proto.Content, err = json.Marshal(content); err != nil {
+		return nil, nil, fmt.Errorf("membership content: %w", err)
+	}
+	proto.OriginServerTS = time.Now().UnixMilli()
+	event, err := a.rooms.Complete(v, proto)
+	return event, v, err
+}
+
+// joinThrough joins through one server.
+func (a *API) joinThrough(ctx context.Context, server string, in *wish) error {
+	event, v, err := a.fromTemplate(ctx, server, "join", roomserver.Join, in)
+	if err != nil {
+		return err
+	}
+	body, err := a.client.Do(ctx, client.Request{
+		Server: server, Method: http.MethodPut, Path: client.Path(v2+"/send_join/%s/%s", in.roomID, event.ID), Body: event.JSON(),
+		Timeout: handshakeTimeout, MaxBytes: maxStateBytes,
+	})
+	if err != nil {
+		return err
+	}
+	answer := gjson.ParseBytes(body)
+	if raw := answer.Get("event"); raw.IsObject() {
+		if signed, err := pdu.Parse(v, []byte(raw.Raw)); err == nil && signed.ID == event.ID && !signed.Redacted {
+			event = signed
+		}
+	}
+	entry := roomserver.Entry{RoomID: in.roomID, Version: v, Event: event}
+	entry.State = a.sound(ctx, v, in.roomID, answer.Get("state"), nil)
+	entry.Auth = a.sound(ctx, v, in.roomID, answer.Get("auth_chain"), entry.State)
+	if err := checkCreate(&entry); err != nil {
+		return err
+	}
+	if err := a.verify(ctx, event); err != nil {
+		return fmt.Errorf("%w: the join: %w", errUnsound, err)
+	}
+	if _, err := a.rooms.Enter(ctx, entry); err != nil {
+		return fmt.Errorf("%w: %w", errUnsound, err)
+	}
+	return nil
+}
+
+// checkCreate checks that a state begins with the creation of the room in question.
+func checkCreate(entry *roomserver.Entry) error {
+	for _, p := range entry.State {
+		if !p.Is("m.room.create", "") {
+			continue
+		}
+		version, ok := p.ContentString("room_version")
+		if !ok {
+			version = "1"
+		}
+		if version != entry.Version.ID {
+			return fmt.Errorf("%w: the room is of version %s and not %s", errUnsound, version, entry.Version.ID)
+		}
+		return nil
+	}
+	return fmt.Errorf("%w: the state has no m.room.create", errUnsound)
+}
+
+// sound parses a list of events of a room and checks their signatures. What fails is left out, and so is what is among
+// known already.
+func (a *API) sound(ctx context.Context, v *pdu.Version, roomID string, list gjson.Result, known []*pdu.Event) []*pdu.Event {
+	seen := make(map[string]bool, len(known))
+	for _, p := range known {
+		seen[p.ID] = true
+	}
+	var parsed []*pdu.Event
+	list.ForEach(func(_, raw gjson.Result) bool {
+		p, err := pdu.Parse(v, []byte(raw.Raw))
+		if err == nil && p.RoomID == roomID && !seen[p.ID] {
+			seen[p.ID] = true
+			parsed = append(parsed, p)
+		}
+		return true
+	})
+	good := parsed[:0]
+	for i, err := range a.keys.VerifyEvents(ctx, parsed) {
+		if err == nil {
+			good = append(good, parsed[i])
+		} else {
+			a.log.WithError(err).WithField("event_id", parsed[i].ID).Debug("dropped an event with a wrong signature")
+		}
+	}
+	return good
+}
+
+// knockThrough knocks through one server.
+func (a *API) knockThrough(ctx context.Context, server string, in *wish) error {
+	event, v, err := a.fromTemplate(ctx, server, "knock", roomserver.Knock, in)
+	if err != nil {
+		return err
+	}
+	body, err := a.client.Do(ctx, client.Request{
+		Server: server, Method: http.MethodPut, Path: client.Path(v1+"/send_knock/%s/%s", in.roomID, event.ID), Body: event.JSON(),
+		Timeout: templateTimeout,
+	})
+	if err != nil {
+		return err
+	}
+	out := []byte{'['}
+	for _, p := range a.sound(ctx, v, in.roomID, gjson.GetBytes(body, "knock_room_state"), nil) {
+		if p.IsState() && len(out) < maxInviteBody {
+			if len(out) > 1 {
+				out = append(out, ',')
+			}
+			out = append(out, strippedEvent(p)...)
+		}
+	}
+	return a.rooms.PutOutside(ctx, roomserver.Outside{
+		User: in.user, RoomID: in.roomID, Version: v, Membership: roomserver.Knock, Event: event, Stripped: append(out, ']'),
+	})
+}

@@ -1,0 +1,236 @@
+package scenario
+
+import (
+	"net/url"
+	"slices"
+	"testing"
+
+	"github.com/tidwall/gjson"
+
+	"github.com/myelin-im/myelin/test/harness"
+)
+
+// joinThrough joins a room with the help of another server.
+func joinThrough(t *testing.T, c *harness.Client, room string, via *harness.Server) {
+	t.Helper()
+	c.Must("POST", harness.Path("/join/%s?", room)+url.Values{"server_name": {via.Name}}.Encode(), harness.J{})
+}
+
+// members lists the joined members that a user sees.
+func members(c *harness.Client, room string) []string {
+	var out []string
+	for user := range c.Must("GET", harness.Path("/rooms/%s/joined_members", room), nil).JSON.Get("joined").Map() {
+		out = append(out, user)
+	}
+	slices.Sort(out)
+	return out
+}
+
+func sorted(list ...string) []string {
+	slices.Sort(list)
+	return list
+}
+
+func TestJoinARoomOfAnotherServer(t *testing.T) {
+	harness.EachFederation(t, 2, func(t *testing.T, servers []*harness.Server) {
+		alice, bob := servers[0].Register(t, "alice"), servers[1].Register(t, "bob")
+		for _, version := range []string{"1", "10", "12"} {
+			room := alice.Create(harness.J{"preset": "public_chat", "name": "The room", "room_version": version})
+			var sent []string
+			for range 25 {
+				sent = append(sent, alice.Text(room, "before the join"))
+			}
+			joinThrough(t, bob, room, servers[0])
+			joined := harness.Room(bob.Sync(nil), "join", room)
+			if n := harness.Find(joined.Get("state.events"), "m.room.name", ""); n.Get("content.name").Str != "The room" {
+				t.Errorf("version %s: state of the joined room: %s", version, joined.Get("state.events").Raw)
+			}
+			if !joined.Get("timeline.limited").Bool() {
+				t.Errorf("version %s: the first timeline is not limited: %s", version, joined.Get("timeline").Raw)
+			}
+			for _, c := range []*harness.Client{alice, bob} {
+				if got, want := members(c, room), sorted(alice.UserID, bob.UserID); !slices.Equal(got, want) {
+					t.Errorf("version %s: %s sees the members %v, want %v", version, c.UserID, got, want)
+				}
+			}
+			// The history that was before the join comes from the other server.
+			var got []string
+			for _, id := range bob.Walk(room, "", "b", 10) {
+				if slices.Contains(sent, id) {
+					got = append(got, id)
+				}
+			}
+			slices.Reverse(got)
+			if !slices.Equal(got, sent) {
+				t.Errorf("version %s: %d of %d messages in the history, or not in their order", version, len(got), len(sent))
+			}
+			if all, theirs := alice.Walk(room, "", "b", 100), bob.Walk(room, "", "b", 100); !slices.Equal(all, theirs) {
+				t.Errorf("version %s: histories differ: %v and %v", version, all, theirs)
+			}
+		}
+	})
+}
+
+func TestJoinThatIsRefused(t *testing.T) {
+	harness.EachFederation(t, 2, func(t *testing.T, servers []*harness.Server) {
+		alice, bob := servers[0].Register(t, "alice"), servers[1].Register(t, "bob")
+		room := alice.Create(harness.J{"preset": "private_chat"})
+		via := url.Values{"server_name": {servers[0].Name}}.Encode()
+		bob.Refused(403, "M_FORBIDDEN", "POST", harness.Path("/join/%s?", room)+via, harness.J{})
+		bob.Refused(404, "M_NOT_FOUND", "POST", harness.Path("/join/%s?", "!nothing:"+servers[0].Name)+via, harness.J{})
+		public := alice.Create(harness.J{"preset": "public_chat"})
+		alice.Change("ban", public, bob.UserID)
+		bob.Refused(403, "M_FORBIDDEN", "POST", harness.Path("/join/%s?", public)+via, harness.J{})
+		acl := alice.Create(harness.J{"preset": "public_chat", "initial_state": []harness.J{{
+			"type": "m.room.server_acl", "state_key": "", "content": harness.J{"allow": []string{"*"}, "deny": []string{"localhost"}},
+		}}})
+		bob.Refused(403, "M_FORBIDDEN", "POST", harness.Path("/join/%s?", acl)+via, harness.J{})
+	})
+}
+
+// invited waits for an invite and returns its stripped state.
+func invited(c *harness.Client, room string) gjson.Result {
+	return harness.Room(c.Until("an invite", func(r gjson.Result) bool { return harness.Room(r, "invite", room).Exists() }), "invite", room).Get("invite_state.events")
+}
+
+func TestInviteToAnotherServer(t *testing.T) {
+	harness.EachFederation(t, 2, func(t *testing.T, servers []*harness.Server) {
+		alice, bob := servers[0].Register(t, "alice"), servers[1].Register(t, "bob")
+		for _, version := range []string{"2", "11", "12"} {
+			room := alice.Create(harness.J{"preset": "private_chat", "name": "Secret", "room_version": version})
+			alice.Change("invite", room, bob.UserID)
+			state := invited(bob, room)
+			create := harness.Find(state, "m.room.create", "")
+			if !create.Get("origin_server_ts").Exists() || harness.Find(state, "m.room.name", "").Get("content.name").Str != "Secret" ||
+				harness.Find(state, "m.room.member", bob.UserID).Get("content.membership").Str != "invite" {
+				t.Errorf("version %s: invite state %s", version, state.Raw)
+			}
+			bob.Join(room) // through the server of who invited
+			if got, want := members(bob, room), sorted(alice.UserID, bob.UserID); !slices.Equal(got, want) {
+				t.Errorf("version %s: members %v, want %v", version, got, want)
+			}
+			if r := harness.Room(bob.Sync(nil), "join", room); !r.Exists() {
+				t.Errorf("version %s: the room is not among those joined", version)
+			}
+			// And with the creation of a room.
+			room = alice.Create(harness.J{"preset": "trusted_private_chat", "room_version": version, "invite": []string{bob.UserID}, "is_direct": true})
+			if state := invited(bob, room); !harness.Find(state, "m.room.member", bob.UserID).Get("content.is_direct").Bool() {
+				t.Errorf("version %s: invite of a direct chat: %s", version, state.Raw)
+			}
+			bob.Leave(room)
+			r := bob.Until("the rejection", func(r gjson.Result) bool { return harness.Room(r, "leave", room).Exists() })
+			if harness.Room(r, "invite", room).Exists() {
+				t.Errorf("version %s: the rejected invite is still there", version)
+			}
+			got := alice.Must("GET", harness.Path("/rooms/%s/state/m.room.member/%s", room, bob.UserID), nil).JSON
+			if got.Get("membership").Str != "leave" {
+				t.Errorf("version %s: after the rejection the inviting server sees %s", version, got.Raw)
+			}
+		}
+	})
+}
+
+func TestRejectAnInviteOfAServerThatIsGone(t *testing.T) {
+	harness.EachFederation(t, 2, func(t *testing.T, servers []*harness.Server) {
+		alice, bob := servers[0].Register(t, "alice"), servers[1].Register(t, "bob")
+		room := alice.Create(harness.J{"preset": "private_chat"})
+		alice.Change("invite", room, bob.UserID)
+		invited(bob, room)
+		servers[0].Stop()
+		bob.Leave(room)
+		bob.Until("the rejection", func(r gjson.Result) bool { return harness.Room(r, "leave", room).Exists() })
+	})
+}
+
+func TestInviteThatIsBlocked(t *testing.T) {
+	harness.EachFederation(t, 2, func(t *testing.T, servers []*harness.Server) {
+		alice, bob := servers[0].Register(t, "alice"), servers[1].Register(t, "bob")
+		bob.Must("PUT", harness.Path("/user/%s/account_data/m.invite_permission_config", bob.UserID), harness.J{"default_action": "block"})
+		room := alice.Create(harness.J{"preset": "private_chat"})
+		alice.Refused(403, "M_INVITE_BLOCKED", "POST", harness.Path("/rooms/%s/invite", room), harness.J{"user_id": bob.UserID})
+		alice.Refused(404, "M_NOT_FOUND", "POST", harness.Path("/rooms/%s/invite", room), harness.J{"user_id": "@nobody:" + servers[1].Name})
+		got := alice.Do("GET", harness.Path("/rooms/%s/state/m.room.member/%s", room, bob.UserID), nil)
+		if got.Status != 404 {
+			t.Errorf("after an invite that was refused there is a membership: %v", got)
+		}
+	})
+}
+
+func TestKnockOnARoomOfAnotherServer(t *testing.T) {
+	harness.EachFederation(t, 2, func(t *testing.T, servers []*harness.Server) {
+		alice, bob := servers[0].Register(t, "alice"), servers[1].Register(t, "bob")
+		room := alice.Create(harness.J{"preset": "private_chat", "name": "Door", "initial_state": []harness.J{{
+			"type": "m.room.join_rules", "state_key": "", "content": harness.J{"join_rule": "knock"},
+		}}})
+		path := harness.Path("/knock/%s?", room) + url.Values{"via": {servers[0].Name}}.Encode()
+		bob.Must("POST", path, harness.J{"reason": "let me in"})
+		state := harness.Room(bob.Sync(nil), "knock", room).Get("knock_state.events")
+		if harness.Find(state, "m.room.name", "").Get("content.name").Str != "Door" {
+			t.Errorf("knock state %s", state.Raw)
+		}
+		seen := func(want string) {
+			t.Helper()
+			got := alice.Must("GET", harness.Path("/rooms/%s/state/m.room.member/%s", room, bob.UserID), nil).JSON
+			if got.Get("membership").Str != want {
+				t.Errorf("the room's server sees %s, want %s", got.Raw, want)
+			}
+		}
+		seen("knock")
+		bob.Leave(room)
+		seen("leave")
+		bob.Must("POST", path, harness.J{})
+		alice.Change("invite", room, bob.UserID)
+		invited(bob, room)
+		bob.Join(room)
+		seen("join")
+		private := alice.Create(harness.J{"preset": "private_chat"})
+		bob.Refused(403, "M_FORBIDDEN", "POST", harness.Path("/knock/%s?", private)+url.Values{"via": {servers[0].Name}}.Encode(), harness.J{})
+	})
+}
+
+func TestRestrictedRoomOfAnotherServer(t *testing.T) {
+	harness.EachFederation(t, 2, func(t *testing.T, servers []*harness.Server) {
+		alice, bob := servers[0].Register(t, "alice"), servers[1].Register(t, "bob")
+		for _, version := range []string{"8", "12"} {
+			space := alice.Create(harness.J{"preset": "public_chat", "room_version": version})
+			room := alice.Create(harness.J{"preset": "private_chat", "room_version": version, "initial_state": []harness.J{{
+				"type": "m.room.join_rules", "state_key": "", "content": harness.J{
+					"join_rule": "restricted", "allow": []harness.J{{"type": "m.room_membership", "room_id": space}},
+				},
+			}}})
+			via := url.Values{"server_name": {servers[0].Name}}.Encode()
+			bob.Refused(403, "M_FORBIDDEN", "POST", harness.Path("/join/%s?", room)+via, harness.J{})
+			joinThrough(t, bob, space, servers[0])
+			joinThrough(t, bob, room, servers[0])
+			content := bob.Must("GET", harness.Path("/rooms/%s/state/m.room.member/%s", room, bob.UserID), nil).JSON
+			if content.Get("join_authorised_via_users_server").Str != alice.UserID {
+				t.Errorf("version %s: the join is %s", version, content.Raw)
+			}
+		}
+	})
+}
+
+// The last user of a server leaves a room and comes back to what it has become.
+func TestComeBackToARoomOfAnotherServer(t *testing.T) {
+	harness.EachFederation(t, 2, func(t *testing.T, servers []*harness.Server) {
+		alice, bob := servers[0].Register(t, "alice"), servers[1].Register(t, "bob")
+		room := alice.Create(harness.J{"preset": "public_chat"})
+		joinThrough(t, bob, room, servers[0])
+		bob.Sync(nil)
+		bob.Leave(room)
+		alice.State(room, "m.room.topic", "", harness.J{"topic": "changed meanwhile"})
+		said := alice.Text(room, "meanwhile")
+		joinThrough(t, bob, room, servers[0])
+		topic := bob.Must("GET", harness.Path("/rooms/%s/state/m.room.topic", room), nil).JSON
+		if topic.Get("topic").Str != "changed meanwhile" {
+			t.Errorf("topic %s", topic.Raw)
+		}
+		if !slices.Contains(bob.Walk(room, "", "b", 20), said) {
+			t.Error("what was said meanwhile is not in the history")
+		}
+		servers[1].Restart()
+		if got, want := members(bob, room), sorted(alice.UserID, bob.UserID); !slices.Equal(got, want) {
+			t.Errorf("members after a restart %v, want %v", got, want)
+		}
+	})
+}
