@@ -70,6 +70,8 @@ type place struct {
 	Below int64 `json:"b"`
 	// Skip is how many results come before.
 	Skip int `json:"s,omitempty"`
+	// Seen is how many results were on earlier pages of an answer by time, for the number of all.
+	Seen int `json:"n,omitempty"`
 	// Group and In confine the page to a group: the way of grouping and the group's value.
 	Group string `json:"g,omitempty"`
 	In    string `json:"i,omitempty"`
@@ -85,7 +87,7 @@ func parsePlace(token string) (p place, err error) {
 	if err != nil || len(raw) > 1024 {
 		return p, errToken
 	}
-	if err := json.Unmarshal(raw, &p); err != nil || p.Below <= 0 || p.Skip < 0 || p.Skip > maxMatches ||
+	if err := json.Unmarshal(raw, &p); err != nil || p.Below <= 0 || p.Skip < 0 || p.Skip > maxMatches || p.Seen < 0 || p.Seen > math.MaxInt32 ||
 		p.Group != "" && p.Group != byRoom && p.Group != bySender {
 		return p, errToken
 	}

@@ -71,7 +71,7 @@ func (a *API) search(ctx context.Context, by *httpapi.Caller, in *searchRequest)
 	if err != nil {
 		return nil, err
 	}
-	answer := &roomEvents{Count: len(found), Results: results, Highlights: f.highlights(results)}
+	answer := &roomEvents{Count: f.query.from.Seen + len(found), Results: results, Highlights: f.highlights(results)}
 	f.paginate(answer, found, taken, more)
 	if err := f.render(ctx, by, answer); err != nil {
 		return nil, err
@@ -207,10 +207,12 @@ func (f *finder) paginate(answer *roomEvents, found []*match, taken int, more bo
 			continue // the page is of one group already
 		}
 		for value, g := range groups {
-			g.NextBatch = f.next(found, taken, more, by, value)
+			g.NextBatch = f.next(found, taken, more, false, by, value)
 		}
 	}
-	answer.NextBatch = f.next(found, taken, more, f.query.from.Group, f.query.from.In)
+	// Clients take a page that is not full for the last one, and ask on after a full one.
+	full := len(answer.Results) == f.query.limit
+	answer.NextBatch = f.next(found, taken, more, full, f.query.from.Group, f.query.from.In)
 }
 
 // value is the group of a match.
@@ -221,21 +223,23 @@ func (f *finder) value(by string, m *match) string {
 	return f.rooms[m.room].RoomID
 }
 
-// next is the token of the page after this one, of all matches or of a group, or empty if there is none.
-func (f *finder) next(found []*match, taken int, more bool, by, value string) string {
+// next is the token of the page after this one, of all matches or of a group, or empty if there is none. After a full page
+// there is one in any case.
+func (f *finder) next(found []*match, taken int, more, full bool, by, value string) string {
 	if taken == 0 {
 		return ""
 	}
 	p := place{Group: by, In: value}
 	inGroup := func(m *match) bool { return by == "" || f.value(by, m) == value }
 	if f.query.recent {
-		if !more && !slices.ContainsFunc(found[taken:], inGroup) {
+		if !more && !full && !slices.ContainsFunc(found[taken:], inGroup) {
 			return ""
 		}
 		p.Below = found[taken-1].id
+		p.Seen = f.query.from.Seen + taken
 		return p.String()
 	}
-	if !slices.ContainsFunc(found[taken:], inGroup) {
+	if !full && !slices.ContainsFunc(found[taken:], inGroup) {
 		return ""
 	}
 	for _, m := range found {
