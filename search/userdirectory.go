@@ -141,8 +141,8 @@ func splitUser(text string) (localpart, server string) {
 }
 
 func matchingUsers(tx *storage.Tx, q storage.TermQuery, limit int) ([]foundUser, error) {
-	condition, query := tx.Matching(userTerms, q)
-	rows := tx.Query(`SELECT u.id, u.user_id, u.name, u.avatar FROM (SELECT rowid AS id FROM directory_terms WHERE `+condition+` LIMIT $2) m
+	numbers, query := tx.Some(userTerms, q)
+	rows := tx.Query(`SELECT u.id, u.user_id, u.name, u.avatar FROM (`+numbers+`) m
 		JOIN directory_users u ON u.id = m.id`, query, int64(limit))
 	var found []foundUser
 	for rows.Next() {

@@ -82,36 +82,50 @@ func (tx *Tx) Matching(index *Table, q TermQuery) (condition string, query Text)
 }
 
 const (
-	// newestRows is how many rows PostgreSQL looks at one by one: enough to find 500 with a word that every 16th
-	// has, and less work than to ask the index for a word that nobody has used.
+	// newestRows is how many rows PostgreSQL looks at one by one for the newest: enough to find 500 with a word that every
+	// 16th has, and less work than to ask the index for a word that nobody has used. For some rows it looks at someRows.
 	newestRows = 8192
-	// newestTerms bounds the terms that it compares for that.
-	newestTerms = 400_000
+	someRows   = 2048
+	// comparedTerms bounds the terms that it compares for that.
+	comparedTerms = 400_000
 )
 
 // Newest returns a query for the rows of an index with the highest numbers that fulfil q: $1 is the returned argument, $2
 // the number below which they are, $3 how many at most. Its only column is id, the row's number.
-//
-// SQLite finds them without looking at all matches. PostgreSQL has to be led: its index gives all matches or none, so
-// that a word that is in every message costs most, and the table in the order of numbers would be read to its end for a
-// rare one. So it looks at the newest rows first, and asks the index if they are not enough.
 func (tx *Tx) Newest(index *Table, q TermQuery) (numbers string, query Text) {
 	condition, query := tx.Matching(index, q)
-	if tx.pg == nil {
+	if tx.pg == nil { // it finds them without looking at all matches
 		return `SELECT rowid AS id FROM ` + index.name + ` WHERE ` + condition + ` AND rowid < $2 ORDER BY rowid DESC LIMIT $3`, query
 	}
-	terms := 0
+	return lookFirst(index, condition, q, newestRows, "$2", "$3"), query
+}
+
+// Some returns a query for rows of an index that fulfil q, whichever is easy to find: $1 is the returned argument, $2 how
+// many at most. Its only column is id, the row's number.
+func (tx *Tx) Some(index *Table, q TermQuery) (numbers string, query Text) {
+	condition, query := tx.Matching(index, q)
+	if tx.pg == nil {
+		return `SELECT rowid AS id FROM ` + index.name + ` WHERE ` + condition + ` LIMIT $2`, query
+	}
+	return lookFirst(index, condition, q, someRows, "9223372036854775807", "$2"), query
+}
+
+// lookFirst is how PostgreSQL finds the newest rows. Its index gives all matches or none, so that a word that is in every
+// message costs most, and the table in the order of numbers would be read to its end for a rare one. So it looks at the
+// newest rows first, and asks the index if they are not enough.
+func lookFirst(index *Table, condition string, q TermQuery, rows int, below, limit string) string {
+	terms := 1
 	for _, list := range q {
 		terms += len(list)
 	}
 	// "+ 0" keeps the index of numbers out of it.
-	return fmt.Sprintf(`WITH a AS (SELECT rowid FROM (SELECT rowid, terms FROM %[1]s WHERE rowid < $2 ORDER BY rowid DESC LIMIT %[2]d) newest
-			WHERE %[3]s ORDER BY rowid DESC LIMIT $3),
+	return fmt.Sprintf(`WITH a AS (SELECT rowid FROM (SELECT rowid, terms FROM %[1]s WHERE rowid < %[4]s ORDER BY rowid DESC LIMIT %[2]d) newest
+			WHERE %[3]s ORDER BY rowid DESC LIMIT %[5]s),
 		n AS (SELECT count(*) AS n FROM a)
-		SELECT rowid AS id FROM a WHERE (SELECT n FROM n) = $3
+		SELECT rowid AS id FROM a WHERE (SELECT n FROM n) = %[5]s
 		UNION ALL
-		(SELECT rowid FROM %[1]s WHERE (SELECT n FROM n) < $3 AND %[3]s AND rowid + 0 < $2 ORDER BY rowid + 0 DESC LIMIT $3)`,
-		index.name, roundDown(min(newestRows, newestTerms/max(terms, 1))), condition), query
+		(SELECT rowid FROM %[1]s WHERE (SELECT n FROM n) < %[5]s AND %[3]s AND rowid + 0 < %[4]s ORDER BY rowid + 0 DESC LIMIT %[5]s)`,
+		index.name, roundDown(min(rows, comparedTerms/terms)), condition, below, limit)
 }
 
 // roundDown returns the power of two that is not greater, so that there are few texts of statements.
