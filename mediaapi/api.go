@@ -15,6 +15,7 @@ import (
 	"github.com/myelin-im/myelin/internal/httpapi"
 	"github.com/myelin-im/myelin/internal/ratelimit"
 	"github.com/myelin-im/myelin/mediaapi/blob"
+	"github.com/myelin-im/myelin/mediaapi/outbound"
 	"github.com/myelin-im/myelin/storage"
 )
 
@@ -39,6 +40,10 @@ type Config struct {
 	PendingFor time.Duration
 	// Quota bounds the bytes that one user may have stored; 0: no bound.
 	Quota int64
+	// Thumbnails is about thumbnails.
+	Thumbnails Thumbnails
+	// AllowPrivate lets redirects of other servers lead to loopback and private addresses.
+	AllowPrivate bool
 }
 
 // Servers makes requests to other servers.
@@ -74,6 +79,15 @@ type API struct {
 	end     context.CancelFunc
 	waiting arrivals
 	touched touches
+
+	workers slots // that make thumbnails
+	making  flights[variant, *small]
+	early   chan *record
+
+	web      *outbound.Client // for redirects of other servers
+	fetchers slots
+	fetching flights[uri, *record]
+	failures failures
 }
 
 // New opens the store and cleans up what a crash has left.
@@ -83,6 +97,9 @@ func New(cfg Config, d Deps) (*API, error) {
 	if a.now == nil {
 		a.now = time.Now
 	}
+	a.workers, a.early = newSlots(max(cfg.Thumbnails.Workers, 1), thumbnailQueue), make(chan *record, thumbnailQueue)
+	a.fetchers = newSlots(fetches, fetchQueue)
+	a.web = outbound.New(outbound.Config{AllowPrivate: cfg.AllowPrivate, UserAgent: "Myelin"})
 	var err error
 	if a.area, err = blob.NewArea(filepath.Join(cfg.Folder, "tmp")); err != nil {
 		return nil, err
@@ -102,8 +119,10 @@ func New(cfg Config, d Deps) (*API, error) {
 func (a *API) Run(ctx context.Context) {
 	var group sync.WaitGroup
 	group.Go(func() { a.writeTouches(ctx) })
+	group.Go(func() { a.workEarly(ctx) })
 	<-ctx.Done()
 	a.end()
+	a.web.Close()
 	group.Wait()
 }
 
@@ -113,12 +132,13 @@ func (a *API) ms() int64 { return a.now().UnixMilli() }
 // Endpoints are all endpoints of the content repository.
 func (a *API) Endpoints() []httpapi.Endpoint {
 	const (
-		v1     = "/_matrix/client/v1/media"
-		legacy = "/_matrix/media/v3"
-		anyone = httpapi.Anyone
-		user   = httpapi.User
-		all    = httpapi.User | httpapi.Guest
-		class  = ratelimit.Media
+		v1      = "/_matrix/client/v1/media"
+		legacy  = "/_matrix/media/v3"
+		servers = "/_matrix/federation/v1/media"
+		anyone  = httpapi.Anyone
+		user    = httpapi.User
+		all     = httpapi.User | httpapi.Guest
+		class   = ratelimit.Media
 	)
 	upload := func(e httpapi.Endpoint) httpapi.Endpoint { return e.WithMaxBody(max(a.MaxUpload, 1)).UnlessSuspended() }
 	return []httpapi.Endpoint{
@@ -131,6 +151,10 @@ func (a *API) Endpoints() []httpapi.Endpoint {
 		httpapi.NewRaw("GET", v1+"/download/{serverName}/{mediaId}/{fileName}", all, class, a.download),
 		httpapi.NewRaw("GET", legacy+"/download/{serverName}/{mediaId}", anyone, class, a.downloadOpen),
 		httpapi.NewRaw("GET", legacy+"/download/{serverName}/{mediaId}/{fileName}", anyone, class, a.downloadOpen),
+		httpapi.NewRaw("GET", v1+"/thumbnail/{serverName}/{mediaId}", all, class, a.thumbnail),
+		httpapi.NewRaw("GET", legacy+"/thumbnail/{serverName}/{mediaId}", anyone, class, a.thumbnailOpen),
+		httpapi.NewRaw("GET", servers+"/download/{mediaId}", httpapi.Server, ratelimit.Federation, a.downloadForServer),
+		httpapi.NewRaw("GET", servers+"/thumbnail/{mediaId}", httpapi.Server, ratelimit.Federation, a.thumbnailForServer),
 	}
 }
 

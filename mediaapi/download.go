@@ -212,14 +212,19 @@ func (a *API) serve(ctx context.Context, w http.ResponseWriter, r *http.Request,
 		return err
 	}
 	defer o.Close()
+	c.headers(h)
+	http.ServeContent(w, r, "", time.Time{}, o)
+	return nil
+}
+
+// headers are those of an answer with the content.
+func (c content) headers(h http.Header) {
 	protect(h)
 	h.Set("Content-Type", c.typ)
 	h.Set("Content-Disposition", c.disposition)
 	h.Set("ETag", `"`+c.key[:64]+`"`)
 	// Content does not change, but it may be quarantined: after an hour, clients ask whether it is still to be had.
 	h.Set("Cache-Control", "private, max-age=3600")
-	http.ServeContent(w, r, "", time.Time{}, o)
-	return nil
 }
 
 // touches notes when media was last asked for, in memory; writeTouches writes it down once in a while.

@@ -108,7 +108,7 @@ func (a *API) dropBlobs(ctx context.Context, keys []string) error {
 				return err
 			}
 			n, err := tx.Exec(`DELETE FROM media_blobs WHERE key = $1 AND NOT EXISTS (SELECT 1 FROM media WHERE blob = $1)
-				AND NOT EXISTS (SELECT 1 FROM media_thumbnails WHERE data = $1)`, key)
+				AND NOT EXISTS (SELECT 1 FROM media_thumbnails WHERE data = $1 AND blob <> $1)`, key)
 			if gone = n > 0; !gone || err != nil {
 				return err
 			}
@@ -116,7 +116,9 @@ func (a *API) dropBlobs(ctx context.Context, keys []string) error {
 			for rows.Next() {
 				var data string
 				rows.Scan(&data)
-				thumbnails = append(thumbnails, data)
+				if data != key { // small pictures are thumbnails of themselves
+					thumbnails = append(thumbnails, data)
+				}
 			}
 			return rows.Close()
 		})

@@ -76,10 +76,14 @@ func (a *API) keepUpload(ctx context.Context, s *blob.Spool, rec *record) error 
 	if err := a.checkQuota(ctx, rec.uploader, s.Size()); err != nil {
 		return err
 	}
-	return a.keep(ctx, s, func(tx *storage.Tx, key string) error {
+	err := a.keep(ctx, s, func(tx *storage.Tx, key string) error {
 		rec.blob = key
 		return rec.put(tx)
 	})
+	if err == nil {
+		a.makeEarly(rec)
+	}
+	return err
 }
 
 // receive spools the body of a request.
@@ -194,6 +198,8 @@ func (a *API) complete(ctx context.Context, by *httpapi.Caller, u uri, s *blob.S
 	if err := a.checkQuota(ctx, by.UserID, s.Size()); err != nil {
 		return err
 	}
+	now := a.newRecord(u, by.UserID)
+	now.size, now.name, now.typ = s.Size(), name, contentType(typ, s.Head())
 	err := a.keep(ctx, s, func(tx *storage.Tx, key string) error {
 		if err := tx.Lock("media " + u.String()); err != nil {
 			return err
@@ -205,8 +211,7 @@ func (a *API) complete(ctx context.Context, by *httpapi.Caller, u uri, s *blob.S
 		if err != nil {
 			return err
 		}
-		now := a.newRecord(u, by.UserID)
-		now.blob, now.size, now.name, now.typ = key, s.Size(), name, contentType(typ, s.Head())
+		now.blob = key
 		return now.put(tx)
 	})
 	if err != nil {
@@ -214,6 +219,7 @@ func (a *API) complete(ctx context.Context, by *httpapi.Caller, u uri, s *blob.S
 		return errors.Join(err, a.dropContent(ctx, s.Hash()))
 	}
 	a.waiting.arrived(u)
+	a.makeEarly(now)
 	return nil
 }
 
