@@ -40,6 +40,35 @@ func TestCountsBeginAtTheJoin(t *testing.T) {
 	}
 }
 
+// What the reader has answered, or has read, is not judged.
+func TestWhatIsReadIsNotJudged(t *testing.T) {
+	l := newFakeLog()
+	c := New(l, Options{})
+	l.join()
+	thread := "$A"
+	for range 5 {
+		l.say("")
+		l.say(thread)
+	}
+	l.put(&Event{Sender: alice}, `{"body":"in the main timeline"}`)
+	expect(t, c, l, "the main timeline is answered", "0/0 $A 5/0")
+	if l.worked != 5 {
+		t.Errorf("%d events were judged, want those of the thread", l.worked)
+	}
+	l.worked = 0
+	l.say(thread)
+	l.put(&Event{Sender: alice, Thread: thread}, `{"body":"in the thread"}`)
+	l.mention("")
+	expect(t, c, l, "the thread is answered, too", "1/1")
+	if l.worked != 1 {
+		t.Errorf("%d events were judged, want the mention", l.worked)
+	}
+	expect(t, New(l, Options{}), l, "counted by another", "1/1")
+	if l.worked != 1 {
+		t.Errorf("%d events were judged, want one that is known already", l.worked)
+	}
+}
+
 // The example of "Threaded read receipts" in the specification: threads A (C, E, G, H) and B (D, F),
 // the others in the main timeline.
 func TestReceiptsOfTheSpecification(t *testing.T) {

@@ -32,6 +32,7 @@ type fakeLog struct {
 
 	asked   int // calls of Events
 	scanned int // events returned
+	worked  int // facts worked out
 	full    bool
 }
 
@@ -57,6 +58,7 @@ func (l *fakeLog) put(e *Event, content string) int64 {
 		re.StateKey = new(string)
 	}
 	e.Facts = NewFacts(func(context.Context) (*rules.Prepared, *rules.Room, error) {
+		l.worked++
 		return rules.Prepare(re), &rules.Room{MemberCount: 3}, nil
 	})
 	l.events = append(l.events, e)
