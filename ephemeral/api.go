@@ -93,8 +93,14 @@ func New(cfg Config, deps Deps) (*API, error) {
 	return a, nil
 }
 
-// Listen sets who hears of changes. It must be called before the first request is served.
-func (a *API) Listen(l Listener) { a.listener = l }
+// Listen adds somebody who hears of changes. It must be called before the first request is served.
+func (a *API) Listen(l Listener) {
+	before := a.listener
+	a.listener = Listener{
+		Typing:   func(room int64) { before.Typing(room); l.Typing(room) },
+		Presence: func(users []string, rooms []int64) { before.Presence(users, rooms); l.Presence(users, rooms) },
+	}
+}
 
 // Boot is a number of this process, above 0. Stamps of typing and presence mean nothing in another.
 func (a *API) Boot() int64 { return a.boot }

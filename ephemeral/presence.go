@@ -75,6 +75,7 @@ type person struct {
 	changed    int64 // stamp of the last visible change
 	devices    map[string]*device
 	lastActive time.Time
+	told       *told // what another server says of its user; nil for our own
 	// What others see. shown is complete only together with lastActive.
 	state  State
 	active bool
@@ -94,6 +95,9 @@ func (d *device) alive(now time.Time) bool { return d.polls > 0 || now.Sub(d.las
 
 // judge works out what others see of a person now.
 func (p *person) judge(now time.Time) (s State, active bool) {
+	if p.told != nil {
+		return p.told.judge(now)
+	}
 	var since time.Time
 	for _, d := range p.devices {
 		if !d.alive(now) {

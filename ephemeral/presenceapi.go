@@ -345,6 +345,10 @@ func (a *API) tell(ctx context.Context) {
 	seen := map[int64]struct{}{}
 	var nids []int64
 	for _, user := range users {
+		if !a.rooms.IsLocal(user) {
+			nids = append(nids, a.roomsOfRemote(ctx, user, seen)...)
+			continue
+		}
 		rooms, err := a.rooms.UserRooms(ctx, user)
 		if err != nil {
 			continue // they hear of it with the next look

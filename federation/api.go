@@ -9,11 +9,13 @@ package federation
 import (
 	"context"
 	"encoding/json"
+	"maps"
 	"sync"
 	"time"
 
 	"github.com/sirupsen/logrus"
 
+	"github.com/myelin-im/myelin/ephemeral"
 	"github.com/myelin-im/myelin/federation/client"
 	"github.com/myelin-im/myelin/federation/inbox"
 	"github.com/myelin-im/myelin/federation/keys"
@@ -42,7 +44,9 @@ type Deps struct {
 	Keys   *keys.Ring
 	// Source keeps EDUs for other servers that must arrive; nil if there is none.
 	Source queue.Source
-	// EDUs are the handlers of EDUs by type.
+	// Ephemeral has typing, receipts and presence.
+	Ephemeral *ephemeral.API
+	// EDUs are the handlers of EDUs by type, other than those for what Ephemeral has.
 	EDUs map[string]EDUHandler
 	// MayInvite refuses invites of a local user by somebody with a *mxerr.Error; nil lets all in.
 	MayInvite func(ctx context.Context, user, by string) error
@@ -61,8 +65,11 @@ type API struct {
 	client *client.Client
 	keys   *keys.Ring
 	queue  *queue.Queue
-	edus   map[string]EDUHandler
-	log    *logrus.Entry
+
+	ephemeral *ephemeral.API
+	news      *ephemeralNews
+	edus      map[string]EDUHandler
+	log       *logrus.Entry
 
 	mayInvite  func(ctx context.Context, user, by string) error
 	backfilled func(ctx context.Context, room *roomserver.Room, events []*roomserver.Event)
@@ -81,7 +88,7 @@ type API struct {
 // New makes the API. It must be called before the first write.
 func New(d Deps) (*API, error) {
 	a := &API{
-		name: d.Name, policy: d.Policy, db: d.DB, rooms: d.Rooms, client: d.Client, keys: d.Keys, edus: d.EDUs, log: d.Log,
+		name: d.Name, policy: d.Policy, db: d.DB, rooms: d.Rooms, client: d.Client, keys: d.Keys, log: d.Log,
 		queue: queue.New(queue.Config{
 			Name: d.Name, DB: d.DB, Rooms: d.Rooms, Client: d.Client, Source: d.Source, Allowed: d.Policy.Allows, Log: d.Log,
 		}),
@@ -90,6 +97,9 @@ func New(d Deps) (*API, error) {
 	if a.mayInvite == nil {
 		a.mayInvite = func(context.Context, string, string) error { return nil }
 	}
+	a.ephemeral, a.news, a.edus = d.Ephemeral, newEphemeralNews(), a.ephemeralHandlers()
+	maps.Copy(a.edus, d.EDUs)
+	a.news.listen(a)
 	a.rests = cache.New[gapKey, time.Time](maxRests)
 	a.background, a.stop = context.WithCancel(context.Background())
 	return a, nil
@@ -111,6 +121,7 @@ func (a *API) Run(ctx context.Context) {
 	var group sync.WaitGroup
 	group.Go(func() { <-ctx.Done(); a.client.Close() })
 	group.Go(func() { a.queue.Run(ctx) })
+	group.Go(func() { a.tellEphemeral(ctx) })
 	group.Go(func() { a.runInbound(ctx) })
 	group.Wait()
 }

@@ -110,7 +110,7 @@ func newFeatures(cfg *config.Config, db *storage.DB, key signingkey.Key, limits 
 	f.e2ee.SetAccounts(f.accounts)
 	f.unread = unread.New(unread.Deps{DB: db, Rooms: f.rooms, Receipts: f.ephemeral, Rules: f.push, Log: part("unread")})
 	f.federation, err = federation.New(federation.Deps{
-		Name: cfg.Server.Name, Policy: others.policy, DB: db, Rooms: f.rooms, Client: others.client, Keys: others.keys,
+		Name: cfg.Server.Name, Policy: others.policy, DB: db, Rooms: f.rooms, Client: others.client, Keys: others.keys, Ephemeral: f.ephemeral,
 		EDUs: map[string]federation.EDUHandler{
 			"m.direct_to_device":   f.e2ee.ReceiveToDevice,
 			"m.device_list_update": f.e2ee.ReceiveDeviceList,

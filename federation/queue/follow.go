@@ -112,7 +112,7 @@ func (q *Queue) dispatchRoom(ctx context.Context, nid, from, head int64) error {
 			return err
 		}
 		for _, e := range events {
-			if !q.cfg.Rooms.IsLocal(e.Sender) {
+			if !e.Relayed() && !q.cfg.Rooms.IsLocal(e.Sender) {
 				continue
 			}
 			servers, err := q.cfg.Rooms.Recipients(ctx, room, e)
@@ -121,7 +121,9 @@ func (q *Queue) dispatchRoom(ctx context.Context, nid, from, head int64) error {
 			}
 			q.mu.Lock()
 			for _, name := range servers {
-				q.add(name, ref{nid, e.Anchor})
+				if name != e.SenderServer() { // of a relayed event: it has it
+					q.add(name, ref{nid, e.Anchor})
+				}
 			}
 			q.mu.Unlock()
 		}

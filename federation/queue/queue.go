@@ -3,8 +3,8 @@
 // # Events
 //
 // The queue follows the log. Events of local users go to the servers that were in the room before them
-// (roomserver.Recipients); events that this server accepted for others, as their resident server, are handed to Forward.
-// Nothing is copied: what a server is to be sent is a list of places in the log, in memory. It is bounded; beyond the
+// (roomserver.Recipients), as do those of others that this server brought into the room (roomserver.Event.Relayed). Nothing
+// is copied: what a server is to be sent is a list of places in the log, in memory. It is bounded; beyond the
 // bound, and for servers that do not answer, the last event of each room is written down in table federation_owed, and
 // the server gets the others from its peers when it sees that they are missing. The cursor in federation_cursor is
 // behind everything that is neither delivered nor written down, so that a crash loses nothing; it may send an event
@@ -35,7 +35,6 @@ import (
 	"context"
 	"embed"
 	"encoding/json"
-	"fmt"
 	"sync"
 	"time"
 
@@ -199,23 +198,6 @@ func (q *Queue) Run(ctx context.Context) {
 	if err := q.saveAll(last); err != nil {
 		q.cfg.Log.WithError(err).Warn("what other servers are owed could not be written down; some is sent again after the start")
 	}
-}
-
-// Forward sends an event that this server has accepted for another one, as its resident server, to the other servers in
-// the room; not to the one that sent it.
-func (q *Queue) Forward(ctx context.Context, room *roomserver.Room, e *roomserver.Event, from string) error {
-	servers, err := q.cfg.Rooms.Recipients(ctx, room, e)
-	if err != nil {
-		return fmt.Errorf("servers to forward %s to: %w", e.ID, err)
-	}
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	for _, name := range servers {
-		if name != from {
-			q.add(name, ref{room.NID, e.Anchor})
-		}
-	}
-	return nil
 }
 
 // Volatile sends an EDU to servers, as long as they answer. One with the same key that was not sent yet is replaced. What
