@@ -99,6 +99,7 @@ func (t *Turn) writeRows() {
 		t.writeEvent(e)
 	}
 	t.writeRelations()
+	t.writeSticky()
 	for _, c := range t.changes {
 		t.unit.Add(stateLogTable, r.NID, storage.Pos(c.pos), int64(c.old), int64(c.new))
 	}
@@ -169,6 +170,7 @@ func (t *Turn) apply(base int64) {
 		r.changes.push(stateChange{base + c.pos, c.old, c.new})
 	}
 	t.applyRelations()
+	t.applySticky()
 	t.applyGaps()
 	for _, x := range t.redacts {
 		s.applyRedaction(r, x)

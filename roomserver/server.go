@@ -58,6 +58,7 @@ type Server struct {
 
 	recommend Recommend // nil: nobody is asked
 
+	sticky       stickyIndex
 	lastCreation atomic.Int64 // origin_server_ts of the newest room
 
 	// redactionEpoch grows with every redaction, under redactionLock, so that a reader that raced
@@ -92,6 +93,9 @@ func New(db *storage.DB, opts Options) (*Server, error) {
 	s.users.init()
 	s.txns.init()
 	s.relations.init(db.Head())
+	if err := s.sticky.load(context.Background(), db, s.now().UnixMilli()); err != nil {
+		return nil, err
+	}
 	return s, nil
 }
 

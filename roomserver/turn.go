@@ -64,7 +64,7 @@ type Turn struct {
 	// gapped are events whose parents are not all known; closed are gaps whose parents now are.
 	gapped []*Event
 	closed []Gap
-	after     []func()
+	after  []func()
 }
 
 // redaction is one application of a redaction within a unit.

@@ -81,7 +81,7 @@ func (s *Server) forgetTxns(ctx context.Context, chunk int) error {
 	return nil
 }
 
-// Run does what goes on in the background until ctx ends: it forgets old transactions.
+// Run does what goes on in the background until ctx ends: it forgets old transactions and stickiness.
 func (s *Server) Run(ctx context.Context) {
 	tick := time.NewTicker(txnLifetime / txnChunks)
 	defer tick.Stop()
@@ -91,7 +91,7 @@ func (s *Server) Run(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		if err := s.forgetTxns(ctx, chunk); err != nil && ctx.Err() == nil {
+		if err := errors.Join(s.forgetTxns(ctx, chunk), s.forgetSticky(ctx)); err != nil && ctx.Err() == nil {
 			s.log.WithError(err).Warn("the background work on rooms failed and will be tried again")
 		}
 	}

@@ -386,7 +386,10 @@ func (p *roomPart) rest(ctx context.Context) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return p.appendEphemeral(ctx, b)
+	if b, err = p.appendEphemeral(ctx, b); err != nil {
+		return nil, err
+	}
+	return p.appendSticky(ctx, b)
 }
 
 // appendSummary appends the room summary, if memberships changed or the room is new to the client.

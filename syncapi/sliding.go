@@ -157,6 +157,8 @@ type slidingLook struct {
 	configs map[*roomConfig]int64
 	members map[lazyMember]int64
 	shown   map[int64][]*roomserver.Event // timelines of rooms that are new to the client, for receipts
+	// timelines are those of all rooms in the answer.
+	timelines map[int64][]*roomserver.Event
 
 	roomsOut, extensionsOut []byte
 	volatile                Volatile
@@ -173,7 +175,7 @@ func (l *slidingLook) take(ctx context.Context) (found bool, err error) {
 		return false, err
 	}
 	l.change = slidingChange{flags: l.turn.base.flags}
-	l.dirty, l.configs, l.members, l.shown = l.initial(), map[*roomConfig]int64{}, nil, nil
+	l.dirty, l.configs, l.members, l.shown, l.timelines = l.initial(), map[*roomConfig]int64{}, nil, nil, nil
 	l.roomsOut, l.extensionsOut = l.roomsOut[:0], l.extensionsOut[:0]
 	if err := l.collect(ctx); err != nil {
 		return false, err

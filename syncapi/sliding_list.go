@@ -33,7 +33,9 @@ type slidingRoom struct {
 
 	lists      []string
 	subscribed bool
-	config     *roomConfig // nil: no rule matches
+	// matched rooms pass the filters of a list, in its windows or not, or are subscribed to.
+	matched bool
+	config  *roomConfig // nil: no rule matches
 }
 
 // slidingUser is what filters and rooms ask of a user's account data.
@@ -253,6 +255,7 @@ func (l *slidingLook) choose(ctx context.Context) error {
 			if !ok {
 				continue
 			}
+			c.matched = true
 			if list.covers(n) {
 				c.config = c.config.with(list.config)
 				c.lists = append(c.lists, list.name)
@@ -267,7 +270,7 @@ func (l *slidingLook) choose(ctx context.Context) error {
 	for j := range l.rooms {
 		c := &l.rooms[j]
 		if config := l.req.subscriptions[c.id]; config != nil {
-			c.config, c.subscribed = c.config.with(config), true
+			c.config, c.subscribed, c.matched = c.config.with(config), true, true
 		}
 	}
 	return nil

@@ -74,6 +74,7 @@ type slidingExtensions struct {
 	AccountData roomExtension     `json:"account_data"`
 	Receipts    roomExtension     `json:"receipts"`
 	Typing      roomExtension     `json:"typing"`
+	Sticky      stickyExtension   `json:"org.matrix.msc4354.sticky_events"`
 }
 
 type enabledExtension struct {

@@ -492,6 +492,12 @@ func (p *slidingPart) append(ctx context.Context, dm bool) error {
 		l.shown[p.c.nid] = p.timeline
 		p.c.sent.flags &^= knowsData | knowsReceipts
 	}
+	if len(p.timeline) > 0 {
+		if l.timelines == nil {
+			l.timelines = map[int64][]*roomserver.Event{}
+		}
+		l.timelines[p.c.nid] = p.timeline
+	}
 	p.remember(dm)
 	return nil
 }

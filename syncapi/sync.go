@@ -100,6 +100,8 @@ type look struct {
 	data map[string][]accounts.Datum
 	// volatile is what is told of typing and presence.
 	volatile volatile
+	// stickyTo is the position up to which sticky events are told.
+	stickyTo int64
 }
 
 // initial tells that the client knows nothing yet. A client may know position 0: that nothing has happened.
@@ -115,6 +117,7 @@ func (l *look) take(ctx context.Context) (*rawJSON, bool, error) {
 		return nil, false, err
 	}
 	next.Volatile = l.volatile.next
+	l.boundSticky(l.volatile.rooms, &next)
 	messages, cursor, err := l.inbox(ctx)
 	if err != nil {
 		return nil, false, err

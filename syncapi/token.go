@@ -20,6 +20,16 @@ type Token struct {
 	ToDevice int64
 	// Volatile is how far the client knows what is not in the log: typing and presence.
 	Volatile Volatile
+	// Sticky is the position up to which the client knows sticky events, where there were too many for one answer; 0: Pos.
+	Sticky int64
+}
+
+// sticky is the position up to which the client knows sticky events.
+func (t Token) sticky() int64 {
+	if t.Sticky > 0 {
+		return t.Sticky
+	}
+	return t.Pos
 }
 
 // Volatile stamps what only memory knows: the counters of one boot.
@@ -31,18 +41,22 @@ type Volatile struct {
 
 // String is the token's wire form: version, then the fields.
 func (t Token) String() string {
-	return fmt.Sprintf("s1_%s_%d_%d_%s_%d_%d", strconv.FormatInt(t.Generation, 36), t.Pos, t.ToDevice,
+	s := fmt.Sprintf("s1_%s_%d_%d_%s_%d_%d", strconv.FormatInt(t.Generation, 36), t.Pos, t.ToDevice,
 		strconv.FormatInt(t.Volatile.Boot, 36), t.Volatile.Typing, t.Volatile.Presence)
+	if t.Sticky > 0 {
+		s += "_" + strconv.FormatInt(t.Sticky, 10)
+	}
+	return s
 }
 
 // parseToken reads a token of this server; anything else is 400 M_INVALID_PARAM.
 func parseToken(s string) (Token, error) {
 	bad := mxerr.InvalidParam("That is not a sync token of this server")
 	parts := strings.Split(s, "_")
-	if len(parts) != 7 || parts[0] != "s1" {
+	if len(parts) != 7 && len(parts) != 8 || parts[0] != "s1" {
 		return Token{}, bad
 	}
-	var n [6]int64
+	var n [7]int64
 	for i, p := range parts[1:] {
 		base := 10
 		if i == 0 || i == 3 {
@@ -54,7 +68,7 @@ func parseToken(s string) (Token, error) {
 		}
 		n[i] = v
 	}
-	return Token{n[0], n[1], n[2], Volatile{n[3], n[4], n[5]}}, nil
+	return Token{n[0], n[1], n[2], Volatile{n[3], n[4], n[5]}, n[6]}, nil
 }
 
 // historyToken is the wire form of a place in a room's history order.

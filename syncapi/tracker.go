@@ -178,7 +178,7 @@ func (t *tracker) changedRooms(rooms []roomserver.UserRoom, l *look, dst []rooms
 	since := l.since.Pos
 	for _, r := range rooms {
 		if r.Pos > since || since < t.start || t.roomPos[r.NID] > since || len(l.data) > 0 && l.data[r.RoomID] != nil ||
-			l.volatile.typed && l.typingChanged(r.NID) {
+			l.volatile.typed && l.typingChanged(r.NID) || l.stickyWaits(r.NID) {
 			dst = append(dst, r)
 		}
 	}

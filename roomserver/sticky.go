@@ -1,0 +1,134 @@
+package roomserver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+
+	"github.com/myelin-im/myelin/storage"
+)
+
+// stickyTable holds the events that are sticky (MSC4354).
+var stickyTable = storage.DeclareTable("sticky_events", storage.Insert,
+	storage.Col("room", storage.Int), storage.Col("pos", storage.Int), storage.Col("event", storage.Int), storage.Col("expires", storage.Int))
+
+// stickyEvent is an event that is sticky until a time in milliseconds.
+type stickyEvent struct{ pos, nid, expires int64 }
+
+// stickyIndex knows the sticky events of all rooms, in the order of their positions. No event is sticky for longer than
+// an hour, so there are few.
+type stickyIndex struct {
+	mu    sync.RWMutex
+	rooms map[int64][]stickyEvent
+}
+
+// load reads what is sticky when the server starts.
+func (x *stickyIndex) load(ctx context.Context, db *storage.DB, now int64) error {
+	x.rooms = map[int64][]stickyEvent{}
+	err := db.Read(ctx, func(tx *storage.Tx) error {
+		clear(x.rooms)
+		rows := tx.Query(`SELECT room, pos, event, expires FROM sticky_events WHERE expires > $1 ORDER BY room, pos`, now)
+		var room int64
+		var e stickyEvent
+		for rows.Next() {
+			rows.Scan(&room, &e.pos, &e.nid, &e.expires)
+			x.rooms[room] = append(x.rooms[room], e)
+		}
+		return rows.Close()
+	})
+	if err != nil {
+		return fmt.Errorf("read sticky events: %w", err)
+	}
+	return nil
+}
+
+// writeSticky adds the rows of a unit's sticky events.
+func (t *Turn) writeSticky() {
+	now := t.s.now().UnixMilli()
+	for _, e := range t.events {
+		if expires := e.StickyUntil(now); e.offset > 0 && expires > now {
+			t.unit.Add(stickyTable, t.room.NID, storage.Pos(e.offset), e.NID, expires)
+		}
+	}
+}
+
+// applySticky lets readers know of a unit's sticky events.
+func (t *Turn) applySticky() {
+	now := t.s.now().UnixMilli()
+	x := &t.s.sticky
+	for _, e := range t.events {
+		if expires := e.StickyUntil(now); e.offset > 0 && expires > now {
+			x.mu.Lock()
+			x.rooms[t.room.NID] = append(x.rooms[t.room.NID], stickyEvent{e.Anchor, e.NID, expires})
+			x.mu.Unlock()
+		}
+	}
+}
+
+// forgetSticky drops the events that are sticky no more.
+func (s *Server) forgetSticky(ctx context.Context) error {
+	now := s.now().UnixMilli()
+	s.sticky.mu.Lock()
+	for room, events := range s.sticky.rooms {
+		kept := slices.DeleteFunc(slices.Clone(events), func(e stickyEvent) bool { return e.expires <= now })
+		if len(kept) == 0 {
+			delete(s.sticky.rooms, room)
+		} else {
+			s.sticky.rooms[room] = kept
+		}
+	}
+	s.sticky.mu.Unlock()
+	err := s.db.Write(ctx, func(tx *storage.Tx) error {
+		_, err := tx.Exec(`DELETE FROM sticky_events WHERE expires <= $1`, now)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("forget sticky events: %w", err)
+	}
+	return nil
+}
+
+// between returns the events of a room at positions in (after, upTo] that are sticky at a time.
+func (x *stickyIndex) between(room, after, upTo, now int64) []stickyEvent {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	events := x.rooms[room]
+	if len(events) == 0 {
+		return nil
+	}
+	var found []stickyEvent
+	for _, e := range events {
+		if e.pos > after && e.pos <= upTo && e.expires > now {
+			found = append(found, e)
+		}
+	}
+	return found
+}
+
+// StickyPositions appends to dst the positions of the events of a room, by its number, in (after, upTo] that are sticky
+// at a time in milliseconds (MSC4354). It asks memory only.
+func (s *Server) StickyPositions(dst []int64, room, after, upTo, now int64) []int64 {
+	for _, e := range s.sticky.between(room, after, upTo, now) {
+		dst = append(dst, e.pos)
+	}
+	return dst
+}
+
+// StickyEvents returns those events, in the order of their arrival. Redacted ones are sticky no more.
+func (s *Server) StickyEvents(ctx context.Context, room *Room, after, upTo, now int64) (events []*Event, err error) {
+	for _, x := range s.sticky.between(room.NID, after, upTo, now) {
+		e, err := s.eventByNID(ctx, room, x.nid)
+		if errors.Is(err, ErrUnknownEvent) { // purged
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		if _, sticky := e.Sticky(); sticky {
+			events = append(events, e)
+		}
+	}
+	return events, nil
+}
