@@ -27,6 +27,8 @@ type inboxes struct {
 
 	mu   sync.RWMutex
 	last map[string]int64 // by user, the last message that came since
+	// acknowledged is up to where the deletion of messages that devices have is on its way to the disk.
+	acknowledged map[inboxKey]int64
 
 	// empty is up to which position the inbox of a device is known to hold nothing.
 	empty *cache.Cache[inboxKey, int64]
@@ -35,13 +37,34 @@ type inboxes struct {
 type inboxKey struct{ user, device string }
 
 func newInboxes(head int64) *inboxes {
-	return &inboxes{start: head, last: map[string]int64{}, empty: cache.New[inboxKey, int64](maxInboxes)}
+	return &inboxes{start: head, last: map[string]int64{}, acknowledged: map[inboxKey]int64{}, empty: cache.New[inboxKey, int64](maxInboxes)}
 }
 
 func (i *inboxes) arrived(user string, pos int64) {
 	i.mu.Lock()
 	i.last[user] = pos
 	i.mu.Unlock()
+}
+
+// acknowledge notes that a device has its messages up to a position; done says that they are deleted.
+func (i *inboxes) acknowledge(key inboxKey, pos int64) (done func()) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.acknowledged[key] = max(pos, i.acknowledged[key])
+	return func() {
+		i.mu.Lock()
+		defer i.mu.Unlock()
+		if i.acknowledged[key] <= pos {
+			delete(i.acknowledged, key)
+		}
+	}
+}
+
+// from is after which position a device that knows since is to be told of messages.
+func (i *inboxes) from(key inboxKey, since int64) int64 {
+	i.mu.RLock()
+	defer i.mu.RUnlock()
+	return max(since, i.acknowledged[key])
 }
 
 // isEmpty tells whether an inbox is known to hold nothing up to a position.
@@ -64,7 +87,7 @@ func (a *API) ToDevice(ctx context.Context, user, device string, since, upTo int
 	if device == "" || a.inboxes.isEmpty(key, upTo) {
 		return nil, max(since, upTo), nil
 	}
-	acknowledged := false
+	acknowledged, from := false, a.inboxes.from(key, since) // before the snapshot
 	err = a.db.Read(ctx, func(tx *storage.Tx) (err error) {
 		if since > 0 {
 			acknowledged, err = tx.Get(`SELECT pos FROM to_device WHERE user_id = $1 AND device_id = $2 AND pos <= $3 LIMIT 1`,
@@ -73,14 +96,16 @@ func (a *API) ToDevice(ctx context.Context, user, device string, since, upTo int
 				return err
 			}
 		}
-		events, next, err = readInbox(tx, key, since, upTo)
+		events, next, err = readInbox(tx, key, from, upTo)
 		return err
 	})
 	if err != nil {
 		return nil, 0, fmt.Errorf("messages to a device of %s: %w", user, err)
 	}
 	if acknowledged {
+		done := a.inboxes.acknowledge(key, since)
 		u := &storage.Unit{Done: func(_ int64, err error) {
+			done()
 			if err != nil {
 				a.log.WithError(err).WithField("user_id", user).Warn("messages that a device has could not be deleted")
 			}
