@@ -18,6 +18,7 @@ const (
 	kindPerson     = 0
 	kindGuest      = 1
 	kindAppservice = 2
+	kindServer     = 3 // the server's own
 )
 
 // Authenticate finds the caller for an access token: a user with their device, or an application service and the

@@ -96,6 +96,14 @@ func (a *API) deleteTag(ctx context.Context, by *httpapi.Caller, in *tagRequest)
 	})
 }
 
+// PutTag tags a room for a user, in a Write.
+func PutTag(tx *storage.Tx, userID, roomID, tag string, content json.RawMessage) error {
+	return writeTags(tx, userID, roomID, func(tags map[string]json.RawMessage) bool {
+		tags[tag] = content
+		return true
+	})
+}
+
 // changeTags changes the tags of a room. change tells whether anything is different.
 func (a *API) changeTags(ctx context.Context, by *httpapi.Caller, in *tagRequest, change func(tags map[string]json.RawMessage) bool) error {
 	if err := own(by, in.UserID); err != nil {
@@ -104,25 +112,28 @@ func (a *API) changeTags(ctx context.Context, by *httpapi.Caller, in *tagRequest
 	if in.Tag == "" || len(in.Tag) > maxTag {
 		return mxerr.InvalidParam("The tag must have 1 to 255 bytes")
 	}
-	err := a.db.Write(ctx, func(tx *storage.Tx) error {
-		if err := tx.Lock("tags " + in.UserID); err != nil {
-			return err
-		}
-		c, err := readTags(tx, in.UserID, in.RoomID)
-		if err != nil || !change(c.Tags) {
-			return err
-		}
-		content, err := json.Marshal(c)
-		switch {
-		case err != nil:
-			return err
-		case len(content) > maxTagData:
-			return mxerr.TooLarge("The tags of this room are too many or too large")
-		}
-		return PutAccountData(tx, in.UserID, in.RoomID, tagType, content)
-	})
+	err := a.db.Write(ctx, func(tx *storage.Tx) error { return writeTags(tx, in.UserID, in.RoomID, change) })
 	if err != nil {
 		return fmt.Errorf("change tags: %w", err)
 	}
 	return nil
+}
+
+// writeTags is changeTags in a Write.
+func writeTags(tx *storage.Tx, userID, roomID string, change func(tags map[string]json.RawMessage) bool) error {
+	if err := tx.Lock("tags " + userID); err != nil {
+		return err
+	}
+	c, err := readTags(tx, userID, roomID)
+	if err != nil || !change(c.Tags) {
+		return err
+	}
+	content, err := json.Marshal(c)
+	switch {
+	case err != nil:
+		return err
+	case len(content) > maxTagData:
+		return mxerr.TooLarge("The tags of this room are too many or too large")
+	}
+	return PutAccountData(tx, userID, roomID, tagType, content)
 }

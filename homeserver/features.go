@@ -27,7 +27,9 @@ import (
 	"github.com/myelin-im/myelin/internal/mxerr"
 	"github.com/myelin-im/myelin/internal/ratelimit"
 	"github.com/myelin-im/myelin/mediaapi"
+	"github.com/myelin-im/myelin/notices"
 	"github.com/myelin-im/myelin/push"
+	"github.com/myelin-im/myelin/push/pushers"
 	"github.com/myelin-im/myelin/push/unread"
 	"github.com/myelin-im/myelin/reports"
 	"github.com/myelin-im/myelin/retention"
@@ -39,7 +41,7 @@ import (
 )
 
 // schemas are the tables of all features, those of lower floors first.
-var schemas = []storage.Schema{roomserver.Schema, accounts.Schema, e2ee.Schema, ephemeral.Schema, push.Schema, directory.Schema, reports.Schema, keys.Schema, queue.Schema, inbox.Schema, syncapi.Schema, search.Schema, delayed.Schema, mediaapi.Schema}
+var schemas = []storage.Schema{roomserver.Schema, accounts.Schema, e2ee.Schema, ephemeral.Schema, push.Schema, pushers.Schema, directory.Schema, notices.Schema, reports.Schema, keys.Schema, queue.Schema, inbox.Schema, syncapi.Schema, search.Schema, delayed.Schema, mediaapi.Schema}
 
 // features are the parts of the server that know Matrix. The zero value can tell its endpoints, but not serve them.
 type features struct {
@@ -50,9 +52,11 @@ type features struct {
 	e2ee      *e2ee.API
 	push      *push.API
 	unread    *unread.Counts
+	pushers   *pushers.API
 	client    *clientapi.API
 	sync      *syncapi.API
 	directory *directory.API
+	notices   *notices.API
 	reports   *reports.API
 	search    *search.API
 	retention *retention.Cleaner
@@ -100,7 +104,7 @@ func newFeatures(cfg *config.Config, db *storage.DB, key signingkey.Key, limits 
 		return nil, err
 	}
 	f.accounts, err = accounts.New(accountsConfig(cfg), accounts.Deps{
-		DB: db, Rooms: roomsOfAccounts{f.rooms}, Hooks: []accounts.Hooks{f.ephemeral.Hooks(), f.e2ee.Hooks(), delayed.Hooks()},
+		DB: db, Rooms: roomsOfAccounts{f.rooms}, Hooks: []accounts.Hooks{f.ephemeral.Hooks(), f.e2ee.Hooks(), pushers.Hooks(), delayed.Hooks()},
 		Computed:    map[string]func(*storage.Tx, string) (json.RawMessage, error){"m.push_rules": f.push.AccountData},
 		Appservices: services, Mail: mailer, Limiter: limits, Log: part("accounts"),
 	})
@@ -109,6 +113,9 @@ func newFeatures(cfg *config.Config, db *storage.DB, key signingkey.Key, limits 
 	}
 	f.e2ee.SetAccounts(f.accounts)
 	f.unread = unread.New(unread.Deps{DB: db, Rooms: f.rooms, Receipts: f.ephemeral, Rules: f.push, Log: part("unread")})
+	f.pushers = pushers.New(pushers.Config{AllowPrivate: cfg.Push.AllowPrivateAddresses}, pushers.Deps{
+		DB: db, Rooms: f.rooms, Unread: f.unread, Log: part("pushers"),
+	})
 	f.federation, err = federation.New(federation.Deps{
 		Name: cfg.Server.Name, Policy: others.policy, DB: db, Rooms: f.rooms, Client: others.client, Keys: others.keys, Ephemeral: f.ephemeral,
 		EDUs: map[string]federation.EDUHandler{
@@ -122,8 +129,12 @@ func newFeatures(cfg *config.Config, db *storage.DB, key signingkey.Key, limits 
 		return nil, fmt.Errorf("set up federation: %w", err)
 	}
 	f.rooms.SetRecommend(f.federation.Recommend)
+	f.notices = notices.New(notices.Config{
+		Localpart: cfg.Notices.Localpart, DisplayName: cfg.Notices.DisplayName, AvatarURL: cfg.Notices.AvatarURL,
+		RoomName: cfg.Notices.RoomName, RoomVersion: cfg.Rooms.DefaultVersion,
+	}, notices.Deps{DB: db, Rooms: f.rooms, Accounts: f.accounts})
 	f.client = clientapi.New(db, f.rooms, profiles{db}, clientapi.Options{
-		DefaultVersion: cfg.Rooms.DefaultVersion, Delay: f.scheduleByQuery, Remote: f.federation,
+		DefaultVersion: cfg.Rooms.DefaultVersion, NoticeRoom: f.notices.IsRoom, Delay: f.scheduleByQuery, Remote: f.federation,
 	}, part("client"))
 	f.sync, err = syncapi.New(syncapi.Deps{DB: db, Rooms: f.rooms, Ephemeral: f.ephemeral, Push: f.push, Unread: f.unread, Accounts: f.accounts, E2EE: f.e2ee, History: f.federation})
 	if err != nil {
@@ -183,8 +194,8 @@ func (f *features) scheduleByQuery(ctx context.Context, by *httpapi.Caller, room
 func (f *features) endpoints() []httpapi.Endpoint {
 	var all []httpapi.Endpoint
 	for _, some := range [][]httpapi.Endpoint{
-		f.accounts.Endpoints(), f.ephemeral.Endpoints(), f.e2ee.Endpoints(), f.push.Endpoints(), f.client.Endpoints(), f.sync.Endpoints(),
-		f.directory.Endpoints(), f.reports.Endpoints(), f.search.Endpoints(), f.media.Endpoints(), f.federation.Endpoints(), f.delayed.Endpoints(),
+		f.accounts.Endpoints(), f.ephemeral.Endpoints(), f.e2ee.Endpoints(), f.push.Endpoints(), f.pushers.Endpoints(), f.client.Endpoints(), f.sync.Endpoints(),
+		f.directory.Endpoints(), f.notices.Endpoints(), f.reports.Endpoints(), f.search.Endpoints(), f.media.Endpoints(), f.federation.Endpoints(), f.delayed.Endpoints(),
 	} {
 		all = append(all, some...)
 	}
@@ -208,6 +219,7 @@ func (f *features) start(ctx context.Context) (ended <-chan struct{}) {
 	group.Go(func() { f.ephemeral.Run(ctx) })
 	group.Go(func() { f.e2ee.Run(ctx) })
 	group.Go(func() { f.unread.Run(ctx) })
+	group.Go(func() { f.pushers.Run(ctx) })
 	group.Go(func() { f.client.Run(ctx) })
 	group.Go(func() { f.rooms.Run(ctx) })
 	group.Go(func() { f.search.Run(ctx) })

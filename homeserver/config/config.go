@@ -29,6 +29,8 @@ type Config struct {
 	Rooms         Rooms
 	Retention     Retention
 	DelayedEvents DelayedEvents
+	Push          Push
+	Notices       Notices
 	Presence      Presence
 	Media         Media
 	Limits        Limits
@@ -128,6 +130,18 @@ type Retention struct {
 type DelayedEvents struct {
 	MaxDelay     time.Duration
 	MaxScheduled int // of one user; 0: none
+}
+
+// Push says what pushers may do.
+type Push struct {
+	// AllowPrivateAddresses lets push gateways have private addresses and speak plain HTTP.
+	AllowPrivateAddresses bool
+}
+
+// Notices says as whom the server speaks to its users, and where.
+type Notices struct {
+	Localpart, DisplayName, AvatarURL string
+	RoomName                          string
 }
 
 // Presence says whether users see who is online.

@@ -285,6 +285,31 @@ func sections(c *Config) []section {
 				Raise it if bots plan reminders.`,
 				number(&c.DelayedEvents.MaxScheduled, 0, 100_000)},
 		}},
+		{"push", "Push notifications.", []key{
+			{"allow_private_addresses", "false", false, `
+				Whether users' clients may name push gateways in private networks and on this machine, also such that speak
+				plain HTTP.
+
+				Set it to true when a gateway of your own (ntfy, for example) runs in your network, and users are trusted not
+				to make this server send requests there for other ends.`,
+				truth(&c.Push.AllowPrivateAddresses)},
+		}},
+		{"notices", "What the server itself tells its users, each in a room of their own.", []key{
+			{"user", "_server", false, `
+				The localpart of the user as whom the server speaks. It must not belong to anybody.
+
+				Change it only before the first notice is sent: the rooms of before would be left behind.`,
+				text(&c.Notices.Localpart, "a-z, 0-9 and . _ = - / +", checkLocalpart)},
+			{"display_name", "Server notices", false, `
+				The display name of that user.`,
+				optional(&c.Notices.DisplayName, "any text", nil)},
+			{"avatar_url", "", false, `
+				The avatar of that user, an mxc:// URI.`,
+				optional(&c.Notices.AvatarURL, "an mxc URI", checkMXC)},
+			{"room_name", "Server notices", false, `
+				The name of the rooms.`,
+				text(&c.Notices.RoomName, "any text but none", checkNotEmpty)},
+		}},
 		{"presence", "Who is online.", []key{
 			{"enabled", "true", false, `
 				Whether users see who is online.
@@ -436,6 +461,22 @@ func checkEmail(s string) error {
 func checkRoomVersion(s string) error {
 	if _, ok := pdu.Lookup(s); !ok {
 		return fmt.Errorf("room version %q is unknown", s)
+	}
+	return nil
+}
+
+var localpart = regexp.MustCompile(`^[a-z0-9._=/+-]{1,200}$`)
+
+func checkLocalpart(s string) error {
+	if !localpart.MatchString(s) {
+		return fmt.Errorf("%q is not the localpart of a user", s)
+	}
+	return nil
+}
+
+func checkMXC(s string) error {
+	if u, err := url.Parse(s); err != nil || u.Scheme != "mxc" || u.Host == "" || len(u.Path) < 2 {
+		return fmt.Errorf("%q is none", s)
 	}
 	return nil
 }

@@ -36,7 +36,7 @@ var rows = []row{
 		"these know users and rooms, but no API and not each other"},
 	{5, []string{"push"},
 		"what notifies stands above ephemeral, because receipts decide on what is unread"},
-	{6, []string{"clientapi", "adminapi", "federation", "syncapi", "mediaapi", "voip", "directory", "reports", "retention", "search", "delayed"},
+	{6, []string{"clientapi", "adminapi", "federation", "syncapi", "mediaapi", "voip", "directory", "notices", "reports", "retention", "search", "delayed"},
 		"an API uses services below it; what it needs of a neighbour is a function given at assembly"},
 	{7, []string{"homeserver/config", "homeserver/signingkey"},
 		"configuration reaches the rest in pieces; only the assembly knows all of it"},
