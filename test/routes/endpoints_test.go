@@ -19,29 +19,6 @@ import (
 // them like any path that nobody has heard of, which is how clients learn that a feature is missing. A line that is
 // served has no place here.
 var notServed = map[string][]string{
-	"end-to-end encryption": {
-		"GET /_matrix/client/v3/keys/changes",
-		"POST /_matrix/client/v3/keys/claim",
-		"POST /_matrix/client/v3/keys/device_signing/upload",
-		"POST /_matrix/client/v3/keys/query",
-		"POST /_matrix/client/v3/keys/signatures/upload",
-		"POST /_matrix/client/v3/keys/upload",
-		"DELETE /_matrix/client/v3/room_keys/keys",
-		"GET /_matrix/client/v3/room_keys/keys",
-		"PUT /_matrix/client/v3/room_keys/keys",
-		"DELETE /_matrix/client/v3/room_keys/keys/{roomId}",
-		"GET /_matrix/client/v3/room_keys/keys/{roomId}",
-		"PUT /_matrix/client/v3/room_keys/keys/{roomId}",
-		"DELETE /_matrix/client/v3/room_keys/keys/{roomId}/{sessionId}",
-		"GET /_matrix/client/v3/room_keys/keys/{roomId}/{sessionId}",
-		"PUT /_matrix/client/v3/room_keys/keys/{roomId}/{sessionId}",
-		"GET /_matrix/client/v3/room_keys/version",
-		"POST /_matrix/client/v3/room_keys/version",
-		"DELETE /_matrix/client/v3/room_keys/version/{version}",
-		"GET /_matrix/client/v3/room_keys/version/{version}",
-		"PUT /_matrix/client/v3/room_keys/version/{version}",
-		"PUT /_matrix/client/v3/sendToDevice/{eventType}/{txnId}",
-	},
 	"push gateways": {
 		"GET /_matrix/client/v3/pushers",
 		"POST /_matrix/client/v3/pushers/set",

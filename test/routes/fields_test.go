@@ -110,6 +110,17 @@ var bodies = map[string]struct {
 	"PUT /directory/list/room/{roomId}":                     {map[string]field{"visibility": text}, J{"visibility": "x"}},
 	"POST /publicRooms":                                     {map[string]field{"limit": integer, "since": text, "filter": object, "include_all_networks": truth, "third_party_instance_id": text}, J{}},
 	"POST /search":                                          {map[string]field{"search_categories": object}, J{}},
+	"POST /keys/upload":                                     {map[string]field{"device_keys": object, "one_time_keys": object, "fallback_keys": object}, J{}},
+	"POST /keys/query":                                      {map[string]field{"device_keys": object, "timeout": integer}, J{}},
+	"POST /keys/claim":                                      {map[string]field{"one_time_keys": object, "timeout": integer}, J{}},
+	"POST /keys/device_signing/upload":                      {map[string]field{"master_key": object, "self_signing_key": object, "user_signing_key": object, "auth": object}, J{}},
+	"POST /keys/signatures/upload":                          {map[string]field{}, nil},
+	"PUT /sendToDevice/{eventType}/{txnId}":                 {map[string]field{"messages": object}, J{}},
+	"POST /room_keys/version":                               {map[string]field{"algorithm": text, "auth_data": object}, J{"algorithm": 1, "auth_data": 1}},
+	"PUT /room_keys/version/{version}":                      {map[string]field{"algorithm": text, "auth_data": object, "version": text}, J{"algorithm": "x", "auth_data": J{}}},
+	"PUT /room_keys/keys":                                   {map[string]field{"rooms": object}, J{}},
+	"PUT /room_keys/keys/{roomId}":                          {map[string]field{"sessions": object}, J{}},
+	"PUT /room_keys/keys/{roomId}/{sessionId}":              {map[string]field{"first_message_index": integer, "forwarded_count": integer, "is_verified": truth, "session_data": object}, J{}},
 	"POST /user_directory/search":                           {map[string]field{"search_term": text, "limit": integer}, J{"search_term": "x"}},
 }
 
