@@ -161,11 +161,12 @@ func newFeatures(cfg *config.Config, db *storage.DB, key signingkey.Key, limits 
 }
 
 // mayInvite is what federation asks before a local user is invited by somebody elsewhere.
-func (f *features) mayInvite(ctx context.Context, user, _ string) error {
-	var exists, blocks bool
+func (f *features) mayInvite(ctx context.Context, user, sender string) error {
+	var exists bool
+	var permission accounts.InvitePermission
 	err := f.db.Read(ctx, func(tx *storage.Tx) (err error) {
 		if exists, err = accounts.Exists(tx, user); err == nil && exists {
-			blocks, err = accounts.BlocksInvites(tx, user)
+			permission, err = accounts.InvitePermissionOf(tx, user)
 		}
 		return err
 	})
@@ -174,7 +175,7 @@ func (f *features) mayInvite(ctx context.Context, user, _ string) error {
 		return fmt.Errorf("permission to invite %s: %w", user, err)
 	case !exists:
 		return mxerr.NotFound("There is no such user here")
-	case blocks:
+	case permission.Of(sender) == accounts.InviteBlocked:
 		return mxerr.New(http.StatusForbidden, "M_INVITE_BLOCKED", user+" does not accept invites")
 	}
 	return nil

@@ -32,6 +32,8 @@ const (
 	OneTimeKeys
 	// Outgoing is something other than an event that another server is owed.
 	Outgoing
+	// Pushers is a change of User's pushers.
+	Pushers
 )
 
 // Notice tells subscribers that something exists at a position; they look for themselves.

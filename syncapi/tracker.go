@@ -55,7 +55,7 @@ func (t *tracker) committed(batch []storage.Notice, _ int64) {
 			t.roomPos[n.Room] = n.Pos
 		}
 		switch n.Kind {
-		case storage.Receipt, storage.PrivateReceipt, storage.ToDevice, storage.DeviceKeys, storage.OneTimeKeys:
+		case storage.Receipt, storage.PrivateReceipt, storage.ToDevice, storage.DeviceKeys, storage.OneTimeKeys, storage.Pushers:
 		default:
 			if n.User != "" {
 				t.userPos[n.User] = n.Pos

@@ -65,6 +65,7 @@ func Start(t testing.TB, d storage.Dialect, options ...func(*config.Config)) *Se
 	cfg.Registration.SharedSecret = sharedSecret
 	cfg.Passwords.Memory, cfg.Passwords.Iterations = 8<<10, 1
 	cfg.RateLimits.Enabled = false
+	cfg.Push.AllowPrivateAddresses = true
 	cfg.Federation.TrustedKeyServers = nil // nothing outside of the test
 	for _, option := range options {
 		option(cfg)

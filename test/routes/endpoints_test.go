@@ -19,24 +19,12 @@ import (
 // them like any path that nobody has heard of, which is how clients learn that a feature is missing. A line that is
 // served has no place here.
 var notServed = map[string][]string{
-	"push gateways": {
-		"GET /_matrix/client/v3/pushers",
-		"POST /_matrix/client/v3/pushers/set",
-	},
+	"push gateways": {},
 	"media": {
-		"GET /_matrix/client/v1/media/config",
-		"GET /_matrix/client/v1/media/download/{serverName}/{mediaId}",
-		"GET /_matrix/client/v1/media/download/{serverName}/{mediaId}/{fileName}",
 		"GET /_matrix/client/v1/media/preview_url",
 		"GET /_matrix/client/v1/media/thumbnail/{serverName}/{mediaId}",
-		"POST /_matrix/media/v1/create",
-		"GET /_matrix/media/v3/config",
-		"GET /_matrix/media/v3/download/{serverName}/{mediaId}",
-		"GET /_matrix/media/v3/download/{serverName}/{mediaId}/{fileName}",
 		"GET /_matrix/media/v3/preview_url",
 		"GET /_matrix/media/v3/thumbnail/{serverName}/{mediaId}",
-		"POST /_matrix/media/v3/upload",
-		"PUT /_matrix/media/v3/upload/{serverName}/{mediaId}",
 	},
 	"relays for calls": {
 		"GET /_matrix/client/v3/voip/turnServer",

@@ -1,0 +1,232 @@
+package pushers
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/tidwall/gjson"
+
+	"github.com/myelin-im/myelin/internal/publicnet"
+	"github.com/myelin-im/myelin/push/rules"
+	"github.com/myelin-im/myelin/roomserver"
+)
+
+const (
+	requestTimeout = 20 * time.Second
+	maxAnswer      = 64 << 10
+)
+
+// newHTTPClient makes a client that follows no redirects: a gateway is where its pusher says.
+func newHTTPClient(allowPrivate bool) *http.Client {
+	dialer := &net.Dialer{Timeout: 10 * time.Second}
+	if !allowPrivate {
+		dialer.Control = publicnet.Control
+	}
+	return &http.Client{
+		Timeout: requestTimeout,
+		Transport: &http.Transport{
+			DialContext: dialer.DialContext, ForceAttemptHTTP2: true, MaxIdleConnsPerHost: 8, IdleConnTimeout: time.Minute,
+			TLSHandshakeTimeout: 10 * time.Second, ResponseHeaderTimeout: requestTimeout, MaxResponseHeaderBytes: 16 << 10,
+		},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+}
+
+// notification is the body of a request to a gateway.
+type notification struct {
+	EventID           string          `json:"event_id,omitempty"`
+	RoomID            string          `json:"room_id,omitempty"`
+	Type              string          `json:"type,omitempty"`
+	Sender            string          `json:"sender,omitempty"`
+	SenderDisplayName string          `json:"sender_display_name,omitempty"`
+	RoomName          string          `json:"room_name,omitempty"`
+	RoomAlias         string          `json:"room_alias,omitempty"`
+	UserIsTarget      *bool           `json:"user_is_target,omitempty"`
+	Prio              string          `json:"prio,omitempty"`
+	Content           json.RawMessage `json:"content,omitempty"`
+	Counts            counts          `json:"counts"`
+	Devices           []device        `json:"devices"`
+}
+
+type counts struct {
+	Unread int64 `json:"unread,omitempty"`
+}
+
+type device struct {
+	AppID     string          `json:"app_id"`
+	Pushkey   string          `json:"pushkey"`
+	PushkeyTS int64           `json:"pushkey_ts"`
+	Data      json.RawMessage `json:"data"`
+	Tweaks    map[string]any  `json:"tweaks,omitempty"`
+}
+
+// silent tells whether there is nothing but a number to tell.
+func (n *note) silent() bool { return n.event == nil && n.outside == nil }
+
+// noBadge tells whether the client does not want to hear of numbers alone (MSC4076).
+func (p *pusher) noBadge() bool {
+	return member(p.Data, "disable_badge_count").Type == gjson.True || member(p.Data, "org.matrix.msc4076.disable_badge_count").Type == gjson.True
+}
+
+// forwarded is what the gateway gets of the pusher's data.
+func (p *pusher) forwarded() json.RawMessage {
+	out := map[string]json.RawMessage{}
+	gjson.ParseBytes(p.Data).ForEach(func(k, v gjson.Result) bool {
+		if k.Str != "url" {
+			out[k.Str] = json.RawMessage(v.Raw)
+		}
+		return true
+	})
+	data, err := json.Marshal(out)
+	if err != nil { // it was valid JSON
+		return json.RawMessage("{}")
+	}
+	return data
+}
+
+// compose makes the body of the request.
+func (a *API) compose(ctx context.Context, u *user, p *pusher, n *note) (*notification, error) {
+	d := device{AppID: p.AppID, Pushkey: p.Pushkey, PushkeyTS: p.SetTS / 1000, Data: p.forwarded()}
+	out := &notification{}
+	if !p.noBadge() {
+		u.mu.Lock()
+		out.Counts.Unread = u.badge
+		u.mu.Unlock()
+	}
+	if !n.silent() {
+		full := member(p.Data, "format").Str != "event_id_only"
+		if err := a.describe(ctx, u.id, n, full, out); err != nil {
+			return nil, err
+		}
+		if full {
+			d.Tweaks = tweaks(n.actions)
+		}
+	}
+	out.Devices = []device{d}
+	return out, nil
+}
+
+// describe fills in what the gateway is told of the event.
+func (a *API) describe(ctx context.Context, user string, n *note, full bool, out *notification) error {
+	out.Prio = "low"
+	if n.outside != nil {
+		o := n.outside
+		out.EventID, out.RoomID, out.Prio = o.Event.ID, o.RoomID, "high"
+		if full {
+			target := true
+			out.Type, out.Sender, out.UserIsTarget, out.Content = o.Event.Type, o.Event.Sender, &target, json.RawMessage(o.Event.Content())
+			out.RoomName = strippedName(o.Stripped)
+		}
+		return nil
+	}
+	e := n.event
+	out.EventID, out.RoomID = e.ID, n.room.ID
+	if n.actions.Highlight || n.actions.Sound != "" || e.Type == "m.room.encrypted" {
+		out.Prio = "high"
+	}
+	if !full {
+		return nil
+	}
+	out.Type, out.Sender, out.Content = e.Type, e.Sender, json.RawMessage(e.Content())
+	if e.Type == "m.room.member" && e.StateKey != nil {
+		target := *e.StateKey == user
+		out.UserIsTarget = &target
+	}
+	for _, field := range []struct {
+		typ, key, member string
+		to               *string
+	}{
+		{"m.room.name", "", "name", &out.RoomName},
+		{"m.room.canonical_alias", "", "alias", &out.RoomAlias},
+		{"m.room.member", e.Sender, "displayname", &out.SenderDisplayName},
+	} {
+		s, err := a.rooms.StateEvent(ctx, n.room, e.StateAfter, field.typ, field.key)
+		if err != nil {
+			return fmt.Errorf("%s of %s: %w", field.typ, n.room.ID, err)
+		}
+		if s != nil {
+			*field.to, _ = s.ContentString(field.member)
+		}
+	}
+	return nil
+}
+
+// strippedName is the name of a room as an invite tells it.
+func strippedName(stripped json.RawMessage) (name string) {
+	gjson.ParseBytes(stripped).ForEach(func(_, e gjson.Result) bool {
+		if e.Get("type").Str == "m.room.name" {
+			name = e.Get("content.name").Str
+		}
+		return true
+	})
+	return name
+}
+
+// tweaks are the set_tweak actions of a rule.
+func tweaks(actions *rules.Actions) map[string]any {
+	out := map[string]any{}
+	for _, raw := range actions.Raw {
+		var tweak struct {
+			Name  string `json:"set_tweak"`
+			Value any    `json:"value"`
+		}
+		if raw[0] != '{' || json.Unmarshal(raw, &tweak) != nil || tweak.Name == "" {
+			continue
+		}
+		if tweak.Value == nil && tweak.Name == "highlight" {
+			tweak.Value = true
+		}
+		out[tweak.Name] = tweak.Value
+	}
+	return out
+}
+
+// send tells a gateway, and returns whether it says that the pushkey is void.
+func (a *API) send(ctx context.Context, u *user, p *pusher, n *note) (rejected bool, err error) {
+	body, err := a.compose(ctx, u, p, n)
+	if errors.Is(err, roomserver.ErrUnknownRoom) {
+		return false, nil // purged: nobody needs to hear of it
+	}
+	if err != nil {
+		return false, err
+	}
+	text, err := json.Marshal(map[string]any{"notification": body})
+	if err != nil {
+		return false, fmt.Errorf("encode notification: %w", err)
+	}
+	select {
+	case a.slots <- struct{}{}:
+		defer func() { <-a.slots }()
+	case <-ctx.Done():
+		return false, ctx.Err()
+	}
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, p.url(), bytes.NewReader(text))
+	if err != nil {
+		return false, fmt.Errorf("make request: %w", err)
+	}
+	r.Header.Set("Content-Type", "application/json")
+	answer, err := a.http.Do(r)
+	if err != nil {
+		return false, fmt.Errorf("reach push gateway: %w", err)
+	}
+	defer func() { _ = answer.Body.Close() }()
+	read, err := io.ReadAll(io.LimitReader(answer.Body, maxAnswer))
+	if err != nil {
+		return false, fmt.Errorf("read answer of push gateway: %w", err)
+	}
+	if answer.StatusCode/100 != 2 {
+		return false, fmt.Errorf("the push gateway answers %d", answer.StatusCode)
+	}
+	gjson.GetBytes(read, "rejected").ForEach(func(_, key gjson.Result) bool {
+		rejected = rejected || key.Str == p.Pushkey
+		return !rejected
+	})
+	return rejected, nil
+}
