@@ -30,6 +30,7 @@ import (
 	"github.com/myelin-im/myelin/notices"
 	"github.com/myelin-im/myelin/push"
 	"github.com/myelin-im/myelin/push/pushers"
+	"github.com/myelin-im/myelin/push/threads"
 	"github.com/myelin-im/myelin/push/unread"
 	"github.com/myelin-im/myelin/reports"
 	"github.com/myelin-im/myelin/retention"
@@ -41,7 +42,7 @@ import (
 )
 
 // schemas are the tables of all features, those of lower floors first.
-var schemas = []storage.Schema{roomserver.Schema, accounts.Schema, e2ee.Schema, ephemeral.Schema, push.Schema, pushers.Schema, directory.Schema, notices.Schema, reports.Schema, keys.Schema, queue.Schema, inbox.Schema, syncapi.Schema, search.Schema, delayed.Schema, mediaapi.Schema}
+var schemas = []storage.Schema{roomserver.Schema, accounts.Schema, e2ee.Schema, ephemeral.Schema, push.Schema, threads.Schema, pushers.Schema, directory.Schema, notices.Schema, reports.Schema, keys.Schema, queue.Schema, inbox.Schema, syncapi.Schema, search.Schema, delayed.Schema, mediaapi.Schema}
 
 // features are the parts of the server that know Matrix. The zero value can tell its endpoints, but not serve them.
 type features struct {
@@ -64,6 +65,7 @@ type features struct {
 	media      *mediaapi.API
 	federation *federation.API
 	delayed    *delayed.API
+	threads    *threads.API
 }
 
 // newFeatures puts the features together, each on those that it uses. They must be complete before the first write,
@@ -104,7 +106,7 @@ func newFeatures(cfg *config.Config, db *storage.DB, key signingkey.Key, limits 
 		return nil, err
 	}
 	f.accounts, err = accounts.New(accountsConfig(cfg), accounts.Deps{
-		DB: db, Rooms: roomsOfAccounts{f.rooms}, Hooks: []accounts.Hooks{f.ephemeral.Hooks(), f.e2ee.Hooks(), pushers.Hooks(), delayed.Hooks()},
+		DB: db, Rooms: roomsOfAccounts{f.rooms}, Hooks: []accounts.Hooks{f.ephemeral.Hooks(), f.e2ee.Hooks(), pushers.Hooks(), delayed.Hooks(), threads.Hooks()},
 		Computed:    map[string]func(*storage.Tx, string) (json.RawMessage, error){"m.push_rules": f.push.AccountData},
 		Appservices: services, Mail: mailer, Limiter: limits, Log: part("accounts"),
 	})
@@ -142,6 +144,7 @@ func newFeatures(cfg *config.Config, db *storage.DB, key signingkey.Key, limits 
 	}
 	f.directory = directory.New(db, f.rooms)
 	f.reports = reports.New(db, f.rooms)
+	f.threads = threads.New(db, f.rooms)
 	f.delayed = delayed.New(delayed.Limits{MaxDelay: cfg.DelayedEvents.MaxDelay, MaxScheduled: cfg.DelayedEvents.MaxScheduled}, delayed.Deps{
 		DB: db, Send: f.client.SendDelayed, Limiter: limits, Log: part("delayed"),
 	})
@@ -151,6 +154,7 @@ func newFeatures(cfg *config.Config, db *storage.DB, key signingkey.Key, limits 
 			{Events: search.Purged, Room: search.RoomRemoved},
 			{Events: ephemeral.Purged, Room: ephemeral.RoomRemoved},
 			{Room: unread.RoomRemoved},
+			{Room: threads.RoomRemoved},
 			{Room: directory.RoomRemoved},
 		},
 	})
@@ -196,7 +200,7 @@ func (f *features) endpoints() []httpapi.Endpoint {
 	var all []httpapi.Endpoint
 	for _, some := range [][]httpapi.Endpoint{
 		f.accounts.Endpoints(), f.ephemeral.Endpoints(), f.e2ee.Endpoints(), f.push.Endpoints(), f.pushers.Endpoints(), f.client.Endpoints(), f.sync.Endpoints(),
-		f.directory.Endpoints(), f.notices.Endpoints(), f.reports.Endpoints(), f.search.Endpoints(), f.media.Endpoints(), f.federation.Endpoints(), f.delayed.Endpoints(),
+		f.directory.Endpoints(), f.notices.Endpoints(), f.reports.Endpoints(), f.search.Endpoints(), f.media.Endpoints(), f.federation.Endpoints(), f.delayed.Endpoints(), f.threads.Endpoints(),
 	} {
 		all = append(all, some...)
 	}

@@ -42,7 +42,7 @@ func (l *slidingLook) extensions(ctx context.Context) (told bool, err error) {
 		}
 		told = told || news
 	}
-	for _, add := range []func(context.Context) ([]byte, error){l.accountData, l.receipts, l.typing, l.sticky} {
+	for _, add := range []func(context.Context) ([]byte, error){l.accountData, l.receipts, l.typing, l.threadSubscriptions, l.sticky} {
 		b, err := add(ctx)
 		if err != nil {
 			return false, err

@@ -74,6 +74,7 @@ type slidingExtensions struct {
 	AccountData roomExtension     `json:"account_data"`
 	Receipts    roomExtension     `json:"receipts"`
 	Typing      roomExtension     `json:"typing"`
+	Threads     threadsExtension  `json:"io.element.msc4308.thread_subscriptions"`
 	Sticky      stickyExtension   `json:"org.matrix.msc4354.sticky_events"`
 }
 

@@ -30,6 +30,8 @@ const (
 	sentStay
 	// sentDM is set for a room that was sent as a direct chat.
 	sentDM
+	// knowsThreads is set where the client has all thread subscriptions.
+	knowsThreads
 )
 
 // sentConfig is a required state that was in use.
