@@ -48,7 +48,7 @@ func (a *API) createRoom(ctx context.Context, by *httpapi.Caller, in *createRoom
 	if err != nil {
 		return nil, err
 	}
-	if err := a.mayInvite(ctx, n.Invite...); err != nil {
+	if err := a.mayInvite(ctx, by.UserID, n.Invite...); err != nil {
 		return nil, err
 	}
 	if n.CreatorProfile, err = a.memberContent(ctx, by.UserID); err != nil {

@@ -238,7 +238,7 @@ func (a *API) invite(ctx context.Context, by *httpapi.Caller, in *targetRequest)
 	if err := in.target(); err != nil {
 		return nil, err
 	}
-	if err := a.mayInvite(ctx, in.UserID); err != nil {
+	if err := a.mayInvite(ctx, by.UserID, in.UserID); err != nil {
 		return nil, err
 	}
 	content, err := a.memberContent(ctx, in.UserID)

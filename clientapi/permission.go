@@ -13,8 +13,8 @@ import (
 	"github.com/myelin-im/myelin/storage"
 )
 
-// mayInvite refuses invites to local users who block them (client-server API v1.19, "Invite permission").
-func (a *API) mayInvite(ctx context.Context, users ...string) error {
+// mayInvite refuses a sender's invites to local users who block them (client-server API v1.19, "Invite permission").
+func (a *API) mayInvite(ctx context.Context, sender string, users ...string) error {
 	blocked := ""
 	err := a.db.Read(ctx, func(tx *storage.Tx) error {
 		blocked = ""
@@ -22,11 +22,11 @@ func (a *API) mayInvite(ctx context.Context, users ...string) error {
 			if !a.rooms.IsLocal(u) {
 				continue
 			}
-			blocks, err := accounts.BlocksInvites(tx, u)
+			permission, err := accounts.InvitePermissionOf(tx, u)
 			if err != nil {
 				return err
 			}
-			if blocks {
+			if permission.Of(sender) == accounts.InviteBlocked {
 				blocked = u
 				return nil
 			}
@@ -43,9 +43,9 @@ func (a *API) mayInvite(ctx context.Context, users ...string) error {
 }
 
 // mayPutState is mayInvite for invites that are sent as state.
-func (a *API) mayPutState(ctx context.Context, in *putStateRequest) error {
+func (a *API) mayPutState(ctx context.Context, sender string, in *putStateRequest) error {
 	if in.Type == "m.room.member" && gjson.GetBytes(in.Content, "membership").Str == roomserver.Invite {
-		return a.mayInvite(ctx, in.StateKey)
+		return a.mayInvite(ctx, sender, in.StateKey)
 	}
 	return nil
 }

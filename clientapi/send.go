@@ -50,7 +50,7 @@ func (a *API) SendDelayed(ctx context.Context, roomID string, d roomserver.Draft
 	if err := a.callerMayPutState(ctx, &httpapi.Caller{UserID: d.Sender}, in); err != nil {
 		return "", err
 	}
-	if d.Content, err = a.stateContent(ctx, in); err != nil {
+	if d.Content, err = a.stateContent(ctx, d.Sender, in); err != nil {
 		return "", err
 	}
 	return a.rooms.Send(ctx, roomID, d)
@@ -117,7 +117,7 @@ func (a *API) putState(ctx context.Context, by *httpapi.Caller, in *putStateRequ
 		return a.delay(ctx, by, in.RoomID, d, *in.Delay)
 	}
 	var err error
-	if d.Content, err = a.stateContent(ctx, in); err != nil {
+	if d.Content, err = a.stateContent(ctx, by.UserID, in); err != nil {
 		return nil, err
 	}
 	if in.Type == "m.room.member" && !a.rooms.IsLocal(in.StateKey) && gjson.GetBytes(d.Content, "membership").Str == roomserver.Invite {
@@ -131,8 +131,8 @@ func (a *API) putState(ctx context.Context, by *httpapi.Caller, in *putStateRequ
 }
 
 // stateContent checks the content of state and returns what of it is sent.
-func (a *API) stateContent(ctx context.Context, in *putStateRequest) (json.RawMessage, error) {
-	if err := a.mayPutState(ctx, in); err != nil {
+func (a *API) stateContent(ctx context.Context, sender string, in *putStateRequest) (json.RawMessage, error) {
+	if err := a.mayPutState(ctx, sender, in); err != nil {
 		return nil, err
 	}
 	if in.Type == "m.room.canonical_alias" && in.StateKey == "" {

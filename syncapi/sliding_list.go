@@ -43,7 +43,7 @@ type slidingUser struct {
 	direct  map[string]bool
 	tags    map[string][]string
 	ignored map[string]bool
-	blocks  bool // invites are blocked
+	invites accounts.InvitePermission
 }
 
 // maxSlidingUsers bounds the users whose account data is at hand, maxStays the memberships that were looked through.
@@ -56,7 +56,7 @@ const (
 func (a *API) readSlidingUser(ctx context.Context, user string) (*slidingUser, error) {
 	u := &slidingUser{direct: map[string]bool{}, tags: map[string][]string{}}
 	err := a.db.Read(ctx, func(tx *storage.Tx) (err error) {
-		if u.blocks, err = accounts.BlocksInvites(tx, user); err != nil {
+		if u.invites, err = accounts.InvitePermissionOf(tx, user); err != nil {
 			return err
 		}
 		data, err := accounts.AccountData(tx, user)
@@ -113,7 +113,7 @@ func (l *slidingLook) collect(ctx context.Context) error {
 		case roomserver.Join:
 			c.activity = l.activity[i]
 		case roomserver.Invite:
-			if len(l.data.ignored) > 0 || l.data.blocks {
+			if len(l.data.ignored) > 0 || l.data.invites.Any() {
 				hidden, err := l.hidesInvite(ctx, r)
 				if err != nil {
 					return err
@@ -169,7 +169,7 @@ func (l *slidingLook) collectOutside(ctx context.Context) error {
 		}
 		c := slidingRoom{nid: outsideNID(o.RoomID), id: o.RoomID, membership: o.Membership, since: o.Pos, activity: o.Pos, listed: true, outside: o}
 		c.sent, c.known = l.turn.base.room(c.nid)
-		if o.Membership == roomserver.Invite && (l.data.blocks || l.data.ignored[o.Event.Sender]) {
+		if o.Membership == roomserver.Invite && (l.data.ignored[o.Event.Sender] || l.data.invites.Of(o.Event.Sender) != accounts.InviteAllowed) {
 			continue
 		}
 		if (o.Membership == roomserver.Leave || o.Membership == roomserver.Ban) && !c.known {
@@ -181,9 +181,6 @@ func (l *slidingLook) collectOutside(ctx context.Context) error {
 }
 
 func (l *slidingLook) hidesInvite(ctx context.Context, r roomserver.UserRoom) (bool, error) {
-	if l.data.blocks {
-		return true, nil
-	}
 	room, err := l.api.rooms.RoomByNID(ctx, r.NID)
 	if err != nil {
 		return false, err
@@ -192,7 +189,8 @@ func (l *slidingLook) hidesInvite(ctx context.Context, r roomserver.UserRoom) (b
 	if err != nil {
 		return false, err
 	}
-	return l.data.ignored[events[0].Sender], nil
+	sender := events[0].Sender
+	return l.data.ignored[sender] || l.data.invites.Of(sender) != accounts.InviteAllowed, nil
 }
 
 // stayKind is what somebody who is not in a room has been there.
