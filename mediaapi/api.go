@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/sirupsen/logrus"
+	"github.com/tus/tusd/v2/pkg/handler"
 
 	"github.com/myelin-im/myelin/federation/client"
 	"github.com/myelin-im/myelin/internal/httpapi"
@@ -42,6 +43,8 @@ type Config struct {
 	Quota int64
 	// Thumbnails is about thumbnails.
 	Thumbnails Thumbnails
+	// Previews is about previews of URLs.
+	Previews Previews
 	// AllowPrivate lets redirects of other servers lead to loopback and private addresses.
 	AllowPrivate bool
 }
@@ -88,6 +91,14 @@ type API struct {
 	fetchers slots
 	fetching flights[uri, *record]
 	failures failures
+
+	tus     *handler.UnroutedHandler
+	partial *partials
+
+	pages      *outbound.Client // for previews
+	previewers slots
+	previewing flights[string, *previewAnswer]
+	sites      sites
 }
 
 // New opens the store and cleans up what a crash has left.
@@ -99,7 +110,10 @@ func New(cfg Config, d Deps) (*API, error) {
 	}
 	a.workers, a.early = newSlots(max(cfg.Thumbnails.Workers, 1), thumbnailQueue), make(chan *record, thumbnailQueue)
 	a.fetchers = newSlots(fetches, fetchQueue)
-	a.web = outbound.New(outbound.Config{AllowPrivate: cfg.AllowPrivate, UserAgent: "Myelin"})
+	a.web = outbound.New(outbound.Config{AllowPrivate: cfg.AllowPrivate, UserAgent: robot})
+	p := cfg.Previews
+	a.pages = outbound.New(outbound.Config{AllowPrivate: p.AllowPrivate, Deny: p.Deny, Allow: p.Allow, UserAgent: userAgent})
+	a.previewers = newSlots(previewing, previewQueue)
 	var err error
 	if a.area, err = blob.NewArea(filepath.Join(cfg.Folder, "tmp")); err != nil {
 		return nil, err
@@ -108,6 +122,9 @@ func New(cfg Config, d Deps) (*API, error) {
 		if a.store, err = blob.NewDisk(filepath.Join(cfg.Folder, "blobs")); err != nil {
 			return nil, err
 		}
+	}
+	if a.tus, err = a.newTus(); err != nil {
+		return nil, err
 	}
 	if err := a.area.Recover(a.forgetUnlessKept); err != nil {
 		return nil, fmt.Errorf("clean up after the last run: %w", err)
@@ -123,6 +140,7 @@ func (a *API) Run(ctx context.Context) {
 	<-ctx.Done()
 	a.end()
 	a.web.Close()
+	a.pages.Close()
 	group.Wait()
 }
 
@@ -146,6 +164,12 @@ func (a *API) Endpoints() []httpapi.Endpoint {
 		httpapi.New("GET", legacy+"/config", user, ratelimit.Read, a.config),
 		upload(httpapi.NewRaw("POST", legacy+"/upload", user, class, a.upload)),
 		upload(httpapi.NewRaw("PUT", legacy+"/upload/{serverName}/{mediaId}", user, class, a.uploadTo)),
+		upload(httpapi.NewRaw("POST", resumable+"/{serverName}/{mediaId}", user, class, a.resume)),
+		upload(httpapi.NewRaw("PATCH", resumable+"/{serverName}/{mediaId}", user, class, a.resume)),
+		httpapi.NewRaw("GET", resumable+"/{serverName}/{mediaId}", user, class, a.resume),
+		httpapi.NewRaw("DELETE", resumable+"/{serverName}/{mediaId}", user, class, a.resume),
+		httpapi.New("GET", v1+"/preview_url", user, class, a.preview),
+		httpapi.New("GET", legacy+"/preview_url", user, class, a.preview),
 		httpapi.New("POST", "/_matrix/media/v1/create", user, class, a.create).UnlessSuspended(),
 		httpapi.NewRaw("GET", v1+"/download/{serverName}/{mediaId}", all, class, a.download),
 		httpapi.NewRaw("GET", v1+"/download/{serverName}/{mediaId}/{fileName}", all, class, a.download),
