@@ -124,6 +124,13 @@ func (a *API) fetchStateAfter(ctx context.Context, server string, room *roomserv
 	if len(state)+len(auth) > maxStateEvents {
 		return nil, fmt.Errorf("%w: a state of %d events", errUnsound, len(state)+len(auth))
 	}
+	create, err := a.rooms.StateEvent(ctx, room, room.Head().State, "m.room.create", "")
+	if err != nil {
+		return nil, err
+	}
+	if create == nil || !slices.Contains(state, create.ID) {
+		return nil, fmt.Errorf("%w: the state lacks the room's m.room.create", errUnsound)
+	}
 	unknown, err := a.rooms.Unknown(ctx, room, slices.Concat(state, auth, []string{id}))
 	if err != nil {
 		return nil, err

@@ -52,34 +52,95 @@ func (t *Turn) backfill(gap Gap, in []Incoming) ([]*Event, error) {
 		t.keep(e)
 		placed = append(placed, e)
 	}
-	first, err := t.firstAt(gap.Place.Anchor)
-	if err != nil {
-		return nil, err
+	return placed, t.insert(gap, placed)
+}
+
+// insert gives events that the turn keeps places before a gap, in their order.
+func (t *Turn) insert(gap Gap, list []*Event) error {
+	if err := t.takePlaces(gap.Place.Anchor, list); err != nil {
+		return err
 	}
-	for i, e := range slices.Backward(placed) {
-		e.Anchor, e.Sub = gap.Place.Anchor, first-int64(len(placed)-i)
+	for _, e := range list {
 		if e.flags&flagGiven != 0 {
 			t.gapped = append(t.gapped, e)
 		}
-	}
-	for _, e := range placed {
 		if err := t.redactReceived(e); err != nil {
-			return nil, err
+			return err
 		}
 		if err := t.await(e); err != nil {
-			return nil, fmt.Errorf("relations of %s: %w", e.ID, err)
+			return fmt.Errorf("relations of %s: %w", e.ID, err)
 		}
 	}
-	return placed, t.closeGaps(gap, placed)
+	return t.closeGaps(gap, list)
 }
 
-// firstAt is the lowest sub that an event of the room has at an anchor.
-func (t *Turn) firstAt(anchor int64) (sub int64, err error) {
-	err = t.s.db.Read(t.ctx, func(tx *storage.Tx) error {
-		_, err := tx.Get(`SELECT sub FROM events WHERE room = $1 AND anchor = $2 ORDER BY sub LIMIT 1`, []any{t.room.NID, anchor}, &sub)
+// takePlaces gives events the places before all that the room has at an anchor.
+func (t *Turn) takePlaces(anchor int64, list []*Event) error {
+	if len(list) == 0 {
+		return nil
+	}
+	var first int64
+	err := t.s.db.Read(t.ctx, func(tx *storage.Tx) error {
+		_, err := tx.Get(`SELECT sub FROM events WHERE room = $1 AND anchor = $2 ORDER BY sub LIMIT 1`, []any{t.room.NID, anchor}, &first)
 		return err
 	})
-	return sub, err
+	if err != nil {
+		return fmt.Errorf("places before %d: %w", anchor, err)
+	}
+	if t.room.firsts == nil {
+		t.room.firsts = map[int64]int64{}
+	}
+	// What is on its way to the database has places, too.
+	first = min(first, t.room.firsts[anchor])
+	for i, e := range slices.Backward(list) {
+		e.Anchor, e.Sub = anchor, first-int64(len(list)-i)
+	}
+	t.room.firsts[anchor] = first - int64(len(list))
+	return nil
+}
+
+// citedAtGap tells whether an event is among the unknown parents before a gap. gap is the zero Gap where the one that
+// cites it is not durable yet.
+func (t *Turn) citedAtGap(id string) (gap Gap, cited bool, err error) {
+	for _, g := range slices.Backward(*t.room.gaps.Load()) {
+		e, err := t.event(g.NID)
+		if err != nil {
+			return gap, false, err
+		}
+		if slices.Contains(e.PrevEventIDs(), id) {
+			return g, true, nil
+		}
+	}
+	t.room.mu.Lock()
+	defer t.room.mu.Unlock()
+	for _, e := range t.room.pending.byNID {
+		if e.flags&flagGiven != 0 && e.offset > 0 && slices.Contains(e.PrevEventIDs(), id) {
+			return gap, true, nil
+		}
+	}
+	return gap, false, nil
+}
+
+// slip takes in an event that came after one that follows it: it belongs before that one and is no end of the graph.
+func (t *Turn) slip(e *Event, gap Gap) (Received, error) {
+	if e.IsState() {
+		if err := t.setAfter(e); err != nil {
+			return Received{}, err
+		}
+	}
+	if gap != (Gap{}) {
+		t.keep(e)
+		return Received{Outcome: Accepted}, t.insert(gap, []*Event{e})
+	}
+	t.place(e)
+	t.keep(e)
+	if e.flags&flagGiven != 0 {
+		t.gapped = append(t.gapped, e)
+	}
+	if err := t.redactReceived(e); err != nil {
+		return Received{}, err
+	}
+	return Received{Outcome: Accepted}, t.await(e)
 }
 
 // closeGaps finds the gaps before which nothing is unknown any more: the given one, and others that the new events

@@ -44,7 +44,7 @@ func (s *Server) CheckConsistency(ctx context.Context) error {
 			problems = append(problems, fmt.Errorf("%w: room %s cannot be loaded: %w", ErrInconsistent, id, err))
 			continue
 		}
-		c := roomCheck{s: s, room: room, heads: map[string]bool{}, late: map[string]bool{}, cited: map[string]bool{}, after: map[string]snapshot.Ref{}}
+		c := roomCheck{s: s, room: room, heads: map[string]int64{}, late: map[string]bool{}, cited: map[string]bool{}, after: map[string]snapshot.Ref{}}
 		if err := c.run(ctx); err != nil {
 			return errors.Join(append(problems, fmt.Errorf("check room %s: %w", id, err))...)
 		}
@@ -62,7 +62,8 @@ type roomCheck struct {
 	problems []error
 
 	late    map[string]bool         // the current forward extremities that backfilled events cite
-	heads   map[string]bool         // seen, in the graph, and cited by none of the others seen
+	heads   map[string]int64        // anchors of those seen, in the graph, and cited by none of the others seen
+	given   int64                   // last anchor of an event that arrived with a state of another server
 	cited   map[string]bool         // cited as a parent, and not seen
 	after   map[string]snapshot.Ref // state after the events seen, of the last afterMemory
 	last    int64                   // highest position of an event
@@ -213,14 +214,17 @@ func (c *roomCheck) graph(e *Event) {
 		if e.Sub != 0 && slices.ContainsFunc(c.room.Head().Extremities, func(x *Event) bool { return x.ID == id }) {
 			c.late[id] = true // until the next live event
 		}
-		if c.heads[id] {
+		if _, ok := c.heads[id]; ok {
 			delete(c.heads, id)
 		} else {
 			c.cited[id] = true
 		}
 	}
 	if !c.cited[e.ID] {
-		c.heads[e.ID] = true
+		c.heads[e.ID] = e.Anchor
+	}
+	if e.Sub == 0 && e.flags&flagGiven != 0 {
+		c.given = max(c.given, e.Anchor)
 	}
 }
 
@@ -242,14 +246,14 @@ func (c *roomCheck) order(ctx context.Context) error {
 func (c *roomCheck) head(ctx context.Context) error {
 	head := c.room.Head()
 	for _, e := range head.Extremities {
-		if !c.heads[e.ID] && !c.late[e.ID] {
+		if c.heads[e.ID] == 0 && !c.late[e.ID] {
 			c.bad("the forward extremity %s is not the end of the graph", e.ID)
 		}
 		delete(c.heads, e.ID)
 	}
-	for id := range c.heads {
-		if g := *c.room.gaps.Load(); len(g) > 0 {
-			break // what follows may be among the unknown events
+	for id, anchor := range c.heads {
+		if anchor < c.given {
+			continue // it was left behind when the last local user left, or is behind a gap
 		}
 		c.bad("nothing follows %s, but it is no forward extremity", id)
 	}

@@ -349,3 +349,34 @@ func TestRestrictedTemplate(t *testing.T) {
 		}
 	})
 }
+
+// A parent that comes after its child is no end of the graph: it slips into the gap before the child.
+func TestParentAfterItsChild(t *testing.T) {
+	eachPair(t, "12", func(t *testing.T, w *world, away *Server) {
+		w.joinFrom(away, "@u:away")
+		room, err := away.Room(ctx, w.room.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		first := w.accept(w.build(nil, "@a:remote", "m.room.message", "", text))
+		parent := w.accept(w.build(nil, "@d:remote", "m.room.member", "@d:remote", `{"membership":"leave"}`))
+		child := w.accept(w.build(nil, "@b:remote", "m.room.message", "", text))
+		out, err := away.Take(ctx, w.room.ID, []Incoming{{Event: child.Event, Before: w.given(child)}})
+		if err != nil || out[0].Outcome != Accepted {
+			t.Fatalf("the child: %+v, %v", out, err)
+		}
+		if out, err = away.Receive(ctx, w.room.ID, []*pdu.Event{first.Event, parent.Event}); err != nil || out[1].Outcome != Accepted {
+			t.Fatalf("its parents: %+v, %v", out, err)
+		}
+		got := w.history(away)
+		if i := slices.Index(got, child.ID); len(got) != 4 || i < 1 || got[i-1] != parent.ID {
+			t.Errorf("history %v, want %s right before %s", got, parent.ID, child.ID)
+		}
+		for _, e := range room.Head().Extremities {
+			if e.ID == parent.ID {
+				t.Error("the parent is a forward extremity")
+			}
+		}
+		w.consistent(away)
+	})
+}

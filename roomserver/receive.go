@@ -121,6 +121,12 @@ func (t *Turn) receive(in *Incoming) (Received, error) {
 	if err != nil || got.Outcome != 0 {
 		return got, err
 	}
+	switch gap, cited, err := t.citedAtGap(e.ID); {
+	case err != nil:
+		return got, err
+	case cited && in.Spam == nil:
+		return t.slip(e, gap)
+	}
 	return t.admit(e, prev, in.Spam)
 }
 

@@ -45,6 +45,7 @@ type Room struct {
 	recent  timelineRing
 	changes stateRing
 	gaps    atomic.Pointer[[]Gap] // by place; never nil; replaced and not changed
+	firsts  map[int64]int64       // lowest sub that was given away at an anchor with backfilled events; guarded by turn
 
 	lifetime atomic.Pointer[roomLifetime]
 }

@@ -218,6 +218,7 @@ func TestComeBackToARoomOfAnotherServer(t *testing.T) {
 		joinThrough(t, bob, room, servers[0])
 		bob.Sync(nil)
 		bob.Leave(room)
+		alice.Until("the other server's user to leave", func(gjson.Result) bool { return len(members(alice, room)) == 1 })
 		alice.State(room, "m.room.topic", "", harness.J{"topic": "changed meanwhile"})
 		said := alice.Text(room, "meanwhile")
 		joinThrough(t, bob, room, servers[0])
