@@ -59,7 +59,8 @@ func (t *Turn) setMemberField(user, field, value string, unless *string) error {
 	return err
 }
 
-// LeaveAll makes a local user leave all rooms and reject all invites and withdraw all knocks.
+// LeaveAll makes a local user leave all rooms and reject all invites and withdraw all knocks, and forget them: it is for
+// users who will not come back, on whose account no room is to be kept.
 func (s *Server) LeaveAll(ctx context.Context, user string) error {
 	rooms, err := s.UserRooms(ctx, user)
 	if err != nil {
@@ -67,13 +68,34 @@ func (s *Server) LeaveAll(ctx context.Context, user string) error {
 	}
 	var errs []error
 	for _, r := range rooms {
-		if r.Membership != Join && r.Membership != Invite && r.Membership != Knock {
-			continue
-		}
-		_, err := s.SetMembership(ctx, MembershipChange{RoomID: r.RoomID, Sender: user, Target: user, Membership: Leave})
-		if err != nil {
+		if err := s.leaveForGood(ctx, user, r); err != nil {
 			errs = append(errs, fmt.Errorf("leave %s: %w", r.RoomID, err))
 		}
 	}
+	outside, err := s.OutsideOf(ctx, user)
+	if err != nil {
+		errs = append(errs, err)
+	}
+	for _, o := range outside {
+		if o.Membership != Invite && o.Membership != Knock {
+			continue
+		}
+		if _, err := s.LeaveOutside(ctx, user, o.RoomID); err != nil {
+			errs = append(errs, err)
+		}
+	}
 	return errors.Join(errs...)
+}
+
+// leaveForGood leaves a room, if need be, and forgets it.
+func (s *Server) leaveForGood(ctx context.Context, user string, r UserRoom) error {
+	if r.Membership != Leave && r.Membership != Ban {
+		if _, err := s.SetMembership(ctx, MembershipChange{RoomID: r.RoomID, Sender: user, Target: user, Membership: Leave}); err != nil {
+			return err
+		}
+	}
+	if r.Forgotten {
+		return nil
+	}
+	return s.Forget(ctx, user, r.RoomID)
 }

@@ -219,7 +219,7 @@ func (p *purgeStep) apply() {
 	s.redactionLock.Lock()
 	s.redactionEpoch.Add(1) // who read meanwhile does not keep what they read
 	for _, e := range all {
-		s.events.Invalidate(e.NID)
+		s.events.Delete(e.NID)
 	}
 	s.redactionLock.Unlock()
 	gone := make(map[int64]bool, len(all))

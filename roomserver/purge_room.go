@@ -110,7 +110,7 @@ func removeRoom(tx *storage.Tx, r Removal) (locals []string, err error) {
 			return nil, err
 		}
 	}
-	return locals, nil
+	return locals, NoteDirectory(tx, r.NID)
 }
 
 // dropCandidate forgets that a room may be abandoned, unless its removal has begun.
