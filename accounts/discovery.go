@@ -43,6 +43,8 @@ type WellKnown struct {
 	// Contacts and SupportPage are where users get help.
 	Contacts    []Contact
 	SupportPage string
+	// PolicyKey is the ed25519 public key, in unpadded base64, of the policy server under this server's name.
+	PolicyKey string
 }
 
 // Contact is a way to reach those who run the server.
@@ -60,6 +62,7 @@ func (a *API) discoveryEndpoints() []httpapi.Endpoint {
 		httpapi.New("GET", "/.well-known/matrix/client", httpapi.Anyone, ratelimit.None, a.wellKnownClient),
 		httpapi.New("GET", "/.well-known/matrix/server", httpapi.Anyone, ratelimit.None, a.wellKnownServer),
 		httpapi.New("GET", "/.well-known/matrix/support", httpapi.Anyone, ratelimit.None, a.wellKnownSupport),
+		httpapi.New("GET", "/.well-known/matrix/policy_server", httpapi.Anyone, ratelimit.None, a.wellKnownPolicyServer),
 	}
 }
 
@@ -189,4 +192,18 @@ func (a *API) wellKnownSupport(context.Context, *httpapi.Caller, *httpapi.Empty)
 		return nil, errNotServed
 	}
 	return &supportWellKnown{w.Contacts, w.SupportPage}, nil
+}
+
+type policyWellKnown struct {
+	PublicKeys map[string]string `json:"public_keys"`
+}
+
+// wellKnownPolicyServer is what rooms need to name this server in m.room.policy.
+//
+// Spec: client-server API v1.19, "Policy Servers".
+func (a *API) wellKnownPolicyServer(context.Context, *httpapi.Caller, *httpapi.Empty) (*policyWellKnown, error) {
+	if a.cfg.WellKnown.PolicyKey == "" {
+		return nil, errNotServed
+	}
+	return &policyWellKnown{map[string]string{"ed25519": a.cfg.WellKnown.PolicyKey}}, nil
 }

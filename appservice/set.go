@@ -3,6 +3,7 @@ package appservice
 import (
 	"crypto/sha256"
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -79,4 +80,19 @@ func (s *Set) ReservedAlias(alias string) *Registration {
 func (s *Set) local(userID string) bool {
 	_, domain, ok := strings.Cut(userID, ":")
 	return ok && domain == s.server
+}
+
+// byID returns the application service with an id, or nil.
+func (s *Set) byID(id string) *Registration {
+	for _, r := range s.All() {
+		if r.ID == id {
+			return r
+		}
+	}
+	return nil
+}
+
+// speaks tells whether an application service serves a protocol.
+func (s *Set) speaks(protocol string) bool {
+	return slices.ContainsFunc(s.All(), func(r *Registration) bool { return slices.Contains(r.Protocols, protocol) })
 }

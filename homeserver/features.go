@@ -58,6 +58,7 @@ type features struct {
 	sync      *syncapi.API
 	directory *directory.API
 	notices   *notices.API
+	services  *appservice.API
 	reports   *reports.API
 	search    *search.API
 	retention *retention.Cleaner
@@ -109,6 +110,9 @@ func newFeatures(cfg *config.Config, db *storage.DB, key signingkey.Key, limits 
 		DB: db, Rooms: roomsOfAccounts{f.rooms}, Hooks: []accounts.Hooks{f.ephemeral.Hooks(), f.e2ee.Hooks(), pushers.Hooks(), delayed.Hooks(), threads.Hooks()},
 		Computed:    map[string]func(*storage.Tx, string) (json.RawMessage, error){"m.push_rules": f.push.AccountData},
 		Appservices: services, Mail: mailer, Limiter: limits, Log: part("accounts"),
+		RemoteProfile: func(ctx context.Context, user string) (map[string]json.RawMessage, error) {
+			return f.federation.Profile(ctx, user)
+		},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("set up accounts: %w", err)
@@ -131,6 +135,7 @@ func newFeatures(cfg *config.Config, db *storage.DB, key signingkey.Key, limits 
 		return nil, fmt.Errorf("set up federation: %w", err)
 	}
 	f.rooms.SetRecommend(f.federation.Recommend)
+	f.services = appservice.New(services)
 	f.notices = notices.New(notices.Config{
 		Localpart: cfg.Notices.Localpart, DisplayName: cfg.Notices.DisplayName, AvatarURL: cfg.Notices.AvatarURL,
 		RoomName: cfg.Notices.RoomName, RoomVersion: cfg.Rooms.DefaultVersion,
@@ -142,7 +147,7 @@ func newFeatures(cfg *config.Config, db *storage.DB, key signingkey.Key, limits 
 	if err != nil {
 		return nil, fmt.Errorf("set up sync: %w", err)
 	}
-	f.directory = directory.New(db, f.rooms)
+	f.directory = directory.New(db, f.rooms, others.client)
 	f.reports = reports.New(db, f.rooms)
 	f.threads = threads.New(db, f.rooms)
 	f.delayed = delayed.New(delayed.Limits{MaxDelay: cfg.DelayedEvents.MaxDelay, MaxScheduled: cfg.DelayedEvents.MaxScheduled}, delayed.Deps{
@@ -200,7 +205,7 @@ func (f *features) endpoints() []httpapi.Endpoint {
 	var all []httpapi.Endpoint
 	for _, some := range [][]httpapi.Endpoint{
 		f.accounts.Endpoints(), f.ephemeral.Endpoints(), f.e2ee.Endpoints(), f.push.Endpoints(), f.pushers.Endpoints(), f.client.Endpoints(), f.sync.Endpoints(),
-		f.directory.Endpoints(), f.notices.Endpoints(), f.reports.Endpoints(), f.search.Endpoints(), f.media.Endpoints(), f.federation.Endpoints(), f.delayed.Endpoints(), f.threads.Endpoints(),
+		f.directory.Endpoints(), f.notices.Endpoints(), f.services.Endpoints(), f.reports.Endpoints(), f.search.Endpoints(), f.media.Endpoints(), f.federation.Endpoints(), f.delayed.Endpoints(), f.threads.Endpoints(),
 	} {
 		all = append(all, some...)
 	}
@@ -276,7 +281,7 @@ func accountsConfig(cfg *config.Config) accounts.Config {
 			MemoryKiB: uint32(cfg.Passwords.Memory >> 10), Iterations: uint32(cfg.Passwords.Iterations), Parallel: cfg.Passwords.Parallel,
 		},
 		WellKnown: accounts.WellKnown{
-			ClientURL: cfg.Server.ClientURL, Server: cfg.Federation.PublicAddress, SupportPage: cfg.Server.SupportPage,
+			ClientURL: cfg.Server.ClientURL, Server: cfg.Federation.PublicAddress, SupportPage: cfg.Server.SupportPage, PolicyKey: cfg.Server.PolicyKey,
 		},
 		Email: accounts.Email{
 			AppName: cfg.Email.AppName, BaseURL: cfg.Server.ClientURL, Templates: cfg.Email.Templates, Required: cfg.Registration.RequireEmail,

@@ -47,6 +47,7 @@ type Server struct {
 	ClientURL string // what /.well-known/matrix/client tells; empty: nothing
 	// What /.well-known/matrix/support tells; empty: nothing.
 	SupportEmail, SupportPage string
+	PolicyKey                 string // what /.well-known/matrix/policy_server tells; empty: nothing
 }
 
 // Listener is an address to listen on, with TLS if a certificate is given.

@@ -1,6 +1,8 @@
 package config
 
 import (
+	"crypto/ed25519"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"net"
@@ -57,6 +59,12 @@ func sections(c *Config) []section {
 			{"support_page", "", false, `
 				A page about this server and how to get help, told to everyone at /.well-known/matrix/support.`,
 				optional(&c.Server.SupportPage, "an http or https URL", checkHTTPURL)},
+			{"policy_server_key", "", false, `
+				The ed25519 public key of a policy server that answers for server.name, in unpadded base64, told to everyone at
+				/.well-known/matrix/policy_server.
+
+				Set it if such a server runs beside this one.`,
+				optional(&c.Server.PolicyKey, "a public key in unpadded base64", checkPublicKey)},
 		}},
 		{"client", "The listener for clients.", []key{
 			{"address", "127.0.0.1:8008", false, `
@@ -476,6 +484,13 @@ func checkLocalpart(s string) error {
 
 func checkMXC(s string) error {
 	if u, err := url.Parse(s); err != nil || u.Scheme != "mxc" || u.Host == "" || len(u.Path) < 2 {
+		return fmt.Errorf("%q is none", s)
+	}
+	return nil
+}
+
+func checkPublicKey(s string) error {
+	if key, err := base64.RawStdEncoding.DecodeString(s); err != nil || len(key) != ed25519.PublicKeySize {
 		return fmt.Errorf("%q is none", s)
 	}
 	return nil

@@ -35,18 +35,10 @@ var notServed = map[string][]string{
 		"GET /_matrix/client/v3/login/sso/redirect/{idpId}",
 	},
 	"what is being built": {
-		"GET /.well-known/matrix/policy_server",
-		"POST /_matrix/client/v1/appservice/{appserviceId}/ping",
 		"GET /_matrix/client/v3/events",
 		"GET /_matrix/client/v3/events/{eventId}",
 		"GET /_matrix/client/v3/initialSync",
 		"GET /_matrix/client/v3/notifications",
-		"GET /_matrix/client/v3/thirdparty/location",
-		"GET /_matrix/client/v3/thirdparty/location/{protocol}",
-		"GET /_matrix/client/v3/thirdparty/protocol/{protocol}",
-		"GET /_matrix/client/v3/thirdparty/protocols",
-		"GET /_matrix/client/v3/thirdparty/user",
-		"GET /_matrix/client/v3/thirdparty/user/{protocol}",
 	},
 }
 
