@@ -44,7 +44,7 @@ func mention(user string) map[string]any {
 func TestUnreadCounts(t *testing.T) {
 	eachWorld(t, func(t *testing.T, w *world) {
 		room := w.room(alice, bob, carol)
-		b, old := w.login(bob, "filter", threads), w.login(bob)
+		b, old := w.login(bob, "filter", withThreads), w.login(bob)
 		var root, reply, last string
 		names := map[string]string{}
 		for i, step := range []struct {
@@ -235,7 +235,7 @@ func randomRoom(t *testing.T, w *world, seed uint64) {
 	devices := map[string]*device{}
 	names := map[string]string{}
 	for _, u := range users {
-		devices[u] = w.login(u, "filter", threads)
+		devices[u] = w.login(u, "filter", withThreads)
 	}
 	trace := []string{}
 	for step := range 120 {

@@ -11,7 +11,7 @@ import (
 	"github.com/myelin-im/myelin/storage"
 )
 
-const threads = `{"room":{"timeline":{"unread_thread_notifications":true}}}`
+const withThreads = `{"room":{"timeline":{"unread_thread_notifications":true}}}`
 
 func TestReceiptsInSync(t *testing.T) {
 	eachWorld(t, func(t *testing.T, w *world) {

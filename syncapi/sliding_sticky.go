@@ -38,12 +38,9 @@ func (l *slidingLook) sticky(ctx context.Context) (b []byte, err error) {
 	if !x.Enabled {
 		return nil, nil
 	}
-	since := int64(0)
-	if x.Since != "" {
-		digits, ok := strings.CutPrefix(x.Since, stickyPrefix)
-		if since, err = strconv.ParseInt(digits, 10, 64); !ok || err != nil || since < 0 {
-			return nil, mxerr.InvalidParam("That is not a token of sticky events of this server")
-		}
+	since, err := parseStickyToken(x.Since)
+	if err != nil {
+		return nil, err
 	}
 	limit := defaultSlidingKeep
 	if x.Limit != nil {
@@ -51,19 +48,19 @@ func (l *slidingLook) sticky(ctx context.Context) (b []byte, err error) {
 			return nil, mxerr.InvalidParam("limit must be positive")
 		}
 	}
-	next := l.upTo
+	next := stickyToken{l.upTo, l.upTo}
 	after, waiting := l.stickyRooms(since)
 	if len(waiting) > limit {
 		slices.SortFunc(waiting, func(a, b stickyPlace) int { return cmp.Compare(a.pos, b.pos) })
-		next = waiting[limit-1].pos
+		next.pos = waiting[limit-1].pos
 	}
 	for i := range l.rooms {
 		from, ok := after[i]
 		if !ok {
 			continue
 		}
-		to := next
-		if from < since { // new to the client: all at once
+		to := next.pos
+		if from < since.pos { // new to the client: all at once
 			to = l.upTo
 		}
 		if b, err = l.appendStickyRoom(ctx, b, &l.rooms[i], from, to); err != nil {
@@ -73,13 +70,44 @@ func (l *slidingLook) sticky(ctx context.Context) (b []byte, err error) {
 	if len(b) == 0 {
 		return nil, nil
 	}
-	b = append(b, `},"next_batch":"`+stickyPrefix...)
-	return append(strconv.AppendInt(b, next, 10), `"}`...), nil
+	b = append(append(b, `},"next_batch":"`...), next.String()...)
+	return append(b, `"}`...), nil
+}
+
+// stickyToken says which sticky events a client has: those up to pos, in the rooms that it had joined at position rooms.
+type stickyToken struct{ pos, rooms int64 }
+
+// String is the token's wire form.
+func (t stickyToken) String() string {
+	s := stickyPrefix + strconv.FormatInt(t.pos, 10)
+	if t.rooms != t.pos {
+		s += "_" + strconv.FormatInt(t.rooms, 10)
+	}
+	return s
+}
+
+// parseStickyToken reads a token; an empty one is that of a client which has nothing.
+func parseStickyToken(s string) (t stickyToken, err error) {
+	if s == "" {
+		return t, nil
+	}
+	digits, ok := strings.CutPrefix(s, stickyPrefix)
+	pos, rooms, two := strings.Cut(digits, "_")
+	if !two {
+		rooms = pos
+	}
+	var err1, err2 error
+	t.pos, err1 = strconv.ParseInt(pos, 10, 64)
+	t.rooms, err2 = strconv.ParseInt(rooms, 10, 64)
+	if !ok || err1 != nil || err2 != nil || t.pos < 0 || t.rooms < t.pos {
+		return t, mxerr.InvalidParam("That is not a token of sticky events of this server")
+	}
+	return t, nil
 }
 
 // stickyRooms finds from where on each room, by its index, has sticky events for the client, and lists them, except those
 // of rooms that are new to it.
-func (l *slidingLook) stickyRooms(since int64) (after map[int]int64, waiting []stickyPlace) {
+func (l *slidingLook) stickyRooms(since stickyToken) (after map[int]int64, waiting []stickyPlace) {
 	var positions []int64
 	for i := range l.rooms {
 		c := &l.rooms[i]
@@ -87,8 +115,8 @@ func (l *slidingLook) stickyRooms(since int64) (after map[int]int64, waiting []s
 			continue
 		}
 		_, fresh := l.shown[c.nid]
-		from := since
-		if fresh || c.since > since {
+		from := since.pos
+		if fresh || c.since > since.rooms && since.pos > 0 {
 			from = 0
 		}
 		if positions = l.api.rooms.StickyPositions(positions[:0], c.nid, from, l.upTo, l.now); len(positions) == 0 {
@@ -97,7 +125,7 @@ func (l *slidingLook) stickyRooms(since int64) (after map[int]int64, waiting []s
 		if after == nil {
 			after = map[int]int64{}
 		}
-		if after[i] = from; from == since {
+		if after[i] = from; from == since.pos {
 			for _, pos := range positions {
 				waiting = append(waiting, stickyPlace{pos, i})
 			}
