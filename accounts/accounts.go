@@ -115,6 +115,8 @@ type Deps struct {
 	// Computed is account data outside rooms that other features keep, by type: it can be read like any other and set
 	// only through them.
 	Computed map[string]func(tx *storage.Tx, userID string) (json.RawMessage, error)
+	// RemoteProfile asks for the profile of a user of another server; nil: nobody is asked.
+	RemoteProfile func(ctx context.Context, userID string) (map[string]json.RawMessage, error)
 	// Appservices may act as and register users; nil: there are none.
 	Appservices *appservice.Set
 	// Mail sends e-mail; nil: none is sent, and addresses cannot be confirmed.
@@ -135,6 +137,7 @@ type API struct {
 	hooks    []Hooks
 	computed map[string]func(tx *storage.Tx, userID string) (json.RawMessage, error)
 	services *appservice.Set
+	profile  func(ctx context.Context, userID string) (map[string]json.RawMessage, error) // of other servers' users
 	limiter  *ratelimit.Limiter
 	mail     *mail.Sender
 	log      *logrus.Entry
@@ -167,7 +170,7 @@ func New(cfg Config, deps Deps) (*API, error) {
 		deps.Now = time.Now
 	}
 	a := &API{
-		cfg: cfg, db: deps.DB, rooms: deps.Rooms, hooks: deps.Hooks, computed: deps.Computed, services: deps.Appservices,
+		cfg: cfg, db: deps.DB, rooms: deps.Rooms, hooks: deps.Hooks, computed: deps.Computed, services: deps.Appservices, profile: deps.RemoteProfile,
 		limiter: deps.Limiter, mail: deps.Mail, log: deps.Log, now: deps.Now,
 		hasher: newHasher(cfg.Hashing), cache: newTokenCache(), seen: newLastSeen(),
 		tokenIDs: deps.DB.IDs("access_tokens"), jobIDs: deps.DB.IDs("account_jobs"),

@@ -24,6 +24,13 @@ func (a *API) getAlias(ctx context.Context, _ *httpapi.Caller, in *aliasRequest)
 	if err := checkAlias(in.Alias); err != nil {
 		return nil, err
 	}
+	if a.options.Remote != nil && !a.rooms.IsLocal(in.Alias) {
+		roomID, servers, err := a.options.Remote.ResolveAlias(ctx, in.Alias)
+		if err != nil {
+			return nil, err
+		}
+		return &aliasResponse{roomID, servers}, nil
+	}
 	alias, ok, err := a.rooms.LookupAlias(ctx, in.Alias)
 	if err != nil {
 		return nil, err

@@ -4,6 +4,7 @@ import (
 	"embed"
 	"net/http"
 
+	"github.com/myelin-im/myelin/federation/client"
 	"github.com/myelin-im/myelin/internal/cache"
 	"github.com/myelin-im/myelin/internal/httpapi"
 	"github.com/myelin-im/myelin/internal/ratelimit"
@@ -24,6 +25,9 @@ type API struct {
 	summaries *cache.Cache[int64, *summary]
 	children  *cache.Cache[int64, *childList]
 	index     *index
+
+	client *client.Client              // nil: other servers are not asked
+	trees  *cache.Cache[string, *tree] // what they said
 }
 
 const (
@@ -31,9 +35,10 @@ const (
 	childrenCacheBytes = 16 << 20
 )
 
-// New makes the API. It subscribes to the log and must be called before the first write.
-func New(db *storage.DB, rooms *roomserver.Server) *API {
-	a := &API{db: db, rooms: rooms}
+// New makes the API. It subscribes to the log and must be called before the first write. The client asks other servers;
+// nil: they are not asked.
+func New(db *storage.DB, rooms *roomserver.Server, requests *client.Client) *API {
+	a := &API{db: db, rooms: rooms, client: requests, trees: cache.New[string, *tree](maxTrees)}
 	a.summaries = cache.New[int64, *summary](summaryCacheBytes)
 	a.children = cache.New[int64, *childList](childrenCacheBytes)
 	a.index = newIndex(a)
@@ -49,8 +54,8 @@ func (a *API) Endpoints() []httpapi.Endpoint {
 		unstable = "/_matrix/client/unstable"
 		list     = v3 + "/directory/list"
 	)
-	return []httpapi.Endpoint{
-		httpapi.New(http.MethodGet, v3+"/publicRooms", httpapi.Anyone, ratelimit.Search, a.getPublicRooms),
+	return append(a.federationEndpoints(), []httpapi.Endpoint{
+		httpapi.New(http.MethodGet, v3+"/publicRooms", httpapi.Optional, ratelimit.Search, a.getPublicRooms),
 		httpapi.New(http.MethodPost, v3+"/publicRooms", httpapi.User, ratelimit.Search, a.searchPublicRooms),
 		httpapi.New(http.MethodGet, list+"/room/{roomId}", httpapi.Anyone, ratelimit.Read, a.getVisibility),
 		httpapi.New(http.MethodPut, list+"/room/{roomId}", httpapi.User, ratelimit.State, a.putVisibility).UnlessSuspended(),
@@ -64,5 +69,5 @@ func (a *API) Endpoints() []httpapi.Endpoint {
 		httpapi.New(http.MethodGet, unstable+"/im.nheko.summary/summary/{roomIdOrAlias}", httpapi.Optional, ratelimit.Read, a.unstableRoomSummary),
 		httpapi.New(http.MethodGet, unstable+"/im.nheko.summary/rooms/{roomIdOrAlias}/summary", httpapi.Optional, ratelimit.Read, a.unstableRoomSummary),
 		httpapi.New(http.MethodGet, unstable+"/uk.half-shot.msc2666/user/mutual_rooms", httpapi.User, ratelimit.Search, a.unstableMutualRooms),
-	}
+	}...)
 }

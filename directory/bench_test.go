@@ -31,7 +31,7 @@ func world(b *testing.B, rooms int) (a *API, s *roomserver.Server, space, last s
 	if err != nil {
 		b.Fatal(err)
 	}
-	a = New(db, s)
+	a = New(db, s, nil)
 	ctx := context.Background()
 	v, _ := pdu.Lookup(pdu.DefaultVersion)
 	children := make([]roomserver.StateDraft, 0, rooms)

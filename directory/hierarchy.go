@@ -97,7 +97,7 @@ func (a *API) hierarchy(ctx context.Context, by *httpapi.Caller, in *hierarchyRe
 	if err != nil {
 		return nil, err
 	}
-	w := &walk{api: a, user: by.UserID, suggested: t.Suggested, depth: t.Depth, seen: map[string]bool{}, stack: []step{{in.RoomID, 0}}}
+	w := &walk{api: a, user: by.UserID, suggested: t.Suggested, depth: t.Depth, seen: map[string]bool{}, stack: []step{{roomID: in.RoomID}}}
 	for i := range t.Count {
 		r, err := w.next(ctx)
 		if err != nil {
@@ -140,6 +140,8 @@ func (a *API) hierarchy(ctx context.Context, by *httpapi.Caller, in *hierarchyRe
 type step struct {
 	roomID string
 	depth  int
+	via    []string
+	parent *tree // nil if we are in the space that it is a child of
 }
 
 // walk goes through a tree of spaces, a space before its children and those in their order. It comes to each room once.
@@ -150,6 +152,7 @@ type walk struct {
 	depth     int
 	seen      map[string]bool
 	stack     []step
+	asked     int // rooms about which other servers were asked
 }
 
 // next returns the next room that the user may see, nil at the end. If the first one may not be seen, there is none.
@@ -162,7 +165,11 @@ func (w *walk) next(ctx context.Context) (*hierarchyRoom, error) {
 		}
 		w.seen[at.roomID] = true
 		room, err := w.api.rooms.Room(ctx, at.roomID)
-		if errors.Is(err, roomserver.ErrUnknownRoom) {
+		if errors.Is(err, roomserver.ErrUnknownRoom) || err == nil && !room.Resident() {
+			r, err := w.nextRemote(ctx, at)
+			if err != nil || r != nil {
+				return r, err
+			}
 			continue
 		}
 		if err != nil {
@@ -195,15 +202,20 @@ func (w *walk) visit(ctx context.Context, room *roomserver.Room, depth int) (*hi
 		return nil, err
 	}
 	r.Children = l.render(w.suggested)
+	w.push(l.list, depth, nil)
+	return r, nil
+}
+
+// push puts the children of a space at some depth on the stack; parent is what another server said of it.
+func (w *walk) push(children []child, depth int, parent *tree) {
 	if depth == w.depth {
-		return r, nil
+		return
 	}
-	for _, c := range slices.Backward(l.list) {
+	for _, c := range slices.Backward(children) {
 		if (c.suggested || !w.suggested) && !w.seen[c.roomID] {
-			w.stack = append(w.stack, step{c.roomID, depth + 1})
+			w.stack = append(w.stack, step{roomID: c.roomID, depth: depth + 1, via: viaOf(c.event), parent: parent})
 		}
 	}
-	return r, nil
 }
 
 var emptyArray = json.RawMessage("[]")

@@ -49,7 +49,10 @@ type publicRoomsResponse struct {
 }
 
 // getPublicRooms: client-server API v1.19, GET /publicRooms.
-func (a *API) getPublicRooms(ctx context.Context, _ *httpapi.Caller, in *getPublicRoomsRequest) (*publicRoomsResponse, error) {
+func (a *API) getPublicRooms(ctx context.Context, by *httpapi.Caller, in *getPublicRoomsRequest) (*publicRoomsResponse, error) {
+	if in.Server != "" && in.Server != a.rooms.Name() && by.UserID == "" {
+		return nil, mxerr.MissingToken() // strangers cannot have us ask other servers
+	}
 	return a.publicRooms(ctx, &searchPublicRoomsRequest{Server: in.Server, Limit: in.Limit, Since: in.Since})
 }
 
@@ -69,8 +72,11 @@ func (a *API) searchPublicRooms(ctx context.Context, _ *httpapi.Caller, in *sear
 }
 
 func (a *API) publicRooms(ctx context.Context, in *searchPublicRoomsRequest) (*publicRoomsResponse, error) {
-	if err := a.checkServer(in.Server); err != nil {
-		return nil, err
+	if in.Server != "" && in.Server != a.rooms.Name() {
+		if !pdu.ValidServerName(in.Server) {
+			return nil, mxerr.InvalidParam("server is not a server name")
+		}
+		return a.remotePublicRooms(ctx, in)
 	}
 	at, err := parsePlace(in.Since)
 	if err != nil {
@@ -92,17 +98,6 @@ func (a *API) publicRooms(ctx context.Context, in *searchPublicRoomsRequest) (*p
 		limit = defaultPage
 	}
 	return page(matching, at, min(limit, maxPage)), nil
-}
-
-// checkServer refuses requests for the directory of another server.
-func (a *API) checkServer(server string) error {
-	switch {
-	case server == "" || server == a.rooms.Name():
-		return nil
-	case !pdu.ValidServerName(server):
-		return mxerr.InvalidParam("server is not a server name")
-	}
-	return mxerr.NotFound("This server does not show the directories of other servers")
 }
 
 // matcher tells which rooms a request asks for.

@@ -1,14 +1,18 @@
 package directory
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"strings"
 
 	"github.com/myelin-im/myelin/internal/httpapi"
+	"github.com/myelin-im/myelin/roomserver"
 )
 
 type roomSummaryRequest struct {
-	Room string `path:"roomIdOrAlias"`
+	Room string   `path:"roomIdOrAlias"`
+	Via  []string `query:"via"`
 }
 
 type roomSummaryResponse struct {
@@ -30,7 +34,10 @@ func (a *API) roomSummary(ctx context.Context, by *httpapi.Caller, in *roomSumma
 		}
 		id = alias.RoomID
 	}
-	room, err := a.room(ctx, id)
+	room, err := a.rooms.Room(ctx, id)
+	if errors.Is(err, roomserver.ErrUnknownRoom) || err == nil && !room.Resident() {
+		return a.remoteSummary(ctx, by, id, in.Via)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -48,6 +55,31 @@ func (a *API) roomSummary(ctx context.Context, by *httpapi.Caller, in *roomSumma
 	if by.UserID != "" {
 		if out.Membership, err = a.rooms.MembershipAt(ctx, room, s.root, by.UserID); err != nil {
 			return nil, err
+		}
+	}
+	return out, nil
+}
+
+// remoteSummary is roomSummary for a room that this server is not in.
+func (a *API) remoteSummary(ctx context.Context, by *httpapi.Caller, id string, via []string) (*roomSummaryResponse, error) {
+	if by.UserID == "" || !strings.HasPrefix(id, "!") {
+		return nil, errNoRoom // strangers cannot have us ask other servers
+	}
+	t := a.treeOf(ctx, id, via)
+	if t.room == nil {
+		return nil, errNoRoom
+	}
+	if ok, err := a.showsRemote(ctx, t.room, by.UserID); err != nil || !ok {
+		return nil, cmp.Or(err, error(errNoRoom))
+	}
+	out := &roomSummaryResponse{described: *t.room, Membership: roomserver.Leave}
+	outside, err := a.rooms.OutsideOf(ctx, by.UserID)
+	if err != nil {
+		return nil, err
+	}
+	for _, o := range outside {
+		if o.RoomID == id {
+			out.Membership = o.Membership
 		}
 	}
 	return out, nil

@@ -66,6 +66,7 @@ type API struct {
 	keys   *keys.Ring
 	queue  *queue.Queue
 
+	profiles  *cache.Cache[string, knownProfile] // of other servers' users
 	ephemeral *ephemeral.API
 	news      *ephemeralNews
 	edus      map[string]EDUHandler
@@ -100,6 +101,7 @@ func New(d Deps) (*API, error) {
 	a.ephemeral, a.news, a.edus = d.Ephemeral, newEphemeralNews(), a.ephemeralHandlers()
 	maps.Copy(a.edus, d.EDUs)
 	a.news.listen(a)
+	a.profiles = cache.New[string, knownProfile](maxProfiles)
 	a.rests = cache.New[gapKey, time.Time](maxRests)
 	a.background, a.stop = context.WithCancel(context.Background())
 	return a, nil
@@ -109,7 +111,7 @@ func New(d Deps) (*API, error) {
 func (a *API) Endpoints() []httpapi.Endpoint {
 	var all []httpapi.Endpoint
 	for _, some := range [][]httpapi.Endpoint{
-		a.keyEndpoints(), a.transactionEndpoints(), a.handshakeEndpoints(), a.inviteEndpoints(), a.thirdPartyEndpoints(), a.readingEndpoints(),
+		a.keyEndpoints(), a.queryEndpoints(), a.transactionEndpoints(), a.handshakeEndpoints(), a.inviteEndpoints(), a.thirdPartyEndpoints(), a.readingEndpoints(),
 	} {
 		all = append(all, some...)
 	}

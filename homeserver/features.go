@@ -110,6 +110,7 @@ func newFeatures(cfg *config.Config, db *storage.DB, key signingkey.Key, limits 
 		DB: db, Rooms: roomsOfAccounts{f.rooms}, Hooks: []accounts.Hooks{f.ephemeral.Hooks(), f.e2ee.Hooks(), pushers.Hooks(), delayed.Hooks(), threads.Hooks()},
 		Computed:    map[string]func(*storage.Tx, string) (json.RawMessage, error){"m.push_rules": f.push.AccountData},
 		Appservices: services, Mail: mailer, Limiter: limits, Log: part("accounts"),
+		RemoteProfile: func(ctx context.Context, user string) (map[string]json.RawMessage, error) { return f.federation.Profile(ctx, user) },
 		RemoteProfile: func(ctx context.Context, user string) (map[string]json.RawMessage, error) {
 			return f.federation.Profile(ctx, user)
 		},
