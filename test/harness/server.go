@@ -97,7 +97,7 @@ func (s *Server) start() {
 	go func() { s.ended <- server.Run(ctx) }()
 }
 
-// Stop ends the server in order and checks its database. A stopped server stays stopped.
+// Stop ends the server in order and checks its database. A stopped server stays stopped until Resume.
 func (s *Server) Stop() {
 	s.t.Helper()
 	if s.stop == nil {
@@ -116,6 +116,12 @@ func (s *Server) Stop() {
 		return
 	}
 	s.check()
+}
+
+// Resume starts a server again that Stop has stopped.
+func (s *Server) Resume() {
+	s.t.Helper()
+	s.start()
 }
 
 // Restart stops the server, checks its database and starts it again.
