@@ -92,7 +92,9 @@ func TestPublicRooms(t *testing.T) {
 		nobody.Refused(404, "M_NOT_FOUND", "GET", Path("/directory/list/room/%s", "!none:"+s.Name), nil)
 		alice.Refused(404, "M_NOT_FOUND", "PUT", Path("/directory/list/room/%s", "!none:"+s.Name), J{})
 
-		bob.Refused(404, "M_NOT_FOUND", "POST", Path("/publicRooms?server=elsewhere.example"), J{})
+		if a, err := alice.Send("POST", "/_matrix/client/v3/publicRooms?server=127.0.0.1:1", J{}); err != nil || a.Status != 502 {
+			t.Errorf("the directory of a server that does not exist: %v, %v", a, err)
+		}
 		bob.Refused(400, "M_INVALID_PARAM", "POST", Path("/publicRooms?server=a%20b"), J{})
 		bob.Refused(400, "M_INVALID_PARAM", "POST", Path("/publicRooms"), J{"since": "%%%"})
 		bob.Refused(400, "M_INVALID_PARAM", "POST", Path("/publicRooms"), J{"limit": -1})
