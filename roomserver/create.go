@@ -264,11 +264,12 @@ func (n *NewRoom) powerLevels() (map[string]json.RawMessage, error) {
 	return out, nil
 }
 
-// presetState is what each preset sets: join rule, history visibility, guest access.
+// presetState is what each preset sets: join rule, history visibility, guest access. Where guests are forbidden, as they
+// are without an event that says so, none is sent: servers and the field's conformance suite expect public rooms without.
 var presetState = map[string][3]string{
 	PrivateChat:        {Invite, Shared, "can_join"},
 	TrustedPrivateChat: {Invite, Shared, "can_join"},
-	PublicChat:         {"public", Shared, "forbidden"},
+	PublicChat:         {"public", Shared, ""},
 }
 
 // state lists the state events after the power levels: the preset's, then those of the request, of which the
@@ -281,7 +282,9 @@ func (n *NewRoom) state() []StateDraft {
 	drafts := []StateDraft{
 		{Type: "m.room.join_rules", Content: json.RawMessage(`{"join_rule":"` + p[0] + `"}`)},
 		{Type: "m.room.history_visibility", Content: json.RawMessage(`{"history_visibility":"` + p[1] + `"}`)},
-		{Type: "m.room.guest_access", Content: json.RawMessage(`{"guest_access":"` + p[2] + `"}`)},
+	}
+	if p[2] != "" {
+		drafts = append(drafts, StateDraft{Type: "m.room.guest_access", Content: json.RawMessage(`{"guest_access":"` + p[2] + `"}`)})
 	}
 	set := func(d StateDraft) {
 		i := slices.IndexFunc(drafts, func(o StateDraft) bool { return o.Type == d.Type && o.StateKey == d.StateKey })

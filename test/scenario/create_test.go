@@ -35,7 +35,7 @@ func TestCreateRoom(t *testing.T) {
 				"m.room.guest_access| guest_access": `"can_join"`, "m.room.power_levels| state_default": `50`,
 				"m.room.name| name": "", "m.room.topic| topic": "", "m.room.canonical_alias| alias": "",
 			}},
-			{J{"preset": "public_chat"}, want{"m.room.join_rules| join_rule": `"public"`, "m.room.guest_access| guest_access": `"forbidden"`}},
+			{J{"preset": "public_chat"}, want{"m.room.join_rules| join_rule": `"public"`, "m.room.guest_access| guest_access": ""}}, // which means forbidden,
 			{J{"visibility": "public"}, want{"m.room.join_rules| join_rule": `"public"`}},
 			{J{"visibility": "public", "preset": "private_chat"}, want{"m.room.join_rules| join_rule": `"invite"`}},
 			{J{"name": "Name", "topic": "Topic", "room_alias_name": "created"}, want{
