@@ -1,0 +1,492 @@
+//go:build goolm
+
+package mautrix
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"maunium.net/go/mautrix"
+	"maunium.net/go/mautrix/crypto"
+	"maunium.net/go/mautrix/crypto/backup"
+	"maunium.net/go/mautrix/crypto/verificationhelper"
+	"maunium.net/go/mautrix/event"
+	"maunium.net/go/mautrix/id"
+
+	"github.com/myelin-im/myelin/test/harness"
+)
+
+// secretive is a device that encrypts, with mautrix's Olm and Megolm in pure Go.
+type secretive struct {
+	*mautrix.Client
+	name     string
+	mach     *crypto.OlmMachine
+	verifier *verificationhelper.VerificationHelper
+
+	sending sync.Mutex // one message after the other
+	gate    sync.Mutex // held: the device takes nothing in
+
+	mu     sync.Mutex
+	bodies map[id.EventID]string       // decrypted
+	sealed map[id.EventID]*event.Event // not decrypted yet
+	joined map[id.UserID]bool
+	asked  id.VerificationTransactionID
+	ready  bool
+	emojis []rune
+	done   bool
+	failed string
+	news   chan struct{}
+}
+
+// newSecretive logs a device in and lets it upload its keys and follow the server.
+func newSecretive(t *testing.T, s *harness.Server, localpart, name string) *secretive {
+	t.Helper()
+	ctx := t.Context()
+	client, err := mautrix.NewClient(s.URL, "", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = client.Login(ctx, &mautrix.ReqLogin{
+		Type: mautrix.AuthTypePassword, Identifier: mautrix.UserIdentifier{Type: mautrix.IdentifierTypeUser, User: localpart},
+		Password: harness.Password, DeviceID: id.DeviceID(name), StoreCredentials: true,
+	})
+	if err != nil {
+		t.Fatalf("log in as %s: %v", localpart, err)
+	}
+	client.StateStore = mautrix.NewMemoryStateStore()
+	d := &secretive{Client: client, name: name, bodies: map[id.EventID]string{}, sealed: map[id.EventID]*event.Event{}, joined: map[id.UserID]bool{}, news: make(chan struct{}, 1)}
+	d.mach = crypto.NewOlmMachine(client, &client.Log, crypto.NewMemoryStore(nil), client.StateStore.(crypto.StateStore))
+	if err := d.mach.Load(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.mach.ShareKeys(ctx, -1); err != nil {
+		t.Fatalf("%s uploads keys: %v", name, err)
+	}
+	client.Crypto = d
+	syncer := client.Syncer.(*mautrix.DefaultSyncer)
+	syncer.OnSync(func(context.Context, *mautrix.RespSync, string) bool {
+		d.gate.Lock()
+		defer d.gate.Unlock()
+		return true
+	})
+	syncer.OnSync(d.mach.ProcessSyncResponse)
+	syncer.OnEvent(client.StateStoreSyncHandler)
+	syncer.OnEventType(event.StateMember, d.mach.HandleMemberEvent)
+	syncer.OnEvent(d.hear)
+	d.verifier = verificationhelper.NewVerificationHelper(client, d.mach, nil, d, false, false, true)
+	if err := d.verifier.Init(ctx); err != nil {
+		t.Fatal(err)
+	}
+	following, stop := context.WithCancel(context.Background())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = client.SyncWithContext(following)
+	}()
+	t.Cleanup(func() {
+		stop()
+		<-ended
+	})
+	return d
+}
+
+// hear is called with every event of a sync, after the messages to the device.
+func (d *secretive) hear(ctx context.Context, e *event.Event) {
+	d.mu.Lock()
+	switch {
+	case e.Type == event.EventEncrypted:
+		d.sealed[e.ID] = e
+	case e.Type == event.StateMember && e.Content.AsMember().Membership == event.MembershipJoin:
+		d.joined[id.UserID(e.GetStateKey())] = true
+	}
+	d.mu.Unlock()
+	d.open(ctx)
+	d.tell()
+}
+
+func (d *secretive) tell() {
+	select {
+	case d.news <- struct{}{}:
+	default:
+	}
+}
+
+// open decrypts what can be decrypted now.
+func (d *secretive) open(ctx context.Context) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for eventID, e := range d.sealed {
+		decrypted, err := d.mach.DecryptMegolmEvent(ctx, e)
+		if err != nil {
+			continue
+		}
+		delete(d.sealed, eventID)
+		d.bodies[eventID] = decrypted.Content.AsMessage().Body
+	}
+}
+
+// Encrypt implements mautrix.CryptoHelper.
+func (d *secretive) Encrypt(ctx context.Context, room id.RoomID, typ event.Type, content any) (*event.EncryptedEventContent, error) {
+	encrypted, err := d.mach.EncryptMegolmEvent(ctx, room, typ, content)
+	if errors.Is(err, crypto.ErrSessionExpired) || errors.Is(err, crypto.ErrNoGroupSession) || errors.Is(err, crypto.ErrSessionNotShared) {
+		members, err := d.StateStore.GetRoomJoinedOrInvitedMembers(ctx, room)
+		if err != nil {
+			return nil, err
+		}
+		if err := d.mach.ShareGroupSession(ctx, room, members); err != nil {
+			return nil, fmt.Errorf("share a session: %w", err)
+		}
+		return d.mach.EncryptMegolmEvent(ctx, room, typ, content)
+	}
+	return encrypted, err
+}
+
+// Decrypt implements mautrix.CryptoHelper.
+func (d *secretive) Decrypt(ctx context.Context, e *event.Event) (*event.Event, error) {
+	return d.mach.DecryptMegolmEvent(ctx, e)
+}
+
+// WaitForSession implements mautrix.CryptoHelper.
+func (d *secretive) WaitForSession(ctx context.Context, room id.RoomID, sender id.SenderKey, session id.SessionID, timeout time.Duration) bool {
+	return d.mach.WaitForSession(ctx, room, sender, session, timeout)
+}
+
+// RequestSession implements mautrix.CryptoHelper. Nobody has to ask: the server must not lose keys.
+func (d *secretive) RequestSession(context.Context, id.RoomID, id.SenderKey, id.SessionID, id.UserID, id.DeviceID) {
+}
+
+// Init implements mautrix.CryptoHelper.
+func (d *secretive) Init(context.Context) error { return nil }
+
+// VerificationRequested implements verificationhelper.RequiredCallbacks.
+func (d *secretive) VerificationRequested(_ context.Context, txn id.VerificationTransactionID, _ id.UserID, _ id.DeviceID) {
+	d.set(func() { d.asked = txn })
+}
+
+// VerificationReady implements verificationhelper.RequiredCallbacks.
+func (d *secretive) VerificationReady(context.Context, id.VerificationTransactionID, id.DeviceID, bool, bool, *verificationhelper.QRCode) {
+	d.set(func() { d.ready = true })
+}
+
+// VerificationCancelled implements verificationhelper.RequiredCallbacks.
+func (d *secretive) VerificationCancelled(_ context.Context, _ id.VerificationTransactionID, code event.VerificationCancelCode, reason string) {
+	d.set(func() { d.failed = string(code) + ": " + reason })
+}
+
+// VerificationDone implements verificationhelper.RequiredCallbacks.
+func (d *secretive) VerificationDone(context.Context, id.VerificationTransactionID, event.VerificationMethod) {
+	d.set(func() { d.done = true })
+}
+
+// ShowSAS implements verificationhelper.ShowSASCallbacks.
+func (d *secretive) ShowSAS(_ context.Context, _ id.VerificationTransactionID, emojis []rune, _ []string, _ []int) {
+	d.set(func() { d.emojis = emojis })
+}
+
+func (d *secretive) set(fn func()) {
+	d.mu.Lock()
+	fn()
+	d.mu.Unlock()
+	d.tell()
+}
+
+// until waits until the device knows something.
+func (d *secretive) until(t *testing.T, what string, known func() bool) {
+	t.Helper()
+	deadline := time.After(time.Minute)
+	for {
+		d.open(t.Context())
+		d.mu.Lock()
+		ok := known()
+		d.mu.Unlock()
+		if ok {
+			return
+		}
+		select {
+		case <-d.news:
+		case <-time.After(100 * time.Millisecond): // not everything that is waited for comes by sync
+		case <-deadline:
+			d.mu.Lock()
+			defer d.mu.Unlock()
+			t.Fatalf("%s does not get to know %s: %d messages read, %d sealed", d.name, what, len(d.bodies), len(d.sealed))
+		}
+	}
+}
+
+// say sends an encrypted message.
+func (d *secretive) say(t *testing.T, room id.RoomID, body string) id.EventID {
+	t.Helper()
+	d.sending.Lock()
+	defer d.sending.Unlock()
+	r, err := d.SendText(t.Context(), room, body)
+	return must(t, r, err)
+}
+
+// reads waits until all devices have read all messages.
+func reads(t *testing.T, devices []*secretive, messages map[id.EventID]string) {
+	t.Helper()
+	for _, d := range devices {
+		d.until(t, "all messages", func() bool {
+			for eventID := range messages {
+				if _, ok := d.bodies[eventID]; !ok {
+					return false
+				}
+			}
+			return true
+		})
+		d.mu.Lock()
+		for eventID, body := range messages {
+			if d.bodies[eventID] != body {
+				t.Errorf("%s reads %q, not %q", d.name, d.bodies[eventID], body)
+			}
+		}
+		d.mu.Unlock()
+	}
+}
+
+const (
+	// eachWay is how many messages each user sends in each half of the conversation.
+	eachWay = 40
+	// rotation is after how many messages a session ends.
+	rotation = 15
+)
+
+// converse lets the devices talk in turns.
+func converse(t *testing.T, room id.RoomID, what string, devices []*secretive) map[id.EventID]string {
+	t.Helper()
+	said := map[id.EventID]string{}
+	for i := range 2 * eachWay {
+		d := devices[i%len(devices)]
+		body := fmt.Sprintf("%s %d by %s", what, i, d.name)
+		said[d.say(t, room, body)] = body
+	}
+	return said
+}
+
+func TestEncryption(t *testing.T) {
+	harness.Each(t, func(t *testing.T, s *harness.Server) { testEncryption(t, s, s) })
+}
+
+func TestEncryptionBetweenServers(t *testing.T) {
+	harness.EachFederation(t, 2, func(t *testing.T, servers []*harness.Server) { testEncryption(t, servers[0], servers[1]) })
+}
+
+// testEncryption lets alice of one server and bob of another one, with two devices each, talk in an encrypted room. Every
+// message is read on every device that should be able to, and on no other.
+func testEncryption(t *testing.T, here, there *harness.Server) {
+	ctx := t.Context()
+	here.Register(t, "alice")
+	there.Register(t, "bob")
+	alice, phone := newSecretive(t, here, "alice", "ALICE"), newSecretive(t, here, "alice", "ALICEPHONE")
+	bob, tablet := newSecretive(t, there, "bob", "BOB"), newSecretive(t, there, "bob", "BOBTABLET")
+	devices := []*secretive{alice, bob, phone, tablet}
+
+	key := ""
+	created, err := alice.CreateRoom(ctx, &mautrix.ReqCreateRoom{Preset: "private_chat", Invite: []id.UserID{bob.UserID}, InitialState: []*event.Event{{
+		Type: event.StateEncryption, StateKey: &key,
+		Content: event.Content{Parsed: &event.EncryptionEventContent{Algorithm: id.AlgorithmMegolmV1, RotationPeriodMessages: rotation}},
+	}}})
+	if err != nil {
+		t.Fatalf("create a room: %v", err)
+	}
+	room := created.RoomID
+	if _, err := bob.JoinRoom(ctx, room.String(), &mautrix.ReqJoinRoom{Via: []string{here.Name}}); err != nil {
+		t.Fatalf("join: %v", err)
+	}
+	for _, d := range devices {
+		d.until(t, "the members", func() bool { return d.joined[alice.UserID] && d.joined[bob.UserID] })
+	}
+	first := converse(t, room, "first", devices)
+	reads(t, devices, first)
+
+	// A device in the middle reads what comes from now on.
+	laptop := newSecretive(t, there, "bob", "BOBLAPTOP")
+	laptop.until(t, "the members", func() bool { return laptop.joined[alice.UserID] && laptop.joined[bob.UserID] })
+	for _, d := range devices {
+		d.until(t, "the new device", func() bool { return d.knows(ctx, bob.UserID, laptop.DeviceID) })
+	}
+	all := append(slices.Clip(devices), laptop)
+	second := converse(t, room, "second", all)
+	reads(t, all, second)
+	laptop.mu.Lock()
+	for eventID := range first {
+		if body, ok := laptop.bodies[eventID]; ok {
+			t.Errorf("the new device reads %q, from before its time", body)
+		}
+	}
+	laptop.mu.Unlock()
+
+	crossSign(t, alice, bob)
+	verify(t, alice, bob)
+	restore(t, bob, laptop)
+	laptop.look(t, room)
+	reads(t, []*secretive{laptop}, first)
+}
+
+// knows tells whether the device's list of a user's devices, which it keeps by device_lists, has one.
+func (d *secretive) knows(ctx context.Context, user id.UserID, device id.DeviceID) bool {
+	known, err := d.mach.CryptoStore.GetDevice(ctx, user, device)
+	return err == nil && known != nil
+}
+
+// look reads the room's history.
+func (d *secretive) look(t *testing.T, room id.RoomID) {
+	t.Helper()
+	from := ""
+	for {
+		page, err := d.Messages(t.Context(), room, from, "", mautrix.DirectionBackward, nil, 100)
+		if err != nil {
+			t.Fatalf("read the history: %v", err)
+		}
+		for _, e := range page.Chunk {
+			if err := e.Content.ParseRaw(e.Type); err == nil && e.Type == event.EventEncrypted {
+				d.set(func() { d.sealed[e.ID] = e })
+			}
+		}
+		if from = page.End; from == "" {
+			return
+		}
+	}
+}
+
+// crossSign gives both users cross-signing keys, with which they sign the device that made them.
+func crossSign(t *testing.T, devices ...*secretive) {
+	t.Helper()
+	ctx := t.Context()
+	for _, d := range devices {
+		if _, _, err := d.mach.GenerateAndUploadCrossSigningKeysWithPassword(ctx, harness.Password, ""); err != nil {
+			t.Fatalf("%s makes cross-signing keys: %v", d.name, err)
+		}
+		if err := d.mach.SignOwnMasterKey(ctx); err != nil {
+			t.Fatalf("%s signs the master key: %v", d.name, err)
+		}
+		if err := d.mach.SignOwnDevice(ctx, d.mach.OwnIdentity()); err != nil {
+			t.Fatalf("%s signs itself: %v", d.name, err)
+		}
+	}
+	for i, d := range devices {
+		other := devices[1-i]
+		d.until(t, "the other's cross-signing keys", func() bool {
+			keys, err := d.mach.GetCrossSigningPublicKeys(ctx, other.UserID)
+			return err == nil && keys != nil && keys.MasterKey != "" && keys.SelfSigningKey != ""
+		})
+	}
+}
+
+// verify compares emojis.
+func verify(t *testing.T, alice, bob *secretive) {
+	t.Helper()
+	ctx := t.Context()
+	txn, err := alice.verifier.StartVerification(ctx, bob.UserID)
+	if err != nil {
+		t.Fatalf("start the verification: %v", err)
+	}
+	step := func(d *secretive, what string, done func() bool) {
+		t.Helper()
+		d.until(t, what, func() bool {
+			if d.failed != "" {
+				t.Fatalf("the verification was cancelled: %s", d.failed)
+			}
+			return done()
+		})
+	}
+	step(bob, "the request", func() bool { return bob.asked == txn })
+	if err := bob.verifier.AcceptVerification(ctx, txn); err != nil {
+		t.Fatalf("accept the verification: %v", err)
+	}
+	step(alice, "that bob is ready", func() bool { return alice.ready })
+	if err := alice.verifier.StartSAS(ctx, txn); err != nil {
+		t.Fatalf("start comparing: %v", err)
+	}
+	for _, d := range []*secretive{alice, bob} {
+		step(d, "emojis", func() bool { return len(d.emojis) > 0 })
+	}
+	if !slices.Equal(alice.emojis, bob.emojis) {
+		t.Fatalf("alice sees %q, bob %q", string(alice.emojis), string(bob.emojis))
+	}
+	// The library takes the wrong master key for the other's if it has the other's confirmation before its own.
+	alice.gate.Lock()
+	bob.gate.Lock()
+	for _, d := range []*secretive{alice, bob} {
+		if err := d.verifier.ConfirmSAS(ctx, txn); err != nil {
+			t.Errorf("%s confirms: %v", d.name, err)
+		}
+	}
+	alice.gate.Unlock()
+	bob.gate.Unlock()
+	for _, d := range []*secretive{alice, bob} {
+		step(d, "the end of the verification", func() bool { return d.done })
+	}
+	for i, d := range []*secretive{alice, bob} {
+		other := []*secretive{bob, alice}[i].UserID
+		d.until(t, "that the other is trusted", func() bool {
+			if _, err := d.mach.FetchKeys(ctx, []id.UserID{other}, true); err != nil {
+				return false
+			}
+			trusted, err := d.mach.IsUserTrusted(ctx, other)
+			return err == nil && trusted
+		})
+	}
+}
+
+// restore backs up the sessions of one device and restores them on another.
+func restore(t *testing.T, from, to *secretive) {
+	t.Helper()
+	ctx := t.Context()
+	secret, err := backup.NewMegolmBackupKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	version, err := from.CreateKeyBackupVersion(ctx, &mautrix.ReqRoomKeysVersionCreate[backup.MegolmAuthData]{
+		Algorithm: id.KeyBackupAlgorithmMegolmBackupV1,
+		AuthData:  backup.MegolmAuthData{PublicKey: id.Ed25519(encodeKey(secret))},
+	})
+	if err != nil {
+		t.Fatalf("make a backup: %v", err)
+	}
+	sessions, err := from.mach.CryptoStore.GetAllGroupSessions(ctx).AsList()
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys := mautrix.ReqKeyBackup{Rooms: map[id.RoomID]mautrix.ReqRoomKeyBackup{}}
+	for _, session := range sessions {
+		exported, err := session.Internal.Export(session.Internal.FirstKnownIndex())
+		if err != nil {
+			t.Fatal(err)
+		}
+		sealed, err := backup.EncryptSessionData(secret, backup.MegolmSessionData{
+			Algorithm: id.AlgorithmMegolmV1, ForwardingKeyChain: []string{}, SenderKey: session.SenderKey,
+			SenderClaimedKeys: backup.SenderClaimedKeys{Ed25519: session.SigningKey}, SessionKey: string(exported),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		data, err := json.Marshal(sealed)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if keys.Rooms[session.RoomID].Sessions == nil {
+			keys.Rooms[session.RoomID] = mautrix.ReqRoomKeyBackup{Sessions: map[id.SessionID]mautrix.ReqKeyBackupData{}}
+		}
+		keys.Rooms[session.RoomID].Sessions[session.ID()] = mautrix.ReqKeyBackupData{FirstMessageIndex: int(session.Internal.FirstKnownIndex()), IsVerified: true, SessionData: data}
+	}
+	r, err := from.PutKeysInBackup(ctx, version.Version, &keys)
+	if err != nil || r.Count != len(sessions) {
+		t.Fatalf("back up %d sessions: %+v, %v", len(sessions), r, err)
+	}
+	if _, err := to.mach.DownloadAndStoreLatestKeyBackup(ctx, secret); err != nil {
+		t.Fatalf("restore: %v", err)
+	}
+}
+
+// encodeKey is the public part of a backup's key.
+func encodeKey(key *backup.MegolmBackupKey) string {
+	return base64.RawStdEncoding.EncodeToString(key.PublicKey().Bytes())
+}
