@@ -45,6 +45,10 @@ type Config struct {
 	Thumbnails Thumbnails
 	// Previews is about previews of URLs.
 	Previews Previews
+	// Retention is how long media is kept.
+	Retention Retention
+	// ScanCommand is a program that looks at new files; empty: none.
+	ScanCommand string
 	// AllowPrivate lets redirects of other servers lead to loopback and private addresses.
 	AllowPrivate bool
 }
@@ -62,6 +66,8 @@ type Deps struct {
 	Store blob.Store
 	// Servers fetches remote media; nil: there is none.
 	Servers Servers
+	// Events goes through the events of a room, or of all rooms, and the states of rooms.
+	Events func(ctx context.Context, roomID string, fn func(event []byte, state bool) error) error
 	// Log gets what operators should know.
 	Log *logrus.Entry
 	// Now is the clock; nil means time.Now.
@@ -75,6 +81,7 @@ type API struct {
 	store   blob.Store
 	area    *blob.Area
 	servers Servers
+	events  func(ctx context.Context, roomID string, fn func(event []byte, state bool) error) error
 	log     *logrus.Entry
 	now     func() time.Time
 
@@ -103,7 +110,7 @@ type API struct {
 
 // New opens the store and cleans up what a crash has left.
 func New(cfg Config, d Deps) (*API, error) {
-	a := &API{Config: cfg, db: d.DB, store: d.Store, servers: d.Servers, log: d.Log, now: d.Now}
+	a := &API{Config: cfg, db: d.DB, store: d.Store, servers: d.Servers, events: d.Events, log: d.Log, now: d.Now}
 	a.life, a.end = context.WithCancel(context.Background())
 	if a.now == nil {
 		a.now = time.Now
@@ -137,6 +144,7 @@ func (a *API) Run(ctx context.Context) {
 	var group sync.WaitGroup
 	group.Go(func() { a.writeTouches(ctx) })
 	group.Go(func() { a.workEarly(ctx) })
+	group.Go(func() { a.cleanUpRegularly(ctx) })
 	<-ctx.Done()
 	a.end()
 	a.web.Close()
@@ -159,7 +167,7 @@ func (a *API) Endpoints() []httpapi.Endpoint {
 		class   = ratelimit.Media
 	)
 	upload := func(e httpapi.Endpoint) httpapi.Endpoint { return e.WithMaxBody(max(a.MaxUpload, 1)).UnlessSuspended() }
-	return []httpapi.Endpoint{
+	return append(a.adminEndpoints(),
 		httpapi.New("GET", v1+"/config", user, ratelimit.Read, a.config),
 		httpapi.New("GET", legacy+"/config", user, ratelimit.Read, a.config),
 		upload(httpapi.NewRaw("POST", legacy+"/upload", user, class, a.upload)),
@@ -179,7 +187,7 @@ func (a *API) Endpoints() []httpapi.Endpoint {
 		httpapi.NewRaw("GET", legacy+"/thumbnail/{serverName}/{mediaId}", anyone, class, a.thumbnailOpen),
 		httpapi.NewRaw("GET", servers+"/download/{mediaId}", httpapi.Server, ratelimit.Federation, a.downloadForServer),
 		httpapi.NewRaw("GET", servers+"/thumbnail/{mediaId}", httpapi.Server, ratelimit.Federation, a.thumbnailForServer),
-	}
+	)
 }
 
 type configResponse struct {

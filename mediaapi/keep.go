@@ -38,6 +38,9 @@ func (a *API) keep(ctx context.Context, s *blob.Spool, write func(tx *storage.Tx
 			return err
 		}
 	}
+	if err := a.scan(ctx, s); err != nil {
+		return err
+	}
 	if err := s.Seal(); err != nil {
 		return err
 	}
