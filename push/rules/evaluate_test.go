@@ -110,6 +110,12 @@ func TestPredefinedRules(t *testing.T) {
 		{"edit that mentions anew", message("m.room.message", `{"body":"* x","m.mentions":{"user_ids":["@alice:example.org"]},"m.relates_to":{"rel_type":"m.replace","event_id":"$x"}}`), pair, "notify highlight default"},
 		{"thread", message("m.room.message", `{"body":"x","m.relates_to":{"rel_type":"m.thread","event_id":"$x"}}`), group, "notify"},
 
+		{"poll", message("org.matrix.msc3381.poll.start", `{}`), group, "notify"},
+		{"poll in a room of two", message("org.matrix.msc3381.poll.start", `{}`), pair, "notify default"},
+		{"end of a poll", message("org.matrix.msc3381.poll.end", `{}`), group, "notify"},
+		{"end of a poll in a room of two", message("org.matrix.msc3381.poll.end", `{}`), pair, "notify default"},
+		{"answer to a poll", message("org.matrix.msc3381.poll.response", `{}`), pair, "silent"},
+
 		{"one's own message", &Event{Type: "m.room.message", Sender: alice, RoomID: roomA, Content: []byte(`{"m.mentions":{"user_ids":["@alice:example.org"]}}`)}, pair, "silent"},
 		{"content of odd types", message("m.room.message", `{"body":{},"msgtype":1,"m.mentions":[],"m.relates_to":"x"}`), group, "notify"},
 	} {

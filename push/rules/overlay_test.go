@@ -19,13 +19,15 @@ func ids(list []Rule) (out []string) {
 	return out
 }
 
-// The predefined rules are those of the specification, in its order.
+// The predefined rules are those of the specification, in its order, and those for polls (MSC3930).
 func TestPredefinedOrder(t *testing.T) {
 	want := [kinds][]string{
 		Override: {".m.rule.master", ".m.rule.suppress_notices", ".m.rule.invite_for_me", ".m.rule.member_event",
 			".m.rule.is_user_mention", ".m.rule.is_room_mention", ".m.rule.tombstone", ".m.rule.reaction",
-			".m.rule.room.server_acl", ".m.rule.suppress_edits"},
-		Underride: {".m.rule.call", ".m.rule.encrypted_room_one_to_one", ".m.rule.room_one_to_one", ".m.rule.message", ".m.rule.encrypted"},
+			".m.rule.room.server_acl", ".org.matrix.msc3930.rule.poll_response", ".m.rule.suppress_edits"},
+		Underride: {".m.rule.call", ".m.rule.encrypted_room_one_to_one", ".m.rule.room_one_to_one", ".m.rule.message", ".m.rule.encrypted",
+			".org.matrix.msc3930.rule.poll_start_one_to_one", ".org.matrix.msc3930.rule.poll_start",
+			".org.matrix.msc3930.rule.poll_end_one_to_one", ".org.matrix.msc3930.rule.poll_end"},
 	}
 	got := new(Overlay).Ruleset(alice)
 	for k := range Kind(kinds) {
