@@ -155,7 +155,8 @@ func (a *API) appendPage(ctx context.Context, by *httpapi.Caller, p *page, from 
 		return nil, err
 	}
 	b = append(append(append(b, `,"start":"`...), historyToken(from)...), '"')
-	if p.more {
+	// Where a filter leaves things out, clients ask on from what they got, until they get nothing.
+	if p.more || len(p.events) > 0 && !p.filter.MatchesAll() {
 		b = append(append(append(b, `,"end":"`...), historyToken(p.end)...), '"')
 	}
 	if p.filter.LazyLoadMembers {
