@@ -29,6 +29,7 @@ import (
 	"github.com/myelin-im/myelin/mediaapi"
 	"github.com/myelin-im/myelin/notices"
 	"github.com/myelin-im/myelin/push"
+	"github.com/myelin-im/myelin/push/notifications"
 	"github.com/myelin-im/myelin/push/pushers"
 	"github.com/myelin-im/myelin/push/threads"
 	"github.com/myelin-im/myelin/push/unread"
@@ -59,6 +60,7 @@ type features struct {
 	directory *directory.API
 	notices   *notices.API
 	services  *appservice.API
+	notified  *notifications.API
 	reports   *reports.API
 	search    *search.API
 	retention *retention.Cleaner
@@ -110,7 +112,6 @@ func newFeatures(cfg *config.Config, db *storage.DB, key signingkey.Key, limits 
 		DB: db, Rooms: roomsOfAccounts{f.rooms}, Hooks: []accounts.Hooks{f.ephemeral.Hooks(), f.e2ee.Hooks(), pushers.Hooks(), delayed.Hooks(), threads.Hooks()},
 		Computed:    map[string]func(*storage.Tx, string) (json.RawMessage, error){"m.push_rules": f.push.AccountData},
 		Appservices: services, Mail: mailer, Limiter: limits, Log: part("accounts"),
-		RemoteProfile: func(ctx context.Context, user string) (map[string]json.RawMessage, error) { return f.federation.Profile(ctx, user) },
 		RemoteProfile: func(ctx context.Context, user string) (map[string]json.RawMessage, error) {
 			return f.federation.Profile(ctx, user)
 		},
@@ -137,6 +138,7 @@ func newFeatures(cfg *config.Config, db *storage.DB, key signingkey.Key, limits 
 	}
 	f.rooms.SetRecommend(f.federation.Recommend)
 	f.services = appservice.New(services)
+	f.notified = notifications.New(notifications.Deps{DB: db, Rooms: f.rooms, Receipts: f.ephemeral, Unread: f.unread})
 	f.notices = notices.New(notices.Config{
 		Localpart: cfg.Notices.Localpart, DisplayName: cfg.Notices.DisplayName, AvatarURL: cfg.Notices.AvatarURL,
 		RoomName: cfg.Notices.RoomName, RoomVersion: cfg.Rooms.DefaultVersion,
@@ -164,7 +166,7 @@ func newFeatures(cfg *config.Config, db *storage.DB, key signingkey.Key, limits 
 			{Room: directory.RoomRemoved},
 		},
 	})
-	if f.media, err = newMedia(cfg, db, others.client, part("media")); err != nil {
+	if f.media, err = newMedia(cfg, db, f.rooms, others.client, part("media")); err != nil {
 		return nil, fmt.Errorf("set up media: %w", err)
 	}
 	return f, nil
@@ -206,7 +208,7 @@ func (f *features) endpoints() []httpapi.Endpoint {
 	var all []httpapi.Endpoint
 	for _, some := range [][]httpapi.Endpoint{
 		f.accounts.Endpoints(), f.ephemeral.Endpoints(), f.e2ee.Endpoints(), f.push.Endpoints(), f.pushers.Endpoints(), f.client.Endpoints(), f.sync.Endpoints(),
-		f.directory.Endpoints(), f.notices.Endpoints(), f.services.Endpoints(), f.reports.Endpoints(), f.search.Endpoints(), f.media.Endpoints(), f.federation.Endpoints(), f.delayed.Endpoints(), f.threads.Endpoints(),
+		f.directory.Endpoints(), f.notices.Endpoints(), f.services.Endpoints(), f.notified.Endpoints(), f.reports.Endpoints(), f.search.Endpoints(), f.media.Endpoints(), f.federation.Endpoints(), f.delayed.Endpoints(), f.threads.Endpoints(),
 	} {
 		all = append(all, some...)
 	}
@@ -289,7 +291,9 @@ func accountsConfig(cfg *config.Config) accounts.Config {
 		},
 		DefaultRoomVersion: cfg.Rooms.DefaultVersion,
 		RoomVersions:       map[string]string{},
-		Capabilities:       map[string]any{},
+		Capabilities: map[string]any{
+			"io.element.msc4452.preview_url": map[string]bool{"enabled": cfg.Media.Previews.Enabled},
+		},
 	}
 	if d := cfg.DelayedEvents; d.MaxScheduled > 0 {
 		c.Capabilities["org.matrix.msc4140.delayed_events"] = map[string]int64{

@@ -326,6 +326,9 @@ func sections(c *Config) []section {
 				truth(&c.Presence.Enabled)},
 		}},
 		{"media", mediaDoc, mediaKeys(&c.Media)},
+		{"thumbnails", "Small pictures of large ones.", thumbnailKeys(&c.Media.Thumbnails)},
+		{"url_previews", "What clients show of links in messages.", previewKeys(&c.Media.Previews)},
+		{"media_s3", "A bucket for media, on any server that speaks the S3 protocol.", s3Keys(&c.Media.S3)},
 		{"limits", "What one request may bring.", []key{
 			{"request_body", "1MiB", false, `
 				The largest body of a request that is not an upload. Events have a smaller limit of their own, set by the
