@@ -115,6 +115,9 @@ func (a *API) Endpoints() []httpapi.Endpoint {
 		httpapi.New(get, v1+"/rooms/{roomId}/threads", httpapi.User, ratelimit.Read, a.threads),
 		httpapi.New(get, v1+"/rooms/{roomId}/timestamp_to_event", httpapi.User, ratelimit.Read, a.timestampToEvent),
 		httpapi.New(get, "/_matrix/client/unstable/io.element.msc4308/thread_subscriptions", httpapi.User, ratelimit.Read, a.listSubscriptions),
+		httpapi.New(get, v3+"/initialSync", httpapi.User, ratelimit.Read, a.initialSync),
+		httpapi.New(get, v3+"/events", anyUser, ratelimit.Sync, a.events),
+		httpapi.New(get, v3+"/events/{eventId}", httpapi.User, ratelimit.Read, a.oneEvent),
 		httpapi.New(get, v3+"/joined_rooms", httpapi.User, ratelimit.Read, a.joinedRooms),
 		httpapi.New(get, v3+"/keys/changes", httpapi.User, ratelimit.Keys, a.keyChanges),
 	}

@@ -34,12 +34,6 @@ var notServed = map[string][]string{
 		"GET /_matrix/client/v3/login/sso/redirect",
 		"GET /_matrix/client/v3/login/sso/redirect/{idpId}",
 	},
-	"what is being built": {
-		"GET /_matrix/client/v3/events",
-		"GET /_matrix/client/v3/events/{eventId}",
-		"GET /_matrix/client/v3/initialSync",
-		"GET /_matrix/client/v3/notifications",
-	},
 }
 
 // moreForGuests are endpoints that guests may call although the specification does not list them, and why.

@@ -1,0 +1,30 @@
+package roomserver
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/myelin-im/myelin/storage"
+)
+
+// maxRoomsWithEvent bounds the rooms that RoomsWithEvent returns. In versions 1 and 2 a sender may choose the id of
+// another room's event.
+const maxRoomsWithEvent = 10
+
+// RoomsWithEvent returns the numbers of the rooms that have an event with this id, at most 10 of them.
+func (s *Server) RoomsWithEvent(ctx context.Context, id string) (nids []int64, err error) {
+	err = s.db.Read(ctx, func(tx *storage.Tx) error {
+		nids = nil
+		rows := tx.Query(`SELECT room FROM events WHERE event_id = $1 ORDER BY room LIMIT $2`, eventKey(id), maxRoomsWithEvent)
+		for rows.Next() {
+			var nid int64
+			rows.Scan(&nid)
+			nids = append(nids, nid)
+		}
+		return rows.Close()
+	})
+	if err != nil {
+		return nil, fmt.Errorf("rooms of event %s: %w", id, err)
+	}
+	return nids, nil
+}
