@@ -25,7 +25,9 @@ var unstableFeatures = map[string]bool{
 	"org.matrix.msc4380.stable":                      true, // blocking invites
 	"uk.timedout.msc4323":                            true, // locking and suspending accounts
 	"org.matrix.msc4140":                             true, // delayed events
+	"org.matrix.msc4262":                             true, // profiles in sliding sync
 	"org.matrix.msc4306":                             true, // thread subscriptions
+	"org.matrix.msc4429":                             true, // profiles in sync
 	"org.matrix.msc4354":                             true, // sticky events
 	"org.matrix.simplified_msc3575":                  true, // sliding sync, as it was before MSC4186 was accepted
 	"uk.half-shot.msc2666.query_mutual_rooms":        true, // rooms that two users share

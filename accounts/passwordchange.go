@@ -229,6 +229,9 @@ func (a *API) end(ctx context.Context, userID string, erase bool, p *proof) erro
 
 // eraseData deletes what accounts keep of a user beyond the account itself.
 func eraseData(tx *storage.Tx, userID string) error {
+	if err := noteProfileEnd(tx, userID); err != nil {
+		return err
+	}
 	for _, sql := range []string{
 		`DELETE FROM account_data WHERE user_id = $1`,
 		`DELETE FROM profiles WHERE user_id = $1`,

@@ -1,6 +1,7 @@
 package accounts
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -275,6 +276,12 @@ func writeField(tx *storage.Tx, userID, field string, value json.RawMessage) (ol
 		return nil, err
 	}
 	if _, err := tx.Get(`SELECT value FROM profiles WHERE user_id = $1 AND field = $2`, []any{userID, field}, &old); err != nil {
+		return nil, err
+	}
+	if bytes.Equal(old, value) {
+		return old, nil
+	}
+	if err := noteProfileChange(tx, userID, field); err != nil {
 		return nil, err
 	}
 	if value == nil {

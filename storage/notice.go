@@ -34,6 +34,8 @@ const (
 	Outgoing
 	// Pushers is a change of User's pushers.
 	Pushers
+	// Profile is a change of User's profile.
+	Profile
 )
 
 // Notice tells subscribers that something exists at a position; they look for themselves.

@@ -51,6 +51,9 @@ func (l *look) interests() interests {
 	if l.wantsPresence() {
 		what |= inPresence
 	}
+	if len(l.filter.ProfileFields) > 0 {
+		what |= inProfiles
+	}
 	return what
 }
 

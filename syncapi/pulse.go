@@ -10,6 +10,9 @@ type pulse struct {
 	waiting interests // what they are to be woken for then
 }
 
+// allRooms stands for a room in which everyone is.
+const allRooms = 0
+
 const (
 	// pulsePause is how long a room rests after a pulse for each of its local members, maxPulsePause at most.
 	pulsePause    = 5 * time.Millisecond
@@ -54,6 +57,9 @@ func (t *tracker) beatLocked(nid int64, what interests, now time.Time) {
 			}
 		}
 	}
-	rest := min(time.Duration(len(t.names))*pulsePause, maxPulsePause)
+	rest := maxPulsePause
+	if nid != allRooms {
+		rest = min(time.Duration(len(t.names))*pulsePause, maxPulsePause)
+	}
 	t.pulses[nid] = &pulse{next: now.Add(rest)}
 }

@@ -159,6 +159,8 @@ type slidingLook struct {
 	shown   map[int64][]*roomserver.Event // timelines of rooms that are new to the client, for receipts
 	// timelines are those of all rooms in the answer.
 	timelines map[int64][]*roomserver.Event
+	// people are those of whose profiles the client may want to hear.
+	people people
 
 	roomsOut, extensionsOut []byte
 	volatile                Volatile
@@ -176,7 +178,7 @@ func (l *slidingLook) take(ctx context.Context) (found bool, err error) {
 	}
 	l.change = slidingChange{flags: l.turn.base.flags}
 	l.dirty, l.configs, l.members, l.shown, l.timelines = l.initial(), map[*roomConfig]int64{}, nil, nil, nil
-	l.roomsOut, l.extensionsOut = l.roomsOut[:0], l.extensionsOut[:0]
+	l.roomsOut, l.extensionsOut, l.people = l.roomsOut[:0], l.extensionsOut[:0], people{}
 	if err := l.collect(ctx); err != nil {
 		return false, err
 	}
@@ -235,7 +237,7 @@ func (l *slidingLook) unchanged() *rawJSON {
 
 // answer remembers what the client will know and makes the answer.
 func (l *slidingLook) answer() (*rawJSON, error) {
-	next := slidingToken{generation: l.api.db.Generation(), conn: l.turn.id, seq: l.turn.base.seq, pos: l.upTo, volatile: l.volatile}
+	next := slidingToken{generation: l.api.db.Generation(), conn: l.turn.id, seq: l.turn.base.seq, pos: l.upTo, volatile: l.volatile, fields: l.req.extensions.Profiles.mark()}
 	if l.dirty {
 		seq, ok := l.api.sliding.connections.commit(l.turn, &l.change, l.members)
 		if !ok {

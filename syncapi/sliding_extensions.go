@@ -42,7 +42,7 @@ func (l *slidingLook) extensions(ctx context.Context) (told bool, err error) {
 		}
 		told = told || news
 	}
-	for _, add := range []func(context.Context) ([]byte, error){l.accountData, l.receipts, l.typing, l.threadSubscriptions, l.sticky} {
+	for _, add := range []func(context.Context) ([]byte, error){l.accountData, l.receipts, l.typing, l.threadSubscriptions, l.profiles, l.sticky} {
 		b, err := add(ctx)
 		if err != nil {
 			return false, err
@@ -349,6 +349,9 @@ func (l *slidingLook) interests() interests {
 	}
 	if l.req.extensions.Typing.Enabled {
 		what |= inTyping
+	}
+	if l.req.extensions.Profiles.Enabled {
+		what |= inProfiles
 	}
 	return what
 }

@@ -75,6 +75,7 @@ type slidingExtensions struct {
 	Receipts    roomExtension     `json:"receipts"`
 	Typing      roomExtension     `json:"typing"`
 	Threads     threadsExtension  `json:"io.element.msc4308.thread_subscriptions"`
+	Profiles    profilesExtension `json:"org.matrix.msc4262.profiles"`
 	Sticky      stickyExtension   `json:"org.matrix.msc4354.sticky_events"`
 }
 
@@ -270,24 +271,30 @@ type slidingToken struct {
 	// pos is the log position of the answer.
 	pos      int64
 	volatile Volatile
+	// fields stands for the profile fields that the client wants (profilesExtension.mark).
+	fields int64
 }
 
 const slidingTokenPrefix = "q1_"
 
 // String is the token's wire form.
 func (t slidingToken) String() string {
-	return fmt.Sprintf(slidingTokenPrefix+"%s_%s_%d_%d_%s_%d", strconv.FormatInt(t.generation, 36), strconv.FormatInt(t.conn, 36),
+	s := fmt.Sprintf(slidingTokenPrefix+"%s_%s_%d_%d_%s_%d", strconv.FormatInt(t.generation, 36), strconv.FormatInt(t.conn, 36),
 		t.seq, t.pos, strconv.FormatInt(t.volatile.Boot, 36), t.volatile.Typing)
+	if t.fields != 0 {
+		s += "_" + strconv.FormatInt(t.fields, 10)
+	}
+	return s
 }
 
 // parseSlidingToken reads a token; ok is false for anything else.
 func parseSlidingToken(s string) (t slidingToken, ok bool) {
 	rest, found := strings.CutPrefix(s, slidingTokenPrefix)
 	parts := strings.Split(rest, "_")
-	if !found || len(parts) != 6 {
+	if !found || len(parts) != 6 && len(parts) != 7 {
 		return t, false
 	}
-	for i, to := range []*int64{&t.generation, &t.conn, &t.seq, &t.pos, &t.volatile.Boot, &t.volatile.Typing} {
+	for i, to := range []*int64{&t.generation, &t.conn, &t.seq, &t.pos, &t.volatile.Boot, &t.volatile.Typing, &t.fields}[:len(parts)] {
 		base := 10
 		if i < 2 || i == 4 {
 			base = 36

@@ -276,6 +276,9 @@ func (p *slidingPart) readState(ctx context.Context) error {
 		}
 		typ, key := e.Type, *e.StateKey
 		p.members = p.members || typ == memberType
+		if typ == memberType && p.look.req.extensions.Profiles.Enabled && (d.New == nil || d.Old == nil || d.New.Membership() != d.Old.Membership()) {
+			p.look.people.note(p.look.api, e)
+		}
 		p.name = p.name || typ == "m.room.name" && key == ""
 		p.avatar = p.avatar || typ == "m.room.avatar" && key == ""
 		if !want.matches(typ, key) && (!lazy || typ != memberType || p.limited) {
@@ -407,7 +410,7 @@ func (p *slidingPart) empty(dm bool) bool {
 // remember notes what the client will know of the room.
 func (p *slidingPart) remember(dm bool) {
 	s := sentRoom{nid: p.c.nid, at: p.look.upTo, depth: max(p.depth, int64(p.c.config.limit)), config: p.look.configOf(p.c.config), unread: p.unread, highlights: p.highlights}
-	s.flags = p.c.sent.flags&(knowsData|knowsReceipts) | sentStay
+	s.flags = p.c.sent.flags&(knowsData|knowsReceipts|knowsProfiles) | sentStay
 	if dm {
 		s.flags |= sentDM
 	}
@@ -490,7 +493,12 @@ func (p *slidingPart) append(ctx context.Context, dm bool) error {
 			l.shown = map[int64][]*roomserver.Event{}
 		}
 		l.shown[p.c.nid] = p.timeline
-		p.c.sent.flags &^= knowsData | knowsReceipts
+		p.c.sent.flags &^= knowsData | knowsReceipts | knowsProfiles
+	}
+	if x := &l.req.extensions.Profiles; x.Enabled && x.covers(p.c) {
+		for _, e := range p.state {
+			l.people.note(l.api, e)
+		}
 	}
 	if len(p.timeline) > 0 {
 		if l.timelines == nil {

@@ -32,6 +32,8 @@ const (
 	sentDM
 	// knowsThreads is set where the client has all thread subscriptions.
 	knowsThreads
+	// knowsProfiles is set for a room whose members' profiles the client has, as far as it knows the members.
+	knowsProfiles
 )
 
 // sentConfig is a required state that was in use.

@@ -100,6 +100,8 @@ type look struct {
 	data map[string][]accounts.Datum
 	// volatile is what is told of typing and presence.
 	volatile volatile
+	// people are those of whose profiles the client may want to hear.
+	people people
 	// stickyTo is the position up to which sticky events are told.
 	stickyTo int64
 }
@@ -111,6 +113,7 @@ func (l *look) initial() bool { return l.since.Generation == 0 }
 func (l *look) take(ctx context.Context) (*rawJSON, bool, error) {
 	l.upTo = l.api.db.Head()
 	l.now = l.api.now().UnixMilli()
+	l.people = people{}
 	next := Token{Generation: l.api.db.Generation(), Pos: l.upTo}
 	var err error
 	if err = l.beginVolatile(ctx); err != nil {
@@ -134,6 +137,9 @@ func (l *look) take(ctx context.Context) (*rawJSON, bool, error) {
 		return nil, false, err
 	}
 	if out, err = l.presence(ctx, out); err != nil {
+		return nil, false, err
+	}
+	if out, err = l.users(ctx, out); err != nil {
 		return nil, false, err
 	}
 	if len(messages) > 0 {
@@ -379,6 +385,13 @@ func (l *look) joined(ctx context.Context, s *sections, room *roomserver.Room, m
 	}
 	if part.empty() && len(rest) == 0 && !part.counted {
 		return nil
+	}
+	if len(l.filter.ProfileFields) > 0 {
+		for _, events := range [][]*roomserver.Event{part.state, part.timeline} {
+			for _, e := range events {
+				l.people.note(l.api, e)
+			}
+		}
 	}
 	b := append(s.begin(sectionJoin, room.ID), '{')
 	if b, err = part.appendTimelineAndState(ctx, b); err != nil {

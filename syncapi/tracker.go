@@ -15,10 +15,12 @@ type tracker struct {
 
 	mu      sync.RWMutex
 	roomPos map[int64]int64
-	userPos map[string]int64
-	waiters map[string][]*waiter
-	names   []string // scratch for members of a room
-	pulses  map[int64]*pulse
+	// profilePos is the last position at which somebody's profile changed.
+	profilePos int64
+	userPos    map[string]int64
+	waiters    map[string][]*waiter
+	names      []string // scratch for members of a room
+	pulses     map[int64]*pulse
 }
 
 // waiter is one request that waits.
@@ -34,8 +36,9 @@ const (
 	inReceipts interests = 1 << iota
 	inTyping
 	inPresence
+	inProfiles
 	inLog      // every request is
-	everything = inLog | inPresence | inTyping | inReceipts
+	everything = inLog | inPresence | inTyping | inReceipts | inProfiles
 )
 
 func newTracker(rooms *roomserver.Server, head int64) *tracker {
@@ -55,6 +58,8 @@ func (t *tracker) committed(batch []storage.Notice, _ int64) {
 			t.roomPos[n.Room] = n.Pos
 		}
 		switch n.Kind {
+		case storage.Profile:
+			t.profilePos = n.Pos
 		case storage.Receipt, storage.PrivateReceipt, storage.ToDevice, storage.DeviceKeys, storage.OneTimeKeys, storage.Pushers:
 		default:
 			if n.User != "" {
@@ -74,6 +79,9 @@ func (t *tracker) published(batch []storage.Notice, _ int64) {
 	for _, n := range batch {
 		if n.User != "" {
 			t.wakeLocked(n.User, everything)
+		}
+		if n.Kind == storage.Profile {
+			t.pulseLocked(allRooms, inProfiles)
 		}
 		// Account data, push rules and forgetting concern one user and not the room's members.
 		var what interests

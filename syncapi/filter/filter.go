@@ -11,6 +11,8 @@ type Filter struct {
 	Federation bool
 	// Presence and AccountData apply to presence and to account data outside rooms.
 	Presence, AccountData EventFilter
+	// ProfileFields are the profile fields of which the client wants to hear (MSC4429); empty means none.
+	ProfileFields []string
 	// Room applies to everything in rooms.
 	Room RoomFilter
 }

@@ -32,8 +32,9 @@ func Parse(data []byte) (*Filter, error) {
 			f.Federation = v.Str == "federation"
 			return nil
 		},
-		"presence":     object(f.Presence.fields()),
-		"account_data": object(f.AccountData.fields()),
+		"presence":                          object(f.Presence.fields()),
+		"account_data":                      object(f.AccountData.fields()),
+		"org.matrix.msc4429.profile_fields": object(fields{"ids": list(&f.ProfileFields, nil)}),
 		"room": object(fields{
 			"rooms":         ids(&f.Room.rooms, '!'),
 			"not_rooms":     ids(&f.Room.notRooms, '!'),
