@@ -237,4 +237,5 @@ func (t *timelineRing) replace(nid int64, with func(*Event) *Event) {
 	}
 	t.events = slices.Clone(t.events)
 	t.events[i] = with(t.events[i])
+	t.account()
 }

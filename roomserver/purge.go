@@ -246,5 +246,6 @@ func (t *timelineRing) remove(gone map[int64]bool) {
 	isGone := func(e *Event) bool { return gone[e.NID] }
 	if slices.ContainsFunc(t.events, isGone) {
 		t.events = slices.DeleteFunc(slices.Clone(t.events), isGone)
+		t.account()
 	}
 }

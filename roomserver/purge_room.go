@@ -182,6 +182,7 @@ func (s *Server) Remove(ctx context.Context, r Removal, others []RoomRows, pause
 
 // remove takes a room out of the table; the caller holds its turn, and has seen all of its units written.
 func (t *roomTable) remove(r *Room) {
+	defer r.recent.countOut()
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	r.mu.Lock()

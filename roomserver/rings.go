@@ -2,6 +2,7 @@ package roomserver
 
 import (
 	"sync"
+	"sync/atomic"
 
 	"github.com/myelin-im/myelin/roomserver/snapshot"
 )
@@ -18,6 +19,52 @@ type timelineRing struct {
 	whole  bool // nothing is before it
 	from   int64
 	events []*Event // oldest first; the backing array is never overwritten, so slices of it may be kept
+
+	bytes int64         // about what the events take
+	total *atomic.Int64 // the sum over all rooms that are kept in memory; nil if this room is none of them
+}
+
+// account tells the sum what the events take by now; the caller holds mu.
+func (t *timelineRing) account() {
+	before := t.bytes
+	t.bytes = 0
+	for _, e := range t.events {
+		t.bytes += int64(e.cost())
+	}
+	if t.total != nil {
+		t.total.Add(t.bytes - before)
+	}
+}
+
+// countIn makes the ring part of a sum.
+func (t *timelineRing) countIn(total *atomic.Int64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.total = total
+	total.Add(t.bytes)
+}
+
+// countOut takes the ring out of its sum.
+func (t *timelineRing) countOut() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.total != nil {
+		t.total.Add(-t.bytes)
+		t.total = nil
+	}
+}
+
+// unload forgets the events, which come from the database when they are next asked for. It leaves a ring alone that is
+// in use, and returns how many bytes it freed.
+func (t *timelineRing) unload() int64 {
+	if !t.mu.TryLock() {
+		return 0
+	}
+	defer t.mu.Unlock()
+	freed := t.bytes
+	t.loaded, t.whole, t.from, t.events = false, false, 0, nil
+	t.account()
+	return freed
 }
 
 // beginAt makes the ring begin at a position: what is before it has to be read, because backfill puts events there.
@@ -33,6 +80,7 @@ func (t *timelineRing) beginAt(pos int64) {
 		i++
 	}
 	t.events = t.events[i:]
+	t.account()
 }
 
 // push appends a durable event.
@@ -47,11 +95,16 @@ func (t *timelineRing) push(e *Event) {
 		copy(kept, t.events[len(t.events)-ringSize:])
 		t.from, t.whole = t.events[len(t.events)-ringSize-1].Anchor, false
 		t.events = kept
+		t.account()
 	}
 	if n := len(t.events); n > 0 && t.events[n-1].Anchor >= e.Anchor {
 		return // the load that waited for this commit has read it
 	}
 	t.events = append(t.events, e)
+	cost := int64(e.cost())
+	if t.bytes += cost; t.total != nil {
+		t.total.Add(cost)
+	}
 }
 
 // since returns the events with positions in (after, upTo], oldest first, and whether the ring
@@ -113,6 +166,7 @@ func (t *timelineRing) load(read func() ([]*Event, error)) error {
 		t.from = events[0].Anchor - 1
 	}
 	t.loaded, t.events = true, events
+	t.account()
 	return nil
 }
 

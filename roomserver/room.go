@@ -92,8 +92,12 @@ func (p *pendingEvents) remove(e *Event) {
 	}
 }
 
-// maxRooms bounds the rooms that are kept in memory at once.
-const maxRooms = 20_000
+const (
+	// maxRooms bounds the rooms that are kept in memory at once.
+	maxRooms = 20_000
+	// maxRecentBytes bounds what their recent events take, which is nearly all of it.
+	maxRecentBytes = 256 << 20
+)
 
 // roomTable holds the active rooms by id and by number.
 type roomTable struct {
@@ -101,11 +105,16 @@ type roomTable struct {
 	byID  map[string]*Room
 	byNID map[int64]*Room
 	load  keyedMutex[string]
+
+	recent      atomic.Int64 // bytes of the recent events of all rooms
+	recentLimit int64        // what they should not exceed
+	shedding    atomic.Bool
 }
 
 func (t *roomTable) init() {
 	t.byID = map[string]*Room{}
 	t.byNID = map[int64]*Room{}
+	t.recentLimit = maxRecentBytes
 }
 
 func (t *roomTable) get(id string) *Room {
@@ -122,21 +131,29 @@ func (t *roomTable) getNID(nid int64) *Room {
 
 // add puts a loaded room into the table, making space by dropping idle ones.
 func (t *roomTable) add(r *Room) {
+	r.recent.countIn(&t.recent)
+	for _, gone := range t.put(r) {
+		gone.recent.countOut()
+	}
+}
+
+func (t *roomTable) put(r *Room) (gone []*Room) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if len(t.byID) >= maxRooms {
-		t.evictLocked(maxRooms / 10)
+		gone = t.evictLocked(maxRooms / 10)
 	}
 	t.byID[r.ID] = r
 	t.byNID[r.NID] = r
+	return gone
 }
 
 // evictLocked drops up to n rooms that nobody is writing. Map order makes the choice random, which is
 // good enough: a dropped room that is needed again costs a few reads.
-func (t *roomTable) evictLocked(n int) {
+func (t *roomTable) evictLocked(n int) (gone []*Room) {
 	for id, r := range t.byID {
-		if n == 0 {
-			return
+		if len(gone) == n {
+			break
 		}
 		if !r.turn.TryLock() {
 			continue
@@ -146,10 +163,30 @@ func (t *roomTable) evictLocked(n int) {
 			r.evicted = true
 			delete(t.byID, id)
 			delete(t.byNID, r.NID)
-			n--
+			gone = append(gone, r)
 		}
 		r.mu.Unlock()
 		r.turn.Unlock()
+	}
+	return gone
+}
+
+// shed makes rooms forget recent events when all of them together take too much. Which ones is left to chance, as with
+// rooms themselves.
+func (t *roomTable) shed() {
+	excess := t.recent.Load() - t.recentLimit
+	if excess <= 0 || !t.shedding.CompareAndSwap(false, true) {
+		return
+	}
+	defer t.shedding.Store(false)
+	excess += t.recentLimit / 10
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	for _, r := range t.byID {
+		if excess <= 0 {
+			return
+		}
+		excess -= r.recent.unload()
 	}
 }
 

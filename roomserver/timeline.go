@@ -81,6 +81,7 @@ func (s *Server) fillRecent(ctx context.Context, room *Room) error {
 	if loaded {
 		return nil
 	}
+	defer s.rooms.shed()
 	return room.recent.load(func() ([]*Event, error) {
 		events, err := s.HistoryBefore(ctx, room, AfterPosition(math.MaxInt64-1), ringSize)
 		slices.Reverse(events)

@@ -137,6 +137,7 @@ func (t *Turn) orphaned() bool {
 
 // begin starts a turn; the caller holds room.turn.
 func (s *Server) begin(ctx context.Context, room *Room) (*Turn, error) {
+	s.rooms.shed()
 	room.mu.Lock()
 	defer room.mu.Unlock()
 	if room.evicted {
