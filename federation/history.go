@@ -69,6 +69,9 @@ func (a *API) Fill(ctx context.Context, room *roomserver.Room, before roomserver
 	return nil
 }
 
+// errExpired says that what is missing would have been purged.
+var errExpired = errors.New("messages of that time have expired")
+
 // fill backfills one gap and returns how many events it brought. Readers who come to the same gap wait for one.
 func (a *API) fill(ctx context.Context, room *roomserver.Room, gap roomserver.Gap, limit int) (n int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, backfillTimeout)
@@ -82,6 +85,12 @@ func (a *API) fill(ctx context.Context, room *roomserver.Room, gap roomserver.Ga
 	}
 	if g, ok := room.GapBefore(roomserver.HistoryToken{Anchor: gap.Place.Anchor, Sub: gap.Place.Sub + 1}); !ok || g != gap {
 		return 1, nil // filled meanwhile
+	}
+	// What is older than messages may be is not fetched to be purged again.
+	if expired, err := a.rooms.Expired(ctx, room, e.OriginServerTS); err != nil {
+		return 0, err
+	} else if expired {
+		return 0, errExpired
 	}
 	if len(missing) == 0 { // they came otherwise; say so
 		placed, err := a.rooms.Backfill(ctx, room.ID, gap, nil)
