@@ -155,7 +155,7 @@ func (a *API) Run(ctx context.Context) {
 // ms is the time in milliseconds.
 func (a *API) ms() int64 { return a.now().UnixMilli() }
 
-// Endpoints are all endpoints of the content repository.
+// Endpoints are all endpoints of the content repository; a may be nil if they are not to be served.
 func (a *API) Endpoints() []httpapi.Endpoint {
 	const (
 		v1      = "/_matrix/client/v1/media"
@@ -166,7 +166,11 @@ func (a *API) Endpoints() []httpapi.Endpoint {
 		all     = httpapi.User | httpapi.Guest
 		class   = ratelimit.Media
 	)
-	upload := func(e httpapi.Endpoint) httpapi.Endpoint { return e.WithMaxBody(max(a.MaxUpload, 1)).UnlessSuspended() }
+	limit := int64(1)
+	if a != nil { // the table of routes is printed without one
+		limit = a.MaxUpload
+	}
+	upload := func(e httpapi.Endpoint) httpapi.Endpoint { return e.WithMaxBody(limit).UnlessSuspended() }
 	return append(a.adminEndpoints(),
 		httpapi.New("GET", v1+"/config", user, ratelimit.Read, a.config),
 		httpapi.New("GET", legacy+"/config", user, ratelimit.Read, a.config),

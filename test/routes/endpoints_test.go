@@ -20,12 +20,6 @@ import (
 // served has no place here.
 var notServed = map[string][]string{
 	"push gateways": {},
-	"media": {
-		"GET /_matrix/client/v1/media/preview_url",
-		"GET /_matrix/client/v1/media/thumbnail/{serverName}/{mediaId}",
-		"GET /_matrix/media/v3/preview_url",
-		"GET /_matrix/media/v3/thumbnail/{serverName}/{mediaId}",
-	},
 	"relays for calls": {
 		"GET /_matrix/client/v3/voip/turnServer",
 	},
