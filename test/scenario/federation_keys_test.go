@@ -8,6 +8,7 @@ import (
 
 	"github.com/myelin-im/myelin/federation/client"
 	"github.com/myelin-im/myelin/internal/signing"
+	"github.com/myelin-im/myelin/storage"
 	"github.com/myelin-im/myelin/test/harness"
 )
 
@@ -75,7 +76,7 @@ func TestKeysArePublishedAndPassedOn(t *testing.T) {
 
 // TestStolenName has a peer publish keys in the name of another server.
 func TestStolenName(t *testing.T) {
-	servers := harness.Federation(t, 0, 1)
+	servers := harness.Federation(t, storage.SQLite, 1)
 	victim, thief := harness.NewPeer(t, nil), harness.NewPeer(t, nil)
 	thief.Handle(http.NotFoundHandler())
 	stolen := thief.Name
