@@ -1,0 +1,407 @@
+package encryption
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/tidwall/gjson"
+
+	"github.com/myelin-im/myelin/roomserver/pdu"
+	"github.com/myelin-im/myelin/storage/storagetest"
+
+	. "github.com/myelin-im/myelin/test/harness"
+)
+
+// follow syncs until every one of the users was named in device_lists.changed; a change may come in several answers.
+func follow(c *Client, what string, users ...string) {
+	named := map[string]bool{}
+	c.Until(what, func(r gjson.Result) bool {
+		for _, user := range changed(r) {
+			named[user] = true
+		}
+		return !slices.ContainsFunc(users, func(user string) bool { return !named[user] })
+	})
+}
+
+// deviceIDs lists the devices that a user sees of another one.
+func deviceIDs(c *Client, user string) []string {
+	ids := []string{}
+	query(c, user).Get("device_keys").Get(Key(user)).ForEach(func(k, _ gjson.Result) bool {
+		ids = append(ids, k.Str)
+		return true
+	})
+	slices.Sort(ids)
+	return ids
+}
+
+func joinThrough(c *Client, room string, via *Server) {
+	c.Must("POST", Path("/join/%s?", room)+url.Values{"server_name": {via.Name}}.Encode(), J{})
+}
+
+// TestEncryptionAcrossServers checks keys, claims, lists of devices and messages between two servers.
+func TestEncryptionAcrossServers(t *testing.T) {
+	EachFederation(t, 2, func(t *testing.T, servers []*Server) {
+		alice, bob := servers[0].Register(t, "alice"), servers[1].Register(t, "bob")
+		withKeys(t, alice)
+		withKeys(t, bob)
+		x := newCrossSigning(bob.UserID, "1")
+		bob.Must("POST", deviceSigning, x.upload(t))
+		bob.Must("POST", Path("/keys/upload"), J{"one_time_keys": oneTime(0, 1), "fallback_keys": J{"signed_curve25519:f": J{"key": "fallback"}}})
+
+		// Without a shared room, each time from the other server.
+		check := func(what string, want ...string) {
+			t.Helper()
+			if got := deviceIDs(alice, bob.UserID); !slices.Equal(got, sorted(want)) {
+				t.Errorf("%s: alice sees the devices %v, want %v", what, got, want)
+			}
+		}
+		check("strangers", bob.DeviceID)
+		second := bob.Login()
+		withKeys(t, second)
+		check("strangers, later", bob.DeviceID, second.DeviceID)
+		r := query(alice, bob.UserID, "@nobody:"+servers[1].Name, "@x:localhost:1")
+		if !r.Get("master_keys").Get(Key(bob.UserID)).Exists() || !r.Get("self_signing_keys").Get(Key(bob.UserID)).Exists() || r.Get("user_signing_keys").Get(Key(bob.UserID)).Exists() {
+			t.Errorf("cross-signing keys of bob: %s", r)
+		}
+		if f := r.Get("failures"); len(f.Map()) != 1 || !f.Get(Key("localhost:1")).IsObject() {
+			t.Errorf("failures %s", f)
+		}
+		for _, want := range []string{"key 0", "fallback"} {
+			if _, key := claim(alice, bob); key != want {
+				t.Errorf("claimed %q, want %q", key, want)
+			}
+		}
+
+		room := alice.Create(J{"preset": "public_chat"})
+		alice.Sync(nil)
+		bob.Sync(nil)
+		joinThrough(bob, room, servers[0])
+		follow(alice, "bob's devices", bob.UserID)
+		follow(bob, "alice's devices", alice.UserID)
+		check("in a room", bob.DeviceID, second.DeviceID)
+		third := bob.Login()
+		withKeys(t, third)
+		follow(alice, "bob's third device", bob.UserID)
+		check("a third device", bob.DeviceID, second.DeviceID, third.DeviceID)
+		second.Must("POST", Path("/logout"), J{})
+		follow(alice, "the logout", bob.UserID)
+		check("a logout", bob.DeviceID, third.DeviceID)
+		next := newCrossSigning(bob.UserID, "2")
+		bob.Must("POST", deviceSigning, confirmed(bob, next.upload(t), bob.Do("POST", deviceSigning, next.upload(t))))
+		follow(alice, "bob's new identity", bob.UserID)
+		if got := query(alice, bob.UserID).Get("master_keys").Get(Key(bob.UserID)).Get("keys").Get(Key("ed25519:" + next.master.public)); !got.Exists() {
+			t.Error("alice sees bob's old master key")
+		}
+
+		// What happens while the other server is away arrives when it is back, also if this one was away in between.
+		servers[0].Stop()
+		fourth := bob.Login()
+		withKeys(t, fourth)
+		send(bob, "away", J{alice.UserID: J{alice.DeviceID: J{"body": "while you were away"}}})
+		servers[1].Restart()
+		servers[0].Restart()
+		bob.Text(room, "are you there?")
+		var got []string
+		named := false
+		alice.Until("what happened meanwhile", func(r gjson.Result) bool {
+			got = append(got, bodies(r.Get("to_device.events"))...)
+			named = named || slices.Contains(changed(r), bob.UserID)
+			return named && len(got) > 0
+		})
+		if !slices.Equal(got, []string{"while you were away"}) {
+			t.Errorf("messages %v", got)
+		}
+		check("a fourth device", bob.DeviceID, third.DeviceID, fourth.DeviceID)
+
+		// Messages in order, once, to one device and to all.
+		phone := alice.Login()
+		phone.Sync(nil)
+		var want []string
+		for i := range 30 {
+			body := fmt.Sprint("message ", i)
+			want = append(want, body)
+			send(bob, fmt.Sprint(i), J{alice.UserID: J{"*": J{"body": body}}})
+		}
+		for _, c := range []*Client{alice, phone} {
+			var got []string
+			c.Until("all messages", func(r gjson.Result) bool {
+				got = append(got, bodies(r.Get("to_device.events"))...)
+				return len(got) >= len(want)
+			})
+			if !slices.Equal(got, want) {
+				t.Errorf("messages %v", got)
+			}
+		}
+
+		bob.Leave(room)
+		alice.Until("that bob is gone", func(r gjson.Result) bool { return slices.Contains(left(r), bob.UserID) })
+		fourth.Must("POST", Path("/logout"), J{})
+		waitFor(t, "the list of somebody who is gone not to be trusted", func() bool {
+			return slices.Equal(deviceIDs(alice, bob.UserID), sorted([]string{bob.DeviceID, third.DeviceID}))
+		})
+	})
+}
+
+// waitFor waits for something that no sync tells.
+func waitFor(t *testing.T, what string, done func() bool) {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); !done(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("ten seconds are not enough for %s", what)
+		}
+	}
+}
+
+// stranger is a server played by the test, with a user in a room of a real one.
+type stranger struct {
+	*Peer
+	user string
+
+	mu      sync.Mutex
+	devices string     // the answer about the user's devices; guarded by mu
+	asked   int        // how often it was asked for; guarded by mu
+	edus    []received // guarded by mu
+}
+
+type received struct {
+	typ     string
+	content gjson.Result
+}
+
+// ServeHTTP answers as another server.
+func (s *stranger) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case strings.Contains(r.URL.Path, "/user/devices/"):
+		s.asked++
+		fmt.Fprint(w, s.devices)
+	case strings.Contains(r.URL.Path, "/federation/v1/send/"):
+		var body json.RawMessage
+		if json.NewDecoder(r.Body).Decode(&body) == nil {
+			for _, e := range gjson.GetBytes(body, "edus").Array() {
+				s.edus = append(s.edus, received{e.Get("edu_type").Str, e.Get("content")})
+			}
+		}
+		fmt.Fprint(w, `{"pdus":{}}`)
+	default:
+		w.WriteHeader(404)
+		fmt.Fprint(w, `{"errcode":"M_NOT_FOUND","error":"no"}`)
+	}
+}
+
+// publish says what the user's devices are at a version.
+func (s *stranger) publish(stream int, devices ...string) {
+	list := []J{}
+	for _, id := range devices {
+		list = append(list, J{"device_id": id, "keys": s.keys(id)})
+	}
+	raw, err := json.Marshal(J{"user_id": s.user, "stream_id": stream, "devices": list})
+	if err != nil {
+		panic(err) // it is JSON
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.devices = string(raw)
+}
+
+func (s *stranger) keys(id string) J {
+	return J{"user_id": s.user, "device_id": id, "algorithms": []string{}, "signatures": J{}, "keys": J{"ed25519:" + id: "key of " + id}}
+}
+
+func (s *stranger) times() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.asked
+}
+
+// of lists the EDUs of a type that came.
+func (s *stranger) of(typ string) (list []gjson.Result) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, e := range s.edus {
+		if e.typ == typ {
+			list = append(list, e.content)
+		}
+	}
+	return list
+}
+
+// sends sends an EDU.
+func (s *stranger) sends(t *testing.T, to *Server, typ string, content J) {
+	t.Helper()
+	a := s.Do(to, "PUT", "/_matrix/federation/v1/send/"+Txn(), J{"origin": s.Name, "origin_server_ts": time.Now().UnixMilli(), "pdus": []J{}, "edus": []J{{"edu_type": typ, "content": content}}})
+	if a.Status != 200 {
+		t.Fatalf("send %s: %v", typ, a)
+	}
+}
+
+// newStranger makes a server whose user joins a room.
+func newStranger(t *testing.T, to *Server, room string) *stranger {
+	t.Helper()
+	s := &stranger{}
+	s.Peer = NewPeer(t, s)
+	s.user = "@stranger:" + s.Name
+	path := func(format string, segments ...string) string {
+		return strings.Replace(Path(format, segments...), "/_matrix/client/v3", "/_matrix/federation", 1)
+	}
+	made := s.Do(to, "GET", path("/v1/make_join/%s/%s?ver=12&ver=11&ver=10", room, s.user), nil)
+	v, ok := pdu.Lookup(made.JSON.Get("room_version").Str)
+	if !ok {
+		t.Fatalf("make_join: %v", made)
+	}
+	proto, err := pdu.ParseTemplate(v, []byte(made.JSON.Get("event").Raw))
+	if err != nil {
+		t.Fatal(err)
+	}
+	proto.OriginServerTS = time.Now().UnixMilli()
+	join, err := v.Build(proto, s.Name, s.KeyID, s.Key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if sent := s.Do(to, "PUT", path("/v2/send_join/%s/%s", room, join.ID), json.RawMessage(join.JSON())); sent.Status != 200 {
+		t.Fatalf("send_join: %v", sent)
+	}
+	return s
+}
+
+// TestFollowingARemoteUser checks when another server is believed, and when asked.
+func TestFollowingARemoteUser(t *testing.T) {
+	for _, d := range storagetest.Dialects {
+		t.Run(d.String(), func(t *testing.T) {
+			server := Start(t, d, Federating(t))
+			alice := server.Register(t, "alice")
+			room := alice.Create(J{"preset": "public_chat"})
+			alice.Sync(nil)
+			s := newStranger(t, server, room)
+			s.publish(5, "A")
+			follow(alice, "the stranger", s.user)
+			check := func(what string, asked int, want ...string) {
+				t.Helper()
+				if got := deviceIDs(alice, s.user); !slices.Equal(got, want) {
+					t.Errorf("%s: devices %v, want %v", what, got, want)
+				}
+				if got := s.times(); got != asked {
+					t.Errorf("%s: the server was asked %d times, want %d", what, got, asked)
+				}
+			}
+			check("the first time", 1, "A")
+			check("once more", 1, "A")
+			update := func(stream int, prev []int, id string, more J) {
+				content := J{"user_id": s.user, "device_id": id, "stream_id": stream, "prev_id": prev, "keys": s.keys(id)}
+				for k, v := range more {
+					content[k] = v
+				}
+				s.sends(t, server, "m.device_list_update", content)
+			}
+			update(6, []int{5}, "B", nil)
+			follow(alice, "an update", s.user)
+			check("an update", 1, "A", "B")
+			update(7, []int{6}, "A", J{"deleted": true, "keys": nil})
+			follow(alice, "a deletion", s.user)
+			check("a deletion", 1, "B")
+			s.publish(9, "B", "C")
+			update(9, []int{8}, "C", nil) // 8 was lost
+			follow(alice, "an update after a gap", s.user)
+			check("a gap", 2, "B", "C")
+			server.Restart()
+			check("a restart", 2, "B", "C")
+			update(10, []int{9}, "D", J{"keys": J{"user_id": alice.UserID, "device_id": "D", "algorithms": []string{}, "signatures": J{}, "keys": J{}}})
+			s.publish(10, "B", "C")
+			follow(alice, "an update with somebody else's keys", s.user)
+			check("keys of another user", 3, "B", "C")
+			x := newCrossSigning(s.user, "1")
+			s.sends(t, server, "m.signing_key_update", J{"user_id": s.user, "master_key": x.key(x.master, "master")})
+			follow(alice, "a master key", s.user)
+			if !query(alice, s.user).Get("master_keys").Get(Key(s.user)).Exists() {
+				t.Error("there is no master key")
+			}
+
+			// Nobody speaks for others' users.
+			s.sends(t, server, "m.device_list_update", J{"user_id": alice.UserID, "device_id": alice.DeviceID, "stream_id": 1, "deleted": true})
+			message := J{"sender": s.user, "type": "m.test", "message_id": "one", "messages": J{alice.UserID: J{"*": J{"body": "hello"}}}}
+			forged := J{"sender": alice.UserID, "type": "m.test", "message_id": "two", "messages": J{alice.UserID: J{"*": J{"body": "forged"}}}}
+			s.sends(t, server, "m.direct_to_device", forged)
+			for range 3 {
+				s.sends(t, server, "m.direct_to_device", message)
+			}
+			s.sends(t, server, "m.direct_to_device", J{"sender": s.user, "type": "m.test", "message_id": "last", "messages": J{alice.UserID: J{alice.DeviceID: J{"body": "last"}}}})
+			var got []string
+			alice.Until("the last message", func(r gjson.Result) bool {
+				got = append(got, bodies(r.Get("to_device.events"))...)
+				return slices.Contains(got, "last")
+			})
+			if !slices.Equal(got, []string{"hello", "last"}) {
+				t.Errorf("messages %v", got)
+			}
+		})
+	}
+}
+
+// TestUpdatesForOtherServers checks what another server is told of a local user's devices.
+func TestUpdatesForOtherServers(t *testing.T) {
+	for _, d := range storagetest.Dialects {
+		t.Run(d.String(), func(t *testing.T) {
+			server := Start(t, d, Federating(t))
+			owner, alice := server.Register(t, "owner"), server.Register(t, "alice")
+			room := owner.Create(J{"preset": "public_chat"})
+			s := newStranger(t, server, room)
+			withKeys(t, alice)
+			var updates []gjson.Result
+			until := func(what string, n int) gjson.Result {
+				t.Helper()
+				waitFor(t, what, func() bool {
+					updates = updates[:0]
+					for _, u := range s.of("m.device_list_update") {
+						if u.Get("user_id").Str == alice.UserID {
+							updates = append(updates, u)
+						}
+					}
+					return len(updates) >= n
+				})
+				if len(updates) > n {
+					t.Errorf("%s: %d updates, want %d", what, len(updates), n)
+				}
+				return updates[n-1]
+			}
+			alice.Join(room)
+			first := until("the devices of somebody who joins", 1)
+			if first.Get("device_id").Str != alice.DeviceID || first.Get("prev_id").Raw != "[]" || first.Get("keys.user_id").Str != alice.UserID || first.Get("device_display_name").Exists() {
+				t.Errorf("first update %s", first)
+			}
+			phone := alice.Login()
+			withKeys(t, phone)
+			second := until("a new device", 2)
+			if second.Get("device_id").Str != phone.DeviceID || second.Get("prev_id.0").Int() != first.Get("stream_id").Int() || second.Get("stream_id").Int() <= first.Get("stream_id").Int() {
+				t.Errorf("updates %s, %s", first, second)
+			}
+			server.Restart()
+			phone.Must("POST", Path("/logout"), J{})
+			third := until("a logout", 3)
+			if !third.Get("deleted").Bool() || third.Get("prev_id.0").Int() != second.Get("stream_id").Int() {
+				t.Errorf("third update %s", third)
+			}
+			alice.Must("POST", deviceSigning, newCrossSigning(alice.UserID, "1").upload(t))
+			waitFor(t, "the signing keys", func() bool { return len(s.of("m.signing_key_update")) == 1 })
+			if u := s.of("m.signing_key_update")[0]; u.Get("user_id").Str != alice.UserID || !u.Get("master_key").Exists() || !u.Get("self_signing_key").Exists() || u.Get("user_signing_key").Exists() {
+				t.Errorf("signing keys %s", u)
+			}
+			// What a server reads at once is the version that the next update goes on from.
+			devices := s.Do(server, "GET", "/_matrix/federation/v1/user/devices/"+url.PathEscape(alice.UserID), nil).JSON
+			if n := len(devices.Get("devices").Array()); n != 1 || !devices.Get("master_key").Exists() {
+				t.Errorf("devices %s", devices)
+			}
+			withKeys(t, alice.Login())
+			if fourth := until("another device", 4); fourth.Get("prev_id.0").Int() != devices.Get("stream_id").Int() {
+				t.Errorf("the update goes on from %s, the devices were at %s", fourth.Get("prev_id"), devices.Get("stream_id"))
+			}
+		})
+	}
+}
