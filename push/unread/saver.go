@@ -15,12 +15,15 @@ import (
 const (
 	// savePause is how often checkpoints are written.
 	savePause = 5 * time.Second
-	// maxUnsaved bounds the checkpoints that wait for it, saveAtOnce those of one Write.
+	// maxUnsaved bounds the checkpoints that wait for it, saveAtOnce those of one unit.
 	maxUnsaved = 5000
 	saveAtOnce = 200
 	// maxSavedUsers bounds the users whose checkpoints are in memory as stored.
 	maxSavedUsers = 100
 )
+
+var checkpointTable = storage.DeclareTable("unread_checkpoints", storage.Put,
+	storage.Key("user_id", storage.Bytes), storage.Key("room", storage.Int), storage.Col("checkpoint", storage.Bytes))
 
 // saver keeps checkpoints in the database. It implements counts.Store.
 type saver struct {
@@ -127,7 +130,7 @@ func (s *saver) write(ctx context.Context) {
 		if len(batch) == 0 {
 			return
 		}
-		if err := s.db.Write(ctx, func(tx *storage.Tx) error { return put(tx, batch) }); err != nil {
+		if err := s.put(ctx, batch); err != nil {
 			s.log.WithError(err).Warn("cannot write checkpoints of unread counts")
 			return
 		}
@@ -144,12 +147,17 @@ func (s *saver) write(ctx context.Context) {
 	}
 }
 
-func put(tx *storage.Tx, batch map[place][]byte) error {
-	for p, checkpoint := range batch {
-		if _, err := tx.Exec(`INSERT INTO unread_checkpoints (room, user_id, checkpoint) VALUES ($1, $2, $3)
-			ON CONFLICT (user_id, room) DO UPDATE SET checkpoint = excluded.checkpoint`, p.room, p.user, checkpoint); err != nil {
-			return err
-		}
+// put writes checkpoints and waits until they are on disk.
+func (s *saver) put(ctx context.Context, batch map[place][]byte) error {
+	if err := ctx.Err(); err != nil {
+		return err
 	}
-	return nil
+	unit := &storage.Unit{}
+	for p, checkpoint := range batch {
+		unit.Add(checkpointTable, p.user, p.room, checkpoint)
+	}
+	done := make(chan error, 1)
+	unit.Done = func(_ int64, err error) { done <- err }
+	s.db.Append(unit)
+	return <-done
 }
