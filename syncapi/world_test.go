@@ -17,6 +17,7 @@ import (
 	"github.com/tidwall/gjson"
 
 	"github.com/myelin-im/myelin/accounts"
+	"github.com/myelin-im/myelin/e2ee"
 	"github.com/myelin-im/myelin/ephemeral"
 	"github.com/myelin-im/myelin/internal/httpapi"
 	"github.com/myelin-im/myelin/internal/mxerr"
@@ -76,7 +77,10 @@ func newWorld(t testing.TB, db *storage.DB) *world {
 		Computed: map[string]func(*storage.Tx, string) (json.RawMessage, error){"m.push_rules": rules.AccountData}})
 	must(err)
 	counts := unread.New(unread.Deps{DB: db, Rooms: w.rooms, Receipts: w.ephemeral, Rules: rules, Log: log})
-	w.sync, err = New(Deps{DB: db, Rooms: w.rooms, Ephemeral: w.ephemeral, Push: rules, Unread: counts, Accounts: acc})
+	keys, err := e2ee.New(e2ee.Deps{DB: db, Rooms: w.rooms, Log: log, Now: w.now})
+	must(err)
+	keys.SetAccounts(acc)
+	w.sync, err = New(Deps{DB: db, Rooms: w.rooms, Ephemeral: w.ephemeral, Push: rules, Unread: counts, Accounts: acc, E2EE: keys})
 	must(err)
 	w.sync.now = w.now
 	var endpoints []httpapi.Endpoint
@@ -116,7 +120,7 @@ func eachWorld(t *testing.T, fn func(t *testing.T, w *world)) {
 }
 
 func eachDB(t *testing.T, fn func(t *testing.T, db *storage.DB)) {
-	storagetest.Each(t, []storage.Schema{roomserver.Schema, accounts.Schema, ephemeral.Schema, push.Schema}, fn)
+	storagetest.Each(t, []storage.Schema{roomserver.Schema, accounts.Schema, e2ee.Schema, ephemeral.Schema, push.Schema}, fn)
 }
 
 // do makes a request to a path below /v3 that must succeed.
