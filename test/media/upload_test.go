@@ -20,7 +20,7 @@ import (
 	. "github.com/myelin-im/myelin/test/harness"
 )
 
-var png = []byte("\x89PNG\r\n\x1a\nnot really")
+var notReally = []byte("\x89PNG\r\n\x1a\nnot really")
 
 func TestUploadAndDownload(t *testing.T) {
 	each(t, func(t *testing.T, s *Server, folder string) {
@@ -30,8 +30,8 @@ func TestUploadAndDownload(t *testing.T) {
 			typ, file     string
 			wantType, how string
 		}{
-			{png, "image/png", "picture.png", "image/png", "inline"},
-			{png, "img/png", "picture.png", "img/png", "attachment"},
+			{notReally, "image/png", "picture.png", "image/png", "inline"},
+			{notReally, "img/png", "picture.png", "img/png", "attachment"},
 			{[]byte("words"), "Text/Plain; charset=utf-8", "", "Text/Plain; charset=utf-8", "inline"},
 			{[]byte("<html>"), "text/html", "page.html", "text/html", "attachment"},
 			{[]byte("<svg/>"), "image/svg+xml", "x.svg", "image/svg+xml", "attachment"},
@@ -128,13 +128,13 @@ func TestFreeze(t *testing.T) {
 	var cfg *config.Config
 	each(t, func(t *testing.T, s *Server, _ string) {
 		alice := s.Register(t, "alice")
-		before := upload(t, alice, png, "image/png", "")
+		before := upload(t, alice, notReally, "image/png", "")
 		cfg.Media.Frozen = true
 		s.Restart()
 		nobody := s.Client(t)
-		after := upload(t, alice, png, "image/png", "")
+		after := upload(t, alice, notReally, "image/png", "")
 		for _, path := range []string{legacy, "/_matrix/media/r0"} {
-			if a := do(t, nobody, "GET", path+"/download/"+before, nil); a.Status != 200 || !bytes.Equal(a.Body, png) {
+			if a := do(t, nobody, "GET", path+"/download/"+before, nil); a.Status != 200 || !bytes.Equal(a.Body, notReally) {
 				t.Errorf("what was there before: %v", a)
 			}
 			expect(t, "what came after", do(t, nobody, "GET", path+"/download/"+after, nil), 404, "M_NOT_FOUND")
@@ -235,7 +235,7 @@ func TestBrokenUpload(t *testing.T) {
 func TestRestart(t *testing.T) {
 	each(t, func(t *testing.T, s *Server, folder string) {
 		alice := s.Register(t, "alice")
-		id := upload(t, alice, png, "image/png", "")
+		id := upload(t, alice, notReally, "image/png", "")
 		kept := files(t, folder)
 		if len(kept) != 1 {
 			t.Fatalf("%v", kept)
@@ -243,7 +243,7 @@ func TestRestart(t *testing.T) {
 		key := filepath.Base(kept[0])
 		lost := strings.Repeat("ab", 32) + "-0123456789abcdef"
 		for path, content := range map[string]string{
-			"tmp/part-1": "half", "tmp/" + key: string(png), "tmp/" + lost: "unanswered", "blobs/ab/" + lost: "unanswered",
+			"tmp/part-1": "half", "tmp/" + key: string(notReally), "tmp/" + lost: "unanswered", "blobs/ab/" + lost: "unanswered",
 		} {
 			if err := os.WriteFile(filepath.Join(folder, path), []byte(content), 0o600); err != nil {
 				t.Fatal(err)
@@ -253,7 +253,7 @@ func TestRestart(t *testing.T) {
 		if left := files(t, folder); len(left) != 1 || left[0] != kept[0] {
 			t.Errorf("after the restart: %v", left)
 		}
-		if a := do(t, alice, "GET", v1+"/download/"+id, nil); !bytes.Equal(a.Body, png) {
+		if a := do(t, alice, "GET", v1+"/download/"+id, nil); !bytes.Equal(a.Body, notReally) {
 			t.Errorf("%v", a)
 		}
 	})
