@@ -81,7 +81,7 @@ func (a *API) inviteTo(ctx context.Context, m roomserver.MembershipChange) error
 // leaveOutside rejects an invite to a room that this server is not in, or withdraws a knock.
 func (a *API) leaveOutside(ctx context.Context, user string, in *leaveRequest) (ok bool, err error) {
 	if a.options.Remote == nil {
-		return a.rooms.LeaveOutside(ctx, user, in.RoomID)
+		return a.rooms.LeaveOutside(ctx, user, in.RoomID, nil)
 	}
 	return a.options.Remote.Leave(ctx, user, in.RoomID, withReason(in.Reason))
 }

@@ -133,7 +133,7 @@ func (a *API) stripped(ctx context.Context, v *pdu.Version, roomID string, state
 	if len(state) > maxStripped {
 		return nil, mxerr.InvalidParam("invite_room_state has too many events")
 	}
-	strict := v.RoomIDIsCreateHash
+	strict := v.RoomIDIsCreateHash && len(state) > 0 // the member may be missing
 	list := make([]*pdu.Event, len(state))
 	var parsed []*pdu.Event
 	created := false
@@ -172,18 +172,10 @@ func (a *API) stripped(ctx context.Context, v *pdu.Version, roomID string, state
 				add(s)
 			}
 		case !wrong[p]:
-			add(strippedEvent(p))
+			add(p.AppendStripped(nil))
 		}
 	}
 	return append(out, ']'), nil
-}
-
-// strippedEvent is an event as stripped state; m.room.create is given in full (MSC4311).
-func strippedEvent(p *pdu.Event) []byte {
-	if p.Is("m.room.create", "") {
-		return append(p.AppendClient(nil), '}')
-	}
-	return p.AppendStripped(nil)
 }
 
 // oldStripped takes from stripped state, as servers used to send it, what clients get; nil if it is none.

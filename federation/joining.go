@@ -113,9 +113,9 @@ func (a *API) Leave(ctx context.Context, user, roomID string, content map[string
 	}
 	asking, cancel := context.WithTimeout(ctx, leaveTimeout)
 	defer cancel()
-	err = a.through(asking, in, func(server string) error {
-		event, _, err := a.fromTemplate(asking, server, "leave", roomserver.Leave, in)
-		if err == nil {
+	var event *pdu.Event
+	err = a.through(asking, in, func(server string) (err error) {
+		if event, _, err = a.fromTemplate(asking, server, "leave", roomserver.Leave, in); err == nil {
 			_, err = a.client.Do(asking, client.Request{
 				Server: server, Method: http.MethodPut, Path: client.Path(v2+"/send_leave/%s/%s", in.roomID, event.ID), Body: event.JSON(),
 			})
@@ -125,7 +125,31 @@ func (a *API) Leave(ctx context.Context, user, roomID string, content map[string
 	if err != nil {
 		a.log.WithError(err).WithField("room_id", in.roomID).Info("a room's servers could not be told that a user rejected an invite or withdrew a knock")
 	}
-	return a.rooms.LeaveOutside(ctx, in.user, in.roomID)
+	if event == nil { // the user leaves all the same
+		if event, err = a.leaveAlone(o, in); err != nil {
+			return false, err
+		}
+	}
+	return a.rooms.LeaveOutside(ctx, user, roomID, event)
+}
+
+// leaveAlone makes the event with which a user rejects an invite or withdraws a knock that no server could be told of.
+// It is for the user's own devices.
+func (a *API) leaveAlone(o *roomserver.Outside, in *wish) (*pdu.Event, error) {
+	content := maps.Clone(in.content)
+	if content == nil {
+		content = map[string]any{}
+	}
+	content["membership"] = roomserver.Leave
+	raw, err := json.Marshal(content)
+	if err != nil {
+		return nil, fmt.Errorf("membership content: %w", err)
+	}
+	return a.rooms.Complete(o.Version, &pdu.Proto{
+		RoomID: in.roomID, Sender: in.user, Type: "m.room.member", StateKey: &in.user, Content: raw,
+		PrevEvents: []pdu.Ref{o.Event.Ref()}, AuthEvents: []pdu.Ref{o.Event.Ref()}, Depth: min(o.Event.Depth, pdu.MaxDepth-1) + 1,
+		OriginServerTS: time.Now().UnixMilli(),
+	})
 }
 
 // outside returns the user's record of a room that this server is not in, or nil.
@@ -165,8 +189,8 @@ func (a *API) through(ctx context.Context, in *wish, try func(server string) err
 	return worst(failures)
 }
 
-// candidates lists the servers that may be in a room: those that were named, that of who invited, those that were in it,
-// and that of the room's id.
+// candidates lists the servers that may be in a room: those that were named and that of who invited; if none was named,
+// also those of the state that came with the invite, that of the room's id, and those that were in the room.
 func (a *API) candidates(ctx context.Context, in *wish) ([]string, error) {
 	var list []string
 	add := func(server string) {
@@ -183,6 +207,11 @@ func (a *API) candidates(ctx context.Context, in *wish) ([]string, error) {
 	}
 	if o != nil {
 		add(pdu.ServerOf(o.Event.Sender))
+	}
+	if len(in.via) > 0 { // who names servers means these
+		return list, nil
+	}
+	if o != nil {
 		for _, s := range gjson.ParseBytes(o.Stripped).Array() {
 			add(pdu.ServerOf(s.Get("sender").Str))
 		}
@@ -384,7 +413,7 @@ func (a *API) knockThrough(ctx context.Context, server string, in *wish) error {
 			if len(out) > 1 {
 				out = append(out, ',')
 			}
-			out = append(out, strippedEvent(p)...)
+			out = append(out, p.AppendStripped(nil)...)
 		}
 	}
 	return a.rooms.PutOutside(ctx, roomserver.Outside{

@@ -122,22 +122,36 @@ func (a *API) complete(ctx context.Context, origin string, room *roomserver.Room
 	if err != nil || missing == nil {
 		return got, err
 	}
-	if len(missing.Auth) > 0 {
-		in.Before = &roomserver.Given{Events: a.fetchAuth(ctx, origin, room, in.Event, missing.Auth)}
-		if got, missing, err = a.retake(ctx, room, in); err != nil || missing == nil || len(missing.Auth) > 0 {
+	if len(missing.Prev) > 0 {
+		if err := a.fillGap(ctx, origin, room, in.Event); err != nil {
+			return got, err
+		}
+		if got, missing, err = a.retake(ctx, room, in); err != nil || missing == nil {
 			return got, err
 		}
 	}
-	if err := a.fillGap(ctx, origin, room, in.Event); err != nil {
-		return got, err
+	return a.takeWith(ctx, origin, room, in, missing)
+}
+
+// takeWith takes an event with what it lacks: first the states after unknown parents, which mostly hold its auth events
+// too, then the auth events.
+func (a *API) takeWith(ctx context.Context, origin string, room *roomserver.Room, in roomserver.Incoming, missing *roomserver.MissingError) (got roomserver.Received, err error) {
+	got.Err = missing
+	if len(missing.Prev) > 0 {
+		if in.Before, err = a.fetchStates(ctx, origin, room, missing.Prev); err != nil {
+			got.Err = fmt.Errorf("state before %s: %w", in.Event.ID, err)
+			return got, ctx.Err()
+		}
+		if got, missing, err = a.retake(ctx, room, in); err != nil || missing == nil {
+			return got, err
+		}
 	}
-	if got, missing, err = a.retake(ctx, room, in); err != nil || missing == nil {
-		return got, err
+	if in.Before == nil {
+		in.Before = &roomserver.Given{}
 	}
-	if got, err = a.takeGiven(ctx, origin, room, in, missing.Prev); err != nil {
-		return got, err
-	}
-	return got, nil
+	in.Before.Events = append(in.Before.Events, a.fetchAuth(ctx, origin, room, in.Event, missing.Auth)...)
+	got, _, err = a.retake(ctx, room, in)
+	return got, err
 }
 
 // retake is roomserver.Take for one event; missing is not nil where it could not be judged.
@@ -148,21 +162,6 @@ func (a *API) retake(ctx context.Context, room *roomserver.Room, in roomserver.I
 	}
 	errors.As(all[0].Err, &missing)
 	return all[0], missing, nil
-}
-
-// takeGiven takes an event with unknown parents by the states after them, as its server describes them. That these
-// cannot be had leaves the event out, and is no error.
-func (a *API) takeGiven(ctx context.Context, origin string, room *roomserver.Room, in roomserver.Incoming, parents []string) (roomserver.Received, error) {
-	given, err := a.fetchStates(ctx, origin, room, parents)
-	if err != nil {
-		return roomserver.Received{Err: fmt.Errorf("state before %s: %w", in.Event.ID, err)}, ctx.Err()
-	}
-	if in.Before != nil {
-		given.Events = append(given.Events, in.Before.Events...)
-	}
-	in.Before = given
-	got, _, err := a.retake(ctx, room, in)
-	return got, err
 }
 
 // fillGap asks for the events between those that this server has and a new one, and takes them in.
@@ -193,14 +192,8 @@ func (a *API) fillGap(ctx context.Context, origin string, room *roomserver.Room,
 		if err != nil {
 			return err
 		}
-		if missing != nil && len(missing.Auth) > 0 {
-			in[i].Before = &roomserver.Given{Events: a.fetchAuth(ctx, origin, room, in[i].Event, missing.Auth)}
-			if again, missing, err = a.retake(ctx, room, in[i]); err != nil {
-				return err
-			}
-		}
-		if missing != nil && len(missing.Auth) == 0 {
-			if again, err = a.takeGiven(ctx, origin, room, in[i], missing.Prev); err != nil {
+		if missing != nil {
+			if again, err = a.takeWith(ctx, origin, room, in[i], missing); err != nil {
 				return err
 			}
 		}

@@ -19,6 +19,13 @@ func (s *Server) AuthChain(ctx context.Context, room *Room, events []*Event) ([]
 	if err := s.eachAuthEvent(ctx, room, events, visit); err != nil {
 		return nil, err
 	}
+	if room.Version.RoomIDIsCreateHash { // which every event cites by its room_id
+		create, err := s.Event(ctx, room, "$"+room.ID[1:])
+		if err != nil {
+			return nil, err
+		}
+		visit(create.NID)
+	}
 	for len(next) > 0 {
 		level := next
 		next = nil

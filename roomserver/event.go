@@ -77,6 +77,10 @@ func (e *Event) Outlier() bool { return e.flags&flagOutlier != 0 }
 // servers although its sender is not local (send_join, send_leave, send_knock).
 func (e *Event) Relayed() bool { return e.flags&flagRelayed != 0 }
 
+// Brought tells that another server brought the event of a local user into the room, and sends it to the others: the one
+// through which this server entered the room.
+func (e *Event) Brought() bool { return e.flags&flagGiven != 0 }
+
 // Redaction is the redaction that applies to the event, or nil.
 func (e *Event) Redaction() *Event { return e.redaction }
 

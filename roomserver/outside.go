@@ -86,9 +86,9 @@ func (s *Server) RescindOutside(ctx context.Context, user string, end *pdu.Event
 }
 
 // LeaveOutside makes a local user reject an invite or withdraw a knock for this server, whether or not the room's
-// servers can be told. ok is false where there is nothing to leave.
-func (s *Server) LeaveOutside(ctx context.Context, user, roomID string) (ok bool, err error) {
-	err = s.endOutside(ctx, user, roomID, Leave, nil)
+// servers can be told. The event, if not nil, is the one that says so. ok is false where there is nothing to leave.
+func (s *Server) LeaveOutside(ctx context.Context, user, roomID string, event *pdu.Event) (ok bool, err error) {
+	err = s.endOutside(ctx, user, roomID, Leave, event)
 	if e := mxerr.As(err); e != nil && e.Code == "M_NOT_FOUND" {
 		return false, nil
 	}

@@ -60,7 +60,7 @@ func TestOutsideInvite(t *testing.T) {
 		}
 		// Invited again, the user rejects; the servers of the room need not be reachable.
 		put()
-		if ok, err := away.LeaveOutside(ctx, "@guest:away", w.room.ID); !ok || err != nil {
+		if ok, err := away.LeaveOutside(ctx, "@guest:away", w.room.ID, nil); !ok || err != nil {
 			t.Fatalf("reject: %v, %v", ok, err)
 		}
 		if err := away.Forget(ctx, "@guest:away", w.room.ID); err != nil {
@@ -69,7 +69,7 @@ func TestOutsideInvite(t *testing.T) {
 		if o := outside(t, away); o.Membership != Leave || !o.Forgotten {
 			t.Errorf("after rejecting and forgetting: %+v", o)
 		}
-		if ok, err := away.LeaveOutside(ctx, "@guest:away", w.room.ID); ok || err != nil {
+		if ok, err := away.LeaveOutside(ctx, "@guest:away", w.room.ID, nil); ok || err != nil {
 			t.Errorf("rejecting twice: %v, %v", ok, err)
 		}
 		put()

@@ -165,11 +165,12 @@ func (t *Turn) authoriseRemote(user string) (via string, err error) {
 
 // fulfils checks that a user of another server is in one of the rooms that a join rule allows.
 func (s *Server) fulfils(ctx context.Context, rules *Event, user string) error {
-	known := false
+	known, conditions := false, false
 	for _, a := range gjson.GetBytes(rules.Content(), "allow").Array() {
 		if a.Get("type").Str != "m.room_membership" {
 			continue
 		}
+		conditions = true
 		room, err := s.Room(ctx, a.Get("room_id").Str)
 		if errors.Is(err, ErrUnknownRoom) {
 			continue
@@ -189,7 +190,7 @@ func (s *Server) fulfils(ctx context.Context, rules *Event, user string) error {
 			return nil
 		}
 	}
-	if !known {
+	if conditions && !known {
 		return mxerr.New(400, "M_UNABLE_TO_AUTHORISE_JOIN", "This server is in none of the rooms whose members may join")
 	}
 	return mxerr.Forbidden("The user is in none of the rooms whose members may join this one")

@@ -80,7 +80,7 @@ func (s *Server) LeaveAll(ctx context.Context, user string) error {
 		if o.Membership != Invite && o.Membership != Knock {
 			continue
 		}
-		if _, err := s.LeaveOutside(ctx, user, o.RoomID); err != nil {
+		if _, err := s.LeaveOutside(ctx, user, o.RoomID, nil); err != nil {
 			errs = append(errs, err)
 		}
 	}

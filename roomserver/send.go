@@ -59,18 +59,23 @@ func (t *Turn) sendOrKeep(d Draft) (*Event, error) {
 }
 
 // redactLocal checks that the sender of a redaction may redact its target, and notes it for the unit. A
-// target that this server does not know is left alone: the redaction waits for it.
+// redaction whose target this server does not know waits for it, if the sender may redact what others have sent.
 func (t *Turn) redactLocal(by *Event, targetID string) error {
 	target, err := t.s.Event(t.ctx, t.room, targetID)
-	if errors.Is(err, ErrUnknownEvent) {
-		return mxerr.NotFound("The event to redact is unknown")
-	}
-	if err != nil {
+	if err != nil && !errors.Is(err, ErrUnknownEvent) {
 		return err
 	}
-	levels, err := t.Levels()
+	levels, levelsErr := t.Levels()
+	if levelsErr != nil {
+		return levelsErr
+	}
 	if err != nil {
-		return err
+		// Another server of the room may have it.
+		if levels.User(by.Sender) < levels.Redact() {
+			return mxerr.NotFound("The event to redact is unknown")
+		}
+		t.unit.Add(redactionsTable, t.room.NID, eventKey(targetID), by.NID, false)
+		return nil
 	}
 	// A local user's own events, not all those of the server: that rule is for servers to apply.
 	if target.Sender != by.Sender && levels.User(by.Sender) < levels.Redact() {

@@ -41,10 +41,14 @@ func (l *look) outsideRoom(ctx context.Context, s *sections, o roomserver.Outsid
 	case roomserver.Knock:
 		section, member = sectionKnock, "knock_state"
 	default:
-		if !l.initial() {
-			s[sectionLeave] = append(s.begin(sectionLeave, o.RoomID),
-				`{"timeline":{"events":[],"limited":false,"prev_batch":"p0"},"state":{"events":[]}}`...)
+		if l.initial() && !l.filter.Room.IncludeLeave {
+			return nil
 		}
+		b := append(s.begin(sectionLeave, o.RoomID), `{"timeline":{"events":[`...)
+		if m := o.Event.Membership(); m == roomserver.Leave || m == roomserver.Ban {
+			b = append(o.Event.AppendClient(b), '}')
+		}
+		s[sectionLeave] = append(b, `],"limited":false,"prev_batch":"p0"},"state":{"events":[]}}`...)
 		return nil
 	}
 	b := append(append(s.begin(section, o.RoomID), `{"`...), member...)

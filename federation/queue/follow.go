@@ -112,7 +112,7 @@ func (q *Queue) dispatchRoom(ctx context.Context, nid, from, head int64) error {
 			return err
 		}
 		for _, e := range events {
-			if !e.Relayed() && !q.cfg.Rooms.IsLocal(e.Sender) {
+			if !e.Relayed() && (!q.cfg.Rooms.IsLocal(e.Sender) || e.Brought()) {
 				continue
 			}
 			servers, err := q.cfg.Rooms.Recipients(ctx, room, e)

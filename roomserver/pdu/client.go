@@ -32,10 +32,14 @@ func (e *Event) AppendClient(dst []byte) []byte {
 	return e.appendEnd(dst)
 }
 
-// AppendStripped appends the event as stripped state, a whole object.
+// AppendStripped appends the event as stripped state, a whole object. m.room.create is given with all its members
+// (MSC4311), so that clients can check the room ID.
 //
 // spec: client-server-api v1.19 "Stripped state"
 func (e *Event) AppendStripped(dst []byte) []byte {
+	if e.Is(TypeCreate, "") {
+		return append(e.AppendClient(dst), '}')
+	}
 	dst = e.appendClientContent(append(dst, '{'), e.Redacts())
 	return append(e.appendEnd(dst), '}')
 }
