@@ -12,15 +12,27 @@ import (
 )
 
 // SpecVersions are the versions of the client-server API that this server keeps to.
-var SpecVersions = []string{"v1.1", "v1.2", "v1.3", "v1.4", "v1.5", "v1.6"}
+// Of each it may lack whole features, whose endpoints are then unknown.
+var SpecVersions = []string{
+	"v1.1", "v1.2", "v1.3", "v1.4", "v1.5", "v1.6", "v1.7", "v1.8", "v1.9", "v1.10",
+	"v1.11", "v1.12", "v1.13", "v1.14", "v1.15", "v1.16", "v1.17", "v1.18", "v1.19",
+}
 
 // unstableFeatures are what of no released version this server does, or did before its release.
 var unstableFeatures = map[string]bool{
 	"computer.gingershaped.msc4466":                  true, // choice of rooms for profile changes
+	"fi.mau.msc2659.stable":                          true, // pings of application services
+	"org.matrix.e2e_cross_signing":                   true, // cross-signing
+	"org.matrix.msc2285.stable":                      true, // private read receipts
 	"org.matrix.msc3026.busy_presence":               true, // presence "busy"
 	"org.matrix.msc3266":                             true, // summaries of rooms
 	"org.matrix.msc3391":                             true, // deleting account data
+	"org.matrix.msc3440.stable":                      true, // threads
+	"org.matrix.msc3771":                             true, // read receipts in threads
+	"org.matrix.msc3773":                             true, // unread counts of threads
 	"org.matrix.msc3827.stable":                      true, // public rooms by type
+	"org.matrix.msc3874":                             true, // filtering messages by their relations
+	"org.matrix.msc3916.stable":                      true, // media for those who are logged in
 	"org.matrix.msc4069":                             true, // profile changes that stay out of rooms
 	"org.matrix.msc4380.stable":                      true, // blocking invites
 	"uk.timedout.msc4323":                            true, // locking and suspending accounts

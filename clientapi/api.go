@@ -27,6 +27,7 @@ type API struct {
 	profiles Profiles
 	options  Options
 	log      *logrus.Entry
+	guests   *guestRemover
 }
 
 // Options are what an operator decides about rooms, and what this package asks of its neighbours.
@@ -41,7 +42,7 @@ type Options struct {
 	Delay func(ctx context.Context, by *httpapi.Caller, roomID string, d roomserver.Draft, delayMS int64) (string, error)
 }
 
-// New makes the API on a roomserver.
+// New makes the API on a roomserver. It must be called before the first write.
 func New(db *storage.DB, rooms *roomserver.Server, profiles Profiles, options Options, log *logrus.Entry) *API {
 	if options.DefaultVersion == "" {
 		options.DefaultVersion = pdu.DefaultVersion
@@ -49,7 +50,9 @@ func New(db *storage.DB, rooms *roomserver.Server, profiles Profiles, options Op
 	if options.NoticeRoom == nil {
 		options.NoticeRoom = func(context.Context, string, string) (bool, error) { return false, nil }
 	}
-	return &API{db: db, rooms: rooms, profiles: profiles, options: options, log: log}
+	a := &API{db: db, rooms: rooms, profiles: profiles, options: options, log: log}
+	a.guests = newGuestRemover(a)
+	return a
 }
 
 const (

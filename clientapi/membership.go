@@ -3,6 +3,7 @@ package clientapi
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"net/http"
 	"strings"
 
@@ -126,6 +127,12 @@ func (a *API) enter(ctx context.Context, by *httpapi.Caller, roomID string, via 
 	if err != nil {
 		return nil, err
 	}
+	if by.Guest && membership == roomserver.Join {
+		// The room may have closed its doors while the guest was on the way in.
+		if err := a.checkGuestAccess(ctx, roomID); err != nil {
+			return nil, errors.Join(err, a.removeGuest(ctx, roomID, by.UserID))
+		}
+	}
 	if membership == roomserver.Join {
 		a.carryOver(ctx, by.UserID, roomID)
 	}
@@ -141,16 +148,21 @@ func (a *API) checkGuestAccess(ctx context.Context, roomID string) error {
 	if err != nil {
 		return err
 	}
-	e, err := a.rooms.StateEvent(ctx, room, room.Head().State, "m.room.guest_access", "")
-	if err != nil {
+	open, _, err := a.guestAccess(ctx, room)
+	if err != nil || open {
 		return err
 	}
-	if e != nil {
-		if access, _ := e.ContentString("guest_access"); access == "can_join" {
-			return nil
-		}
-	}
 	return mxerr.New(http.StatusForbidden, "M_GUEST_ACCESS_FORBIDDEN", "Guests may not join this room")
+}
+
+// guestAccess tells whether guests may be in a room, and which event says so; 0: there is none.
+func (a *API) guestAccess(ctx context.Context, room *roomserver.Room) (open bool, decider int64, err error) {
+	e, err := a.rooms.StateEvent(ctx, room, room.Head().State, "m.room.guest_access", "")
+	if err != nil || e == nil {
+		return false, 0, err
+	}
+	access, _ := e.ContentString("guest_access")
+	return access == "can_join", e.NID, nil
 }
 
 func withReason(reason string) map[string]any {

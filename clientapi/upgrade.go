@@ -57,8 +57,14 @@ func (a *API) upgrade(ctx context.Context, by *httpapi.Caller, in *upgradeReques
 	return &upgradeResponse{id}, nil
 }
 
-// Run goes on with upgrades of rooms that the last stop of the server cut short.
+// Run goes on with upgrades of rooms that the last stop of the server cut short, and removes guests from rooms that are
+// not open to them any more, until ctx ends.
 func (a *API) Run(ctx context.Context) {
+	a.resumeUpgrades(ctx)
+	a.guests.run(ctx)
+}
+
+func (a *API) resumeUpgrades(ctx context.Context) {
 	done, err := a.rooms.ResumeUpgrades(ctx)
 	for _, d := range done {
 		a.carryOver(ctx, d.User, d.To)

@@ -1,0 +1,31 @@
+package accounts
+
+import (
+	"github.com/myelin-im/myelin/storage"
+)
+
+// Guests returns the user ids of guests in order: those after a user, at most limit.
+func Guests(tx *storage.Tx, after string, limit int) (users []string, err error) {
+	rows := tx.Query(`SELECT user_id FROM accounts WHERE kind = $1 AND user_id > $2 AND deactivated_ts IS NULL ORDER BY user_id LIMIT $3`, kindGuest, after, limit)
+	for rows.Next() {
+		var user string
+		rows.Scan(&user)
+		users = append(users, user)
+	}
+	return users, rows.Close()
+}
+
+// GuestsAmong returns which of some users, at most 1000, are guests.
+func GuestsAmong(tx *storage.Tx, users []string) (guests []string, err error) {
+	args := []any{kindGuest}
+	for _, u := range users {
+		args = append(args, u)
+	}
+	rows := tx.Query(`SELECT user_id FROM accounts WHERE kind = $1 AND user_id IN `+storage.In(len(users), 2), args...)
+	for rows.Next() {
+		var user string
+		rows.Scan(&user)
+		guests = append(guests, user)
+	}
+	return guests, rows.Close()
+}
