@@ -187,6 +187,12 @@ type timestampResponse struct {
 	OriginServerTS int64  `json:"origin_server_ts"`
 }
 
+// maxNear bounds the events that timestampToEvent looks at, nearPage those that it reads at once after the first.
+const (
+	maxNear  = 1000
+	nearPage = 100
+)
+
 // timestampToEvent: client-server API v1.19, GET /rooms/{roomId}/timestamp_to_event.
 func (a *API) timestampToEvent(ctx context.Context, by *httpapi.Caller, in *timestampRequest) (*timestampResponse, error) {
 	acc, err := a.enter(ctx, by, in.RoomID)
@@ -197,25 +203,21 @@ func (a *API) timestampToEvent(ctx context.Context, by *httpapi.Caller, in *time
 	if err != nil {
 		return nil, err
 	}
-	const tries = 50 // events the user may not see are passed over, up to a bound
-	ts := in.TS
-	for range tries {
-		e, err := a.rooms.EventNear(ctx, acc.room, ts, in.Dir == "f")
+	// Events that the user may not see are passed over, up to a bound.
+	for skip, page := 0, 1; skip < maxNear; skip, page = skip+page, nearPage {
+		events, err := a.rooms.EventsNear(ctx, acc.room, in.TS, in.Dir == "f", skip, page)
 		if err != nil {
 			return nil, err
 		}
-		if e == nil {
+		seen, err := v.Filter(ctx, events)
+		if err != nil {
+			return nil, err
+		}
+		if len(seen) > 0 {
+			return &timestampResponse{seen[0].ID, seen[0].OriginServerTS}, nil
+		}
+		if len(events) < page {
 			break
-		}
-		ok, err := v.Sees(ctx, e)
-		if err != nil {
-			return nil, err
-		}
-		if ok {
-			return &timestampResponse{e.ID, e.OriginServerTS}, nil
-		}
-		if ts = e.OriginServerTS - 1; in.Dir == "f" {
-			ts = e.OriginServerTS + 1
 		}
 	}
 	return nil, mxerr.NotFound("There is no event near that time")

@@ -105,6 +105,22 @@ func TestTimestampToEvent(t *testing.T) {
 			}
 		}
 		alice.Refused(400, "M_MISSING_PARAM", "GET", "/_matrix/client/v1/rooms/"+url.PathEscape(id)+"/timestamp_to_event?dir=f", nil)
+		// What the user may not see is passed over, however much of it there is.
+		alice.State(id, "m.room.history_visibility", "", J{"history_visibility": "joined"})
+		first := ""
+		for i := range 120 {
+			if e := alice.Text(id, fmt.Sprint("hidden ", i)); i == 0 {
+				first = e
+			}
+		}
+		from := alice.Must("GET", Path("/rooms/%s/event/%s", id, first), nil).JSON.Get("origin_server_ts").Int()
+		bob := s.Register(t, "bob")
+		bob.Join(id)
+		seen := bob.Do("GET", fmt.Sprintf("/_matrix/client/v1/rooms/%s/timestamp_to_event?ts=%d&dir=f", url.PathEscape(id), from), nil)
+		join := Find(Room(bob.Sync(nil), "join", id).Get("timeline.events"), "m.room.member", bob.UserID)
+		if got := seen.JSON.Get("event_id").Str; got == "" || got != join.Get("event_id").Str {
+			t.Errorf("the first event that bob sees: %v", seen)
+		}
 		s.Register(t, "eve").Refused(403, "M_FORBIDDEN", "GET", "/_matrix/client/v1/rooms/"+url.PathEscape(id)+"/timestamp_to_event?dir=f&ts=1", nil)
 	})
 }
