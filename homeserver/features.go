@@ -85,7 +85,7 @@ func newFeatures(cfg *config.Config, db *storage.DB, key signingkey.Key, limits 
 		return nil, err
 	}
 	f.rooms, err = roomserver.New(db, roomserver.Options{
-		ServerName: cfg.Server.Name, KeyID: key.ID, Key: key.Private, Log: part("rooms"),
+		ServerName: cfg.Server.Name, KeyID: key.ID, Key: key.Private, OldKeys: key.OldPublic(), Log: part("rooms"),
 		Retention: roomserver.Retention{
 			Enabled: cfg.Retention.Enabled, Default: cfg.Retention.Default, AtLeast: cfg.Retention.AtLeast, AtMost: cfg.Retention.AtMost,
 		},

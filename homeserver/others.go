@@ -36,8 +36,12 @@ func newOthers(cfg *config.Config, db *storage.DB, key signingkey.Key, log *logr
 	if err != nil {
 		return nil, fmt.Errorf("set up requests to other servers: %w", err)
 	}
+	var old []keys.Old
+	for _, k := range key.Old {
+		old = append(old, keys.Old{ID: k.ID, Key: k.Public, Expired: k.Expired})
+	}
 	o.keys, err = keys.New(keys.Config{
-		ServerName: cfg.Server.Name, KeyID: key.ID, Key: key.Private, Notaries: cfg.Federation.TrustedKeyServers,
+		ServerName: cfg.Server.Name, KeyID: key.ID, Key: key.Private, Old: old, Notaries: cfg.Federation.TrustedKeyServers,
 		DB: db, Client: o.client, Log: log,
 	})
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/myelin-im/myelin/internal/signing"
 	"github.com/myelin-im/myelin/roomserver/pdu"
 	"github.com/myelin-im/myelin/roomserver/snapshot"
 	"github.com/myelin-im/myelin/storage"
@@ -150,10 +151,28 @@ func (c *roomCheck) format(e *Event) {
 		c.bad("event %s is not stored in canonical form", e.ID)
 	}
 	if c.s.IsLocal(e.Sender) {
-		if err := p.VerifySignature(c.s.name, c.s.keyID, c.s.key.Public().(ed25519.PublicKey)); err != nil {
+		if err := c.s.verifyOwn(p); err != nil {
 			c.bad("event %s: %v", e.ID, err)
 		}
 	}
+}
+
+// verifyOwn checks that an event is signed with one of this server's keys.
+func (s *Server) verifyOwn(p *pdu.Event) error {
+	err := signing.ErrMissing
+	for _, signature := range p.Signatures(s.name) {
+		key, ok := s.old[signature.KeyID]
+		if signature.KeyID == s.keyID {
+			key, ok = s.key.Public().(ed25519.PublicKey), true
+		}
+		if !ok {
+			continue
+		}
+		if err = p.VerifySignature(s.name, signature.KeyID, key); err == nil {
+			return nil
+		}
+	}
+	return err
 }
 
 // state checks what an event does to the state that its parents left.

@@ -23,6 +23,8 @@ type Options struct {
 	// KeyID and Key sign events of local users.
 	KeyID string
 	Key   ed25519.PrivateKey
+	// OldKeys are those that signed events of local users before, by key id.
+	OldKeys map[string]ed25519.PublicKey
 	// Log receives structured entries with room_id and event_id.
 	Log *logrus.Entry
 	// EventCacheBytes and StateCacheBytes bound the two large caches; 0 takes the default.
@@ -37,6 +39,7 @@ type Options struct {
 type Server struct {
 	name  string
 	keyID string
+	old   map[string]ed25519.PublicKey // old keys by id
 	key   ed25519.PrivateKey
 	db    *storage.DB
 	log   *logrus.Entry
@@ -84,7 +87,7 @@ func New(db *storage.DB, opts Options) (*Server, error) {
 		opts.StateCacheBytes = defaultStateCache
 	}
 	s := &Server{
-		name: opts.ServerName, keyID: opts.KeyID, key: opts.Key,
+		name: opts.ServerName, keyID: opts.KeyID, key: opts.Key, old: opts.OldKeys,
 		db: db, log: opts.Log, now: opts.Now, nids: db.IDs("roomserver"), retention: opts.Retention,
 	}
 	s.events = cache.New[int64, *Event](int(opts.EventCacheBytes))

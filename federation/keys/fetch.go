@@ -101,11 +101,10 @@ func (r *Ring) note(server string, err error) {
 	wait, _ := r.waits.Get(server)
 	wait.err = err
 	switch {
-	case err == nil, errors.Is(err, errLacksKey):
+	case err == nil: // the server may get another key at any moment
+		wait = backoff{}
+	case errors.Is(err, errLacksKey):
 		wait.failures, wait.until = 0, r.cfg.Now().Add(refetch)
-		if err == nil {
-			wait.err = errLacksKey
-		}
 	default:
 		wait.until = r.cfg.Now().Add(min(minBackoff<<min(wait.failures, 10), maxBackoff))
 		wait.failures++

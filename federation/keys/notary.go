@@ -63,6 +63,11 @@ func (r *Ring) Notarised(ctx context.Context, server string, c Criteria) ([]json
 // fulfils tells whether what is known is fresh enough to be passed on.
 func (r *Ring) fulfils(known map[string]publicKey, c Criteria) bool {
 	now := r.now()
+	for _, k := range known {
+		if now < k.fetched+refetch.Milliseconds() {
+			return true // asking again would bring nothing else
+		}
+	}
 	enough := func(k publicKey, least int64) bool {
 		if least <= 0 {
 			least = now

@@ -2,7 +2,12 @@
 //
 //	ed25519 a_Xk3v 32 bytes of seed, base64 without padding
 //
-// so that a key can be carried over from another homeserver. Whoever has the file can speak for the server; losing
+// so that a key can be carried over from another homeserver. Lines behind it name the keys that were used before, by
+// their public half and the time, in milliseconds, at which they were given up:
+//
+//	old ed25519 a_Jw2q 32 bytes of public key 1700000000000
+//
+// Whoever has the file can speak for the server; losing
 // it makes other servers doubt everything the server signs next.
 package signingkey
 
@@ -18,13 +23,33 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
+	"time"
 )
 
 // Key signs events and requests of this server.
 type Key struct {
 	ID      string // "ed25519:" and the key's version, as signatures name it
 	Private ed25519.PrivateKey
+	// Old are the keys that the server signed with before.
+	Old []Old
+}
+
+// Old is a key that is no longer used. What it signed remains valid.
+type Old struct {
+	ID      string
+	Public  ed25519.PublicKey
+	Expired int64 // when it was given up, in milliseconds
+}
+
+// OldPublic are the old keys by their ids.
+func (k Key) OldPublic() map[string]ed25519.PublicKey {
+	keys := make(map[string]ed25519.PublicKey, len(k.Old))
+	for _, old := range k.Old {
+		keys[old.ID] = old.Public
+	}
+	return keys
 }
 
 // Public is the key that others check signatures with.
@@ -53,35 +78,98 @@ func LoadOrCreate(file string) (Key, error) {
 // version is what the specification allows after "ed25519:" (server-server API, "Publishing Keys").
 var version = regexp.MustCompile(`^[a-zA-Z0-9_]+$`)
 
-// parse reads the first key of a file; empty lines and comments are skipped. Its errors never repeat the file.
-func parse(data []byte) (Key, error) {
+// parse reads the first key of a file and the old ones; empty lines, comments and further keys are skipped. Its errors
+// never repeat the file.
+func parse(data []byte) (key Key, err error) {
 	lines := bufio.NewScanner(bytes.NewReader(data))
 	for lines.Scan() {
 		fields := strings.Fields(lines.Text())
-		if len(fields) == 0 || strings.HasPrefix(fields[0], "#") {
-			continue
+		switch {
+		case len(fields) == 0 || strings.HasPrefix(fields[0], "#"):
+		case fields[0] == "old":
+			old, err := parseOld(fields)
+			if err != nil {
+				return Key{}, err
+			}
+			key.Old = append(key.Old, old)
+		case key.Private == nil:
+			if len(fields) != 3 || fields[0] != "ed25519" || !version.MatchString(fields[1]) {
+				return Key{}, errors.New("a line must be: ed25519 VERSION SEED, with letters, digits and underscores in VERSION")
+			}
+			seed, err := decode(fields[2])
+			if err != nil || len(seed) != ed25519.SeedSize {
+				return Key{}, fmt.Errorf("the seed of %s is not %d bytes of base64", fields[1], ed25519.SeedSize)
+			}
+			key.ID, key.Private = "ed25519:"+fields[1], ed25519.NewKeyFromSeed(seed)
 		}
-		if len(fields) != 3 || fields[0] != "ed25519" || !version.MatchString(fields[1]) {
-			return Key{}, errors.New("a line must be: ed25519 VERSION SEED, with letters, digits and underscores in VERSION")
-		}
-		seed, err := base64.RawStdEncoding.DecodeString(strings.TrimRight(fields[2], "="))
-		if err != nil || len(seed) != ed25519.SeedSize {
-			return Key{}, fmt.Errorf("the seed of %s is not %d bytes of base64", fields[1], ed25519.SeedSize)
-		}
-		return Key{ID: "ed25519:" + fields[1], Private: ed25519.NewKeyFromSeed(seed)}, nil
 	}
-	return Key{}, errors.New("it holds no key")
+	if key.Private == nil {
+		return Key{}, errors.New("it holds no key")
+	}
+	return key, nil
 }
 
-func create(file string) (Key, error) {
+func decode(text string) ([]byte, error) {
+	return base64.RawStdEncoding.DecodeString(strings.TrimRight(text, "="))
+}
+
+// parseOld reads the line of an old key.
+func parseOld(fields []string) (Old, error) {
+	wrong := errors.New("a line of an old key must be: old ed25519 VERSION PUBLICKEY EXPIRED, with EXPIRED in milliseconds")
+	if len(fields) != 5 || fields[1] != "ed25519" || !version.MatchString(fields[2]) {
+		return Old{}, wrong
+	}
+	public, err := decode(fields[3])
+	expired, timeErr := strconv.ParseInt(fields[4], 10, 64)
+	if err != nil || len(public) != ed25519.PublicKeySize || timeErr != nil || expired <= 0 {
+		return Old{}, wrong
+	}
+	return Old{"ed25519:" + fields[2], public, expired}, nil
+}
+
+// Rotate gives the server another key and makes the one in file an old one, given up at now. It must not be running: what
+// it signs with the key that it knows would not be valid.
+func Rotate(file string, now time.Time) (Key, error) {
+	before, err := LoadOrCreate(file)
+	if err != nil {
+		return Key{}, err
+	}
+	after, err := generate()
+	if err != nil {
+		return Key{}, err
+	}
+	after.Old = append([]Old{{before.ID, before.Public(), now.UnixMilli()}}, before.Old...)
+	if err := writeDurably(file, after.text()); err != nil {
+		return Key{}, fmt.Errorf("write signing key: %w", err)
+	}
+	return after, nil
+}
+
+// text is the key as it stands in its file.
+func (k Key) text() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "ed25519 %s %s\n", strings.TrimPrefix(k.ID, "ed25519:"), base64.RawStdEncoding.EncodeToString(k.Private.Seed()))
+	for _, old := range k.Old {
+		fmt.Fprintf(&b, "old ed25519 %s %s %d\n", strings.TrimPrefix(old.ID, "ed25519:"), base64.RawStdEncoding.EncodeToString(old.Public), old.Expired)
+	}
+	return b.String()
+}
+
+// generate makes a key. A random version keeps the key of a server that lost its data apart from the one it had before.
+func generate() (Key, error) {
 	_, private, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
 		return Key{}, fmt.Errorf("make signing key: %w", err)
 	}
-	// A random version keeps the key of a server that lost its data apart from the one it had before.
-	key := Key{ID: "ed25519:a_" + rand.Text()[:6], Private: private}
-	line := "ed25519 " + strings.TrimPrefix(key.ID, "ed25519:") + " " + base64.RawStdEncoding.EncodeToString(private.Seed()) + "\n"
-	if err := writeDurably(file, line); err != nil {
+	return Key{ID: "ed25519:a_" + rand.Text()[:6], Private: private}, nil
+}
+
+func create(file string) (Key, error) {
+	key, err := generate()
+	if err != nil {
+		return Key{}, err
+	}
+	if err := writeDurably(file, key.text()); err != nil {
 		return Key{}, fmt.Errorf("write signing key: %w", err)
 	}
 	return key, nil

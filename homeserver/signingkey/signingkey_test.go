@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestKeyIsMadeOnce(t *testing.T) {
@@ -74,5 +75,38 @@ func TestBadFilesAreRefusedAndNotRepeated(t *testing.T) {
 	}
 	if _, err := LoadOrCreate(filepath.Join(t.TempDir(), "missing", "signing.key")); err == nil {
 		t.Error("a key was made in a folder that does not exist")
+	}
+}
+
+func TestRotate(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "signing.key")
+	first, err := LoadOrCreate(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.UnixMilli(1_700_000_000_000)
+	second, err := Rotate(file, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	third, err := Rotate(file, now.Add(time.Hour))
+	if err != nil {
+		t.Fatal(err)
+	}
+	read, err := LoadOrCreate(file)
+	if err != nil || read.ID != third.ID || !bytes.Equal(read.Private, third.Private) || first.ID == second.ID || second.ID == third.ID {
+		t.Errorf("%s, then %s, then %s; read %s, %v", first.ID, second.ID, third.ID, read.ID, err)
+	}
+	if len(read.Old) != 2 || read.Old[0].ID != second.ID || read.Old[1].ID != first.ID || !bytes.Equal(read.Old[1].Public, first.Public()) ||
+		read.Old[0].Expired != now.Add(time.Hour).UnixMilli() || read.Old[1].Expired != now.UnixMilli() {
+		t.Errorf("old keys: %+v", read.Old)
+	}
+	if info, err := os.Stat(file); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("mode %v, %v", info.Mode(), err)
+	}
+	for _, line := range []string{"old", "old ed25519 1 AAAA 5", "old rsa 1 " + strings.Repeat("A", 43) + " 5", "old ed25519 1 " + strings.Repeat("A", 43) + " soon"} {
+		if _, err := parse([]byte(third.text() + line + "\n")); err == nil {
+			t.Errorf("%q is accepted", line)
+		}
 	}
 }

@@ -131,6 +131,16 @@ func (s *Server) Restart() {
 	s.start()
 }
 
+// RotateKey stops the server, gives it another signing key and starts it again.
+func (s *Server) RotateKey() {
+	s.t.Helper()
+	s.Stop()
+	if _, err := signingkey.Rotate(filepath.Join(s.cfg.Server.DataDir, "signing.key"), time.Now()); err != nil {
+		s.t.Fatal(err)
+	}
+	s.start()
+}
+
 // check compares the tables of the stopped server with its log.
 func (s *Server) check() {
 	s.t.Helper()
@@ -156,7 +166,7 @@ func Check(t testing.TB, url, serverName, dataDir string) {
 	defer db.Close(ctx)
 	log := logrus.New()
 	log.SetOutput(io.Discard)
-	rooms, err := roomserver.New(db, roomserver.Options{ServerName: serverName, KeyID: key.ID, Key: key.Private, Log: log.WithField("part", "check")})
+	rooms, err := roomserver.New(db, roomserver.Options{ServerName: serverName, KeyID: key.ID, Key: key.Private, OldKeys: key.OldPublic(), Log: log.WithField("part", "check")})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -86,3 +86,30 @@ func TestStolenName(t *testing.T) {
 		t.Errorf("the document of another server was believed: %v", a)
 	}
 }
+
+// TestAnotherSigningKey rotates a server's key while another one knows the old one.
+func TestAnotherSigningKey(t *testing.T) {
+	harness.EachFederation(t, 2, func(t *testing.T, servers []*harness.Server) {
+		alice, bob := servers[0].Register(t, "alice"), servers[1].Register(t, "bob")
+		room, later := alice.Create(harness.J{"preset": "public_chat"}), alice.Create(harness.J{"preset": "public_chat"})
+		joinThrough(t, bob, room, servers[0])
+		alice.Text(room, "with the old key")
+		hears(bob, room, "with the old key")
+		peer := harness.NewPeer(t, nil)
+		before := peer.Do(servers[0], "GET", "/_matrix/key/v2/server", nil).JSON.Get("verify_keys").Map()
+		servers[0].RotateKey()
+		after := peer.Do(servers[0], "GET", "/_matrix/key/v2/server", nil).JSON
+		for id, k := range before {
+			old := after.Get("old_verify_keys").Get(harness.Key(id))
+			if after.Get("verify_keys").Get(harness.Key(id)).Exists() || old.Get("key").Str != k.Get("key").Str || old.Get("expired_ts").Int() == 0 {
+				t.Errorf("the old key %s: %s", id, after.Raw)
+			}
+		}
+		alice.Text(room, "with the new key")
+		hears(bob, room, "with the new key")
+		bob.Text(room, "answer")
+		alice.Sync(nil)
+		// What the old key signed is still good.
+		joinThrough(t, bob, later, servers[0])
+	})
+}
