@@ -29,7 +29,7 @@ func TestHeaders(t *testing.T) {
 	always := map[string]string{
 		"Access-Control-Allow-Origin":  "*",
 		"Access-Control-Allow-Methods": "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS",
-		"Access-Control-Allow-Headers": "X-Requested-With, Content-Type, Authorization",
+		"Access-Control-Allow-Headers": "X-Requested-With, Content-Type, Authorization, Range, If-Range, If-None-Match, Tus-Resumable, Upload-Length, Upload-Offset, Upload-Metadata",
 		"X-Content-Type-Options":       "nosniff",
 	}
 	answer := map[string]string{"Content-Type": "application/json", "Cache-Control": "no-store"}

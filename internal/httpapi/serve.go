@@ -59,9 +59,10 @@ func (ids requestIDs) next() string {
 // Headers that are the same on all answers; shared, so that setting them allocates nothing.
 // spec: client-server-api v1.19 "Web Browser Clients"
 var (
-	corsOrigin   = []string{"*"}
-	corsMethods  = []string{"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"}
-	corsHeaders  = []string{"X-Requested-With, Content-Type, Authorization"}
+	corsOrigin  = []string{"*"}
+	corsMethods = []string{"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"}
+	// The first three are the specification's, the others are for parts of media and uploads that go on (tus).
+	corsHeaders  = []string{"X-Requested-With, Content-Type, Authorization, Range, If-Range, If-None-Match, Tus-Resumable, Upload-Length, Upload-Offset, Upload-Metadata"}
 	corsMaxAge   = []string{"86400"}
 	noStore      = []string{"no-store"}
 	noSniff      = []string{"nosniff"}
