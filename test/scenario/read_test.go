@@ -139,7 +139,7 @@ func TestContextLimits(t *testing.T) {
 			if before+after > max(limit, 0) || before+after < limit-1 || limit > 1 && before != want[0] {
 				t.Errorf("limit %d: %d before, %d after", limit, before, after)
 			}
-			if len(r.Get("state").Array()) < 6 {
+			if len(r.Get("state").Array()) < 5 {
 				t.Errorf("limit %d: the state is %s", limit, r.Get("state"))
 			}
 		}
