@@ -188,13 +188,15 @@ type Row struct {
 	Method, Path, Who, Class string
 	// Raw endpoints answer with something else than JSON.
 	Raw bool
+	// MaxBody bounds the body in bytes; 0: the router's bound.
+	MaxBody int64
 }
 
 // Table lists endpoints sorted by path and method.
 func Table(endpoints []Endpoint) []Row {
 	rows := make([]Row, len(endpoints))
 	for i, e := range endpoints {
-		rows[i] = Row{e.Method, e.Path, e.Who.String(), e.Class.String(), e.Raw}
+		rows[i] = Row{e.Method, e.Path, e.Who.String(), e.Class.String(), e.Raw, e.MaxBody}
 	}
 	slices.SortFunc(rows, func(a, b Row) int {
 		if c := strings.Compare(a.Path, b.Path); c != 0 {

@@ -103,6 +103,7 @@ var bodies = map[string]struct {
 	"POST /account/3pid/bind":                               {map[string]field{"client_secret": text, "id_server": text, "id_access_token": text, "sid": text}, J{"client_secret": "x", "id_server": "x", "id_access_token": "x", "sid": "x"}},
 	"POST /account/3pid/delete":                             {map[string]field{"medium": text, "address": text, "id_server": text}, J{"medium": "email", "address": "x"}},
 	"POST /account/3pid/unbind":                             {map[string]field{"medium": text, "address": text, "id_server": text}, J{"medium": "email", "address": "x"}},
+	"POST /pushers/set":                                     {map[string]field{"app_id": text, "pushkey": text, "kind": text, "app_display_name": text, "device_display_name": text, "profile_tag": text, "lang": text, "data": object, "append": truth}, J{"app_id": "x"}},
 	"POST /rooms/{roomId}/report":                           {map[string]field{"reason": text}, J{"reason": 1}},
 	"POST /rooms/{roomId}/report/{eventId}":                 {map[string]field{"reason": text}, J{"reason": 1}},
 	"POST /users/{userId}/report":                           {map[string]field{"reason": text}, J{"reason": 1}},

@@ -69,7 +69,7 @@ func newCaller(t *testing.T, s *Server, watcher *Client, n int, who string) *cal
 		"roomId": room, "roomIdOrAlias": room, "userId": c.UserID, "eventId": c.Text(room, "hello"), "txnId": "txn", "delayId": "delay", "eventType": "m.room.message",
 		"stateKey": "", "roomAlias": "#alias:" + s.Name, "deviceId": c.DeviceID, "keyName": "displayname", "type": "m.type", "filterId": "0",
 		"tag": "m.favourite", "kind": "override", "ruleId": ".m.rule.master", "networkId": "network", "receiptType": "m.read",
-		"relType": "m.annotation", "protocol": "irc", "appserviceId": "irc", "version": "1", "sessionId": "session", "threadId": "main", "serverName": s.Name, "mediaId": "media", "fileName": "file",
+		"relType": "m.annotation", "protocol": "irc", "appserviceId": "irc", "version": "1", "sessionId": "session", "threadId": "main", "serverName": s.Name, "keyId": "ed25519:1", "mediaId": "media", "fileName": "file",
 	}}
 }
 
@@ -186,6 +186,9 @@ func (c *caller) bodies(row httpapi.Row) {
 	}
 	deep := `{"a":` + strings.Repeat("[", 5000) + strings.Repeat("]", 5000) + `}`
 	want(c.t, "a deep body", c.Do(row.Method, path, deep), 400, "M_BAD_JSON", "M_NOT_JSON")
+	if row.MaxBody > 0 {
+		return // it takes more than others
+	}
 	if a, err := c.Send(row.Method, path, `{"a":"`+strings.Repeat("x", 2<<20)+`"}`); err == nil { // the server may hang up instead
 		want(c.t, "a large body", a, 413, "M_TOO_LARGE")
 	}
@@ -203,7 +206,7 @@ func (c *caller) segments(row httpapi.Row) {
 			if strings.HasSuffix(row.Path, "logout") || strings.HasSuffix(row.Path, "all") {
 				continue
 			}
-			a := c.Do(row.Method, path, bodyFor(row))
+			a := c.try(row.Method, path, bodyFor(row))
 			if a.Status >= 400 {
 				refused(c.t, row.Method+" "+path, a)
 			}
@@ -212,6 +215,25 @@ func (c *caller) segments(row httpapi.Row) {
 			}
 		}
 	}
+}
+
+// try is Do for what may concern a server that cannot be reached: then the answer is 502 or 504.
+func (c *caller) try(method, path string, body any) *Answer {
+	c.t.Helper()
+	a, err := c.Send(method, path, body)
+	if err != nil {
+		c.t.Fatalf("%s %s: %v", method, path, err)
+	}
+	elsewhere := strings.Contains(path, "elsewhere") || strings.Contains(path, "server=")
+	if a.Status == 502 || a.Status == 504 {
+		if !elsewhere || !strings.HasPrefix(a.Code(), "M_") {
+			c.t.Errorf("%s %s: %v", method, path, a)
+		}
+		a.Status = 404 // as good as an answer that there is no such thing
+	} else if a.Status >= 500 {
+		c.t.Errorf("%s %s: %v", method, path, a)
+	}
+	return a
 }
 
 // perUser tells of routes for which a room is only a name under which users keep something.
@@ -236,7 +258,7 @@ func (c *caller) queries(row httpapi.Row) {
 			if !strings.Contains(value, "%") {
 				value = url.QueryEscape(value)
 			}
-			a := c.Do("GET", path+"?"+name+"="+value, nil)
+			a := c.try("GET", path+"?"+name+"="+value, nil)
 			if a.Status >= 400 {
 				refused(c.t, fmt.Sprintf("GET %s?%s=%.40s", path, name, value), a)
 			}
