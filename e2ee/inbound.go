@@ -1,6 +1,7 @@
 package e2ee
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -43,31 +44,41 @@ func (a *API) ReceiveDeviceList(ctx context.Context, origin string, content json
 				return a.outdated(tx, in.UserID) // one in between was lost
 			}
 		}
-		ok, err := applyUpdate(tx, &in.deviceListUpdate)
+		ok, changed, err := applyUpdate(tx, &in.deviceListUpdate)
 		if err != nil {
 			return err
 		}
 		if !ok {
 			return a.outdated(tx, in.UserID)
 		}
-		if _, err := tx.Exec(`UPDATE remote_device_lists SET stream_id = $2 WHERE user_id = $1`, in.UserID, in.StreamID); err != nil {
+		_, err = tx.Exec(`UPDATE remote_device_lists SET stream_id = $2 WHERE user_id = $1`, in.UserID, in.StreamID)
+		if err != nil || !changed {
 			return err
 		}
 		return noteChange(tx, in.UserID)
 	})
 }
 
-// applyUpdate stores a changed device; ok is false if its keys cannot be used.
-func applyUpdate(tx *storage.Tx, in *deviceListUpdate) (ok bool, err error) {
+// applyUpdate stores a changed device; ok is false if its keys cannot be used, changed is false if they are what they were before.
+// Servers tell of all devices when their user enters a room.
+func applyUpdate(tx *storage.Tx, in *deviceListUpdate) (ok, changed bool, err error) {
 	if in.Deleted || len(in.Keys) == 0 {
-		_, err = tx.Exec(`DELETE FROM device_keys WHERE user_id = $1 AND device_id = $2`, in.UserID, in.DeviceID)
-		return true, err
+		n, err := tx.Exec(`DELETE FROM device_keys WHERE user_id = $1 AND device_id = $2`, in.UserID, in.DeviceID)
+		return true, n > 0, err
 	}
 	d, ok := remoteDevice(in.UserID, in.DeviceID, gjson.ParseBytes(in.Keys), in.Name)
 	if !ok {
-		return false, nil
+		return false, false, nil
 	}
-	return true, putRemoteDevice(tx, in.UserID, &d)
+	var keys []byte
+	var name *string
+	if _, err := tx.Get(`SELECT content, display_name FROM device_keys WHERE user_id = $1 AND device_id = $2`, []any{in.UserID, in.DeviceID}, &keys, &name); err != nil {
+		return false, false, err
+	}
+	if bytes.Equal(keys, d.keys) && name != nil && *name == d.name {
+		return true, false, nil
+	}
+	return true, true, putRemoteDevice(tx, in.UserID, &d)
 }
 
 // outdated notes that the stored devices of a remote user are not the current ones, because they changed.

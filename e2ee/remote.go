@@ -405,7 +405,10 @@ func markStale(tx *storage.Tx, user string) error {
 	}
 	_, err = tx.Exec(`INSERT INTO remote_device_lists (user_id, stream_id, fresh, mark) VALUES ($1, $2, $3, $4)
 		ON CONFLICT (user_id) DO UPDATE SET fresh = excluded.fresh, mark = excluded.mark`, user, int64(0), false, pos)
-	return err
+	if err != nil {
+		return err
+	}
+	return noteStored(tx, user)
 }
 
 // canonicalOf returns a copy of the canonical form of an object.

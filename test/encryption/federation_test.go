@@ -58,9 +58,7 @@ func TestEncryptionAcrossServers(t *testing.T) {
 		// Without a shared room, each time from the other server.
 		check := func(what string, want ...string) {
 			t.Helper()
-			if got := deviceIDs(alice, bob.UserID); !slices.Equal(got, sorted(want)) {
-				t.Errorf("%s: alice sees the devices %v, want %v", what, got, want)
-			}
+			waitFor(t, what, func() bool { return slices.Equal(deviceIDs(alice, bob.UserID), sorted(want)) })
 		}
 		check("strangers", bob.DeviceID)
 		second := bob.Login()
@@ -96,9 +94,9 @@ func TestEncryptionAcrossServers(t *testing.T) {
 		next := newCrossSigning(bob.UserID, "2")
 		bob.Must("POST", deviceSigning, confirmed(bob, next.upload(t), bob.Do("POST", deviceSigning, next.upload(t))))
 		follow(alice, "bob's new identity", bob.UserID)
-		if got := query(alice, bob.UserID).Get("master_keys").Get(Key(bob.UserID)).Get("keys").Get(Key("ed25519:" + next.master.public)); !got.Exists() {
-			t.Error("alice sees bob's old master key")
-		}
+		waitFor(t, "bob's new master key", func() bool {
+			return query(alice, bob.UserID).Get("master_keys").Get(Key(bob.UserID)).Get("keys").Get(Key("ed25519:" + next.master.public)).Exists()
+		})
 
 		// What happens while the other server is away arrives when it is back, also if this one was away in between.
 		servers[0].Stop()
