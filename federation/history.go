@@ -72,6 +72,68 @@ func (a *API) Fill(ctx context.Context, room *roomserver.Room, before roomserver
 // errExpired says that what is missing would have been purged.
 var errExpired = errors.New("messages of that time have expired")
 
+// timestampRounds bounds how far back this server goes to an event that another one found by its time.
+const timestampRounds = 10
+
+// FillNear gets the event that is closest to a time, in milliseconds and in one direction, if another server has one that
+// is closer than have, the one that this server found (or nil), and what lies between. That none has is no error.
+//
+// spec: server-server-api v1.19 "GET /timestamp_to_event"
+func (a *API) FillNear(ctx context.Context, room *roomserver.Room, ts int64, forward bool, have *roomserver.Event) error {
+	newest := roomserver.AfterPosition(room.Head().Pos)
+	gap, ok := room.GapBefore(newest)
+	if !ok || !room.Resident() {
+		return nil
+	}
+	e, _, err := a.rooms.GapParents(ctx, room, gap)
+	if err != nil {
+		return err
+	}
+	for _, server := range a.historians(room, e) {
+		id, at, err := a.fetchNear(ctx, server, room, ts, forward)
+		if err != nil {
+			a.log.WithError(err).WithField("server", server).Debug("a server has no event near a time")
+			continue
+		}
+		if have != nil && max(at-ts, ts-at) >= max(have.OriginServerTS-ts, ts-have.OriginServerTS) {
+			continue
+		}
+		for range timestampRounds {
+			if found, err := a.rooms.Event(ctx, room, id); err == nil && found.Anchor > 0 {
+				return nil
+			}
+			if gap, ok = room.GapBefore(newest); !ok {
+				return nil
+			}
+			if n, err := a.fill(ctx, room, gap, maxBackfill); err != nil || n == 0 {
+				return ctx.Err()
+			}
+		}
+	}
+	return ctx.Err()
+}
+
+// fetchNear asks a server for the event that is closest to a time.
+func (a *API) fetchNear(ctx context.Context, server string, room *roomserver.Room, ts int64, forward bool) (id string, at int64, err error) {
+	q := url.Values{"ts": {strconv.FormatInt(ts, 10)}, "dir": {"b"}}
+	if forward {
+		q.Set("dir", "f")
+	}
+	answer, err := a.client.Do(ctx, client.Request{
+		Server: server, Method: http.MethodGet, Path: client.Path(v1+"/timestamp_to_event/%s", room.ID) + "?" + q.Encode(),
+		Timeout: fetchTimeout, MaxBytes: 64 << 10,
+	})
+	if err != nil {
+		return "", 0, err
+	}
+	found := gjson.ParseBytes(answer)
+	id, at = found.Get("event_id").Str, found.Get("origin_server_ts").Int()
+	if id == "" || forward && at < ts || !forward && at > ts {
+		return "", 0, fmt.Errorf("%w: %.100q at %d", errUnsound, id, at)
+	}
+	return id, at, nil
+}
+
 // fill backfills one gap and returns how many events it brought. Readers who come to the same gap wait for one.
 func (a *API) fill(ctx context.Context, room *roomserver.Room, gap roomserver.Gap, limit int) (n int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, backfillTimeout)

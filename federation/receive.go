@@ -123,11 +123,15 @@ func (a *API) complete(ctx context.Context, origin string, room *roomserver.Room
 		return got, err
 	}
 	if len(missing.Prev) > 0 {
-		if err := a.fillGap(ctx, origin, room, in.Event); err != nil {
+		filled, err := a.fillGap(ctx, origin, room, in.Event)
+		if err != nil {
 			return got, err
 		}
 		if got, missing, err = a.retake(ctx, room, in); err != nil || missing == nil {
 			return got, err
+		}
+		if slices.ContainsFunc(missing.Prev, func(id string) bool { return filled[id] }) {
+			return got, nil // a parent could not be judged, so neither can this
 		}
 	}
 	return a.takeWith(ctx, origin, room, in, missing)
@@ -164,26 +168,35 @@ func (a *API) retake(ctx context.Context, room *roomserver.Room, in roomserver.I
 	return all[0], missing, nil
 }
 
-// fillGap asks for the events between those that this server has and a new one, and takes them in.
-func (a *API) fillGap(ctx context.Context, origin string, room *roomserver.Room, p *pdu.Event) error {
+// fillGap asks for the events between those that this server has and a new one, and takes them in. It returns which
+// ones it got.
+func (a *API) fillGap(ctx context.Context, origin string, room *roomserver.Room, p *pdu.Event) (filled map[string]bool, err error) {
 	found, err := a.fetchMissing(ctx, origin, room, p)
 	if err != nil {
 		a.log.WithError(err).WithField("origin", origin).Debug("missing events could not be had")
-		return ctx.Err()
+		return nil, ctx.Err()
 	}
+	filled = map[string]bool{}
 	in := make([]roomserver.Incoming, 0, len(found))
 	for _, m := range parentsFirst(found) {
 		if m.ID != p.ID {
+			filled[m.ID] = true
 			in = append(in, roomserver.Incoming{Event: m})
 		}
 	}
 	if err := a.recommended(ctx, room, in); err != nil || len(in) == 0 {
-		return err
+		return filled, err
 	}
+	return filled, a.takeFilled(ctx, origin, room, in)
+}
+
+// takeFilled takes in events that were missing.
+func (a *API) takeFilled(ctx context.Context, origin string, room *roomserver.Room, in []roomserver.Incoming) error {
 	got, err := a.rooms.Take(ctx, room.ID, in)
 	if err != nil {
 		return err
 	}
+	lost := map[string]bool{} // what could not be judged, whose children cannot be either
 	for i := range got {
 		if got[i].Err == nil {
 			continue
@@ -192,11 +205,16 @@ func (a *API) fillGap(ctx context.Context, origin string, room *roomserver.Room,
 		if err != nil {
 			return err
 		}
+		if missing != nil && slices.ContainsFunc(missing.Prev, func(id string) bool { return lost[id] }) {
+			lost[in[i].Event.ID] = true
+			continue
+		}
 		if missing != nil {
 			if again, err = a.takeWith(ctx, origin, room, in[i], missing); err != nil {
 				return err
 			}
 		}
+		lost[in[i].Event.ID] = again.Err != nil
 		note(a.log.WithField("room_id", room.ID), in[i].Event, again)
 	}
 	return nil

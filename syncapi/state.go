@@ -203,6 +203,11 @@ func (a *API) timestampToEvent(ctx context.Context, by *httpapi.Caller, in *time
 	if err != nil {
 		return nil, err
 	}
+	if a.history != nil {
+		if err := a.fillNear(ctx, acc.room, in); err != nil {
+			return nil, err
+		}
+	}
 	// Events that the user may not see are passed over, up to a bound.
 	for skip, page := 0, 1; skip < maxNear; skip, page = skip+page, nearPage {
 		events, err := a.rooms.EventsNear(ctx, acc.room, in.TS, in.Dir == "f", skip, page)
@@ -221,6 +226,19 @@ func (a *API) timestampToEvent(ctx context.Context, by *httpapi.Caller, in *time
 		}
 	}
 	return nil, mxerr.NotFound("There is no event near that time")
+}
+
+// fillNear gets an event that other servers have and that is closer to the time than what is here.
+func (a *API) fillNear(ctx context.Context, room *roomserver.Room, in *timestampRequest) error {
+	near, err := a.rooms.EventsNear(ctx, room, in.TS, in.Dir == "f", 0, 1)
+	if err != nil {
+		return err
+	}
+	var have *roomserver.Event
+	if len(near) > 0 {
+		have = near[0]
+	}
+	return a.history.FillNear(ctx, room, in.TS, in.Dir == "f", have)
 }
 
 type eventRequest struct {
