@@ -26,6 +26,7 @@ const (
 // permission"), and by the finer rules of MSC4155.
 type InvitePermission struct {
 	blockAll bool
+	server   string       // the server's own user, whose notices everybody gets
 	rules    []inviteRule // the first that fits decides
 }
 
@@ -73,7 +74,10 @@ func InvitePermissionOf(tx *storage.Tx, userID string) (p InvitePermission, err 
 			p.rules = append(p.rules, rule)
 		}
 	}
-	return p, nil
+	if p.Any() {
+		_, err = tx.Get(`SELECT user_id FROM accounts WHERE kind = 3 ORDER BY user_id LIMIT 1`, nil, &p.server)
+	}
+	return p, err
 }
 
 // Any tells whether there is a sender whose invites the user may not want.
@@ -81,6 +85,9 @@ func (p InvitePermission) Any() bool { return p.blockAll || len(p.rules) > 0 }
 
 // Of is the verdict on an invite by a sender.
 func (p InvitePermission) Of(sender string) InviteVerdict {
+	if sender == p.server {
+		return InviteAllowed
+	}
 	if p.blockAll {
 		return InviteBlocked
 	}

@@ -33,6 +33,7 @@ func TestServerNotices(t *testing.T) {
 	Each(t, func(t *testing.T, s *Server) {
 		admin, alice, bob := s.Admin(t, "root"), s.Register(t, "alice"), s.Register(t, "bob")
 		server := "@_server:" + s.Name
+		alice.Must("PUT", Path("/user/%s/account_data/m.invite_permission_config", alice.UserID), J{"default_action": "block"})
 		id := admin.Must("POST", sendNotice, notice(alice.UserID, "hello")).JSON.Get("event_id").Str
 		room := invitedBy(alice, server)
 

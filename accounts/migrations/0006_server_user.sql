@@ -1,0 +1,1 @@
+CREATE INDEX accounts_server_user ON accounts (user_id) WHERE kind = 3;
