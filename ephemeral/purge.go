@@ -5,7 +5,7 @@ import (
 	"github.com/myelin-im/myelin/storage"
 )
 
-// Purged deletes the receipts in threads whose root is being purged. Those that tell how far a user has read the room
+// Purged deletes the receipts in threads whose root leaves the timeline. Those that tell how far a user has read the room
 // stay, because a place in history means something without its event.
 func Purged(tx *storage.Tx, room int64, purged []*roomserver.Event) error {
 	read := map[string]bool{}

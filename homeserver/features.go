@@ -159,7 +159,7 @@ func newFeatures(cfg *config.Config, db *storage.DB, key signingkey.Key, limits 
 	f.search = search.New(search.Deps{DB: db, Rooms: f.rooms, Ignored: f.unread.Ignored, Log: part("search")})
 	f.retention = retention.New(retention.Config{Interval: cfg.Retention.PurgeInterval, Abandoned: cfg.Retention.AbandonedRooms}, retention.Deps{
 		DB: db, Rooms: f.rooms, Log: part("retention"), Hooks: []retention.Hooks{
-			{Events: search.Purged, Room: search.RoomRemoved},
+			{Events: f.search.Purged, Room: search.RoomRemoved},
 			{Events: ephemeral.Purged, Room: ephemeral.RoomRemoved},
 			{Room: unread.RoomRemoved},
 			{Room: threads.RoomRemoved},

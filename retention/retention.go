@@ -29,7 +29,7 @@ type Config struct {
 // Hooks are how a feature deletes what it keeps of events and rooms. They run within units of the database, so they
 // must be quick and touch nothing but the transaction.
 type Hooks struct {
-	// Events, if set, deletes what is kept of messages that are being purged, at most a hundred.
+	// Events, if set, deletes what is kept of events that leave the timeline, at most a hundred.
 	Events func(tx *storage.Tx, room int64, purged []*roomserver.Event) error
 	// Room, if set, deletes up to limit rows about a room that is gone.
 	Room roomserver.RoomRows

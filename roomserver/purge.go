@@ -21,8 +21,8 @@ type PurgeMark struct {
 type Purge struct {
 	// Before is the origin_server_ts, in milliseconds, that messages must have to stay.
 	Before int64
-	// Also, if set, deletes what others keep of the purged events, in the unit that deletes them. There are at most
-	// purgeBatch of them. The room's older state events, which leave the timeline but are kept, are not among them.
+	// Also, if set, deletes what others keep of the events that leave the timeline, in the unit in which they do. There are
+	// at most purgeBatch of them, as they were before.
 	Also func(tx *storage.Tx, room int64, purged []*Event) error
 	// Pause, if set, is called between two units.
 	Pause func(ctx context.Context) error
@@ -180,10 +180,10 @@ func (p *purgeStep) write(tx *storage.Tx) error {
 			swept = excluded.swept`, r.NID, p.purge.Before, false); err != nil {
 		return err
 	}
-	if p.purge.Also != nil && len(p.messages) > 0 {
-		return p.purge.Also(tx, r.NID, p.messages)
+	if p.purge.Also == nil {
+		return nil
 	}
-	return nil
+	return p.purge.Also(tx, r.NID, slices.Concat(p.messages, p.state))
 }
 
 // forget deletes what an event of the batch says of others.

@@ -9,7 +9,7 @@ import (
 
 // Backfilled brings into the index what was put into the past of a room, of which the log does not tell.
 func (a *API) Backfilled(ctx context.Context, room *roomserver.Room, events []*roomserver.Event) {
-	b := &batch{x: a.index}
+	b := &batch{x: a.index, purges: a.index.purges.Load()}
 	err := a.index.put(ctx, b, room, events)
 	if err == nil {
 		err = b.flush(ctx, &storage.Unit{})

@@ -35,6 +35,7 @@ type batch struct {
 	open    map[int64]bool  // rooms that have become open to everybody or have ceased to be
 	places  map[int64]int64 // how far rooms are
 	failed  error           // of the database
+	purges  int64           // of the index, when the first of the entries was read
 }
 
 // entry is an event as it is in the index; without words it is to be taken out.
@@ -95,6 +96,9 @@ func (b *batch) flush(ctx context.Context, unit *storage.Unit) error {
 			b.entries[id].add(unit)
 		}
 		err = write(ctx, b.x.db, unit)
+	}
+	if err == nil && b.x.purges.Load() != b.purges {
+		err = b.x.dropPurged(ctx, b.entries)
 	}
 	if err != nil {
 		b.failed = fmt.Errorf("write the search index: %w", err)

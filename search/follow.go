@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -45,6 +46,7 @@ type index struct {
 	cursor   int64          // everything up to here is in the index
 	advanced chan struct{}  // closed when cursor advances
 
+	purges   atomic.Int64    // how often events were purged
 	progress map[int64]int64 // rooms that are further than the cursor; of the goroutine
 }
 
@@ -202,7 +204,7 @@ func (x *index) pass(ctx context.Context) error {
 	if head <= from {
 		return nil
 	}
-	b := &batch{x: x}
+	b := &batch{x: x, purges: x.purges.Load()}
 	if news == nil {
 		if err := x.visitAll(ctx, b, from, head); err != nil {
 			return err

@@ -1,12 +1,18 @@
 package search
 
 import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+
 	"github.com/myelin-im/myelin/roomserver"
 	"github.com/myelin-im/myelin/storage"
 )
 
-// Purged takes messages that are being purged out of the index.
-func Purged(tx *storage.Tx, _ int64, purged []*roomserver.Event) error {
+// Purged takes events that leave the timeline out of the index.
+func (a *API) Purged(tx *storage.Tx, _ int64, purged []*roomserver.Event) error {
+	a.index.purges.Add(1)
 	for _, e := range purged {
 		id, ok := entryID(e)
 		if _, searched := partOf(e); !ok || !searched {
@@ -18,6 +24,40 @@ func Purged(tx *storage.Tx, _ int64, purged []*roomserver.Event) error {
 	}
 	return nil
 }
+
+// dropPurged takes those of the entries out again whose events were purged between being read and being written here.
+func (x *index) dropPurged(ctx context.Context, entries map[int64]*entry) error {
+	for ids := range slices.Chunk(slices.Collect(maps.Keys(entries)), purgeChunk) {
+		args := make([]any, purgeChunk)
+		for i := range args {
+			args[i] = ids[min(i, len(ids)-1)]
+		}
+		err := x.db.Write(ctx, func(tx *storage.Tx) error {
+			var gone []int64
+			rows := tx.Query(`SELECT id FROM search_events WHERE id IN `+storage.In(purgeChunk, 1)+`
+				AND NOT EXISTS (SELECT 1 FROM events WHERE events.nid = search_events.event AND events.anchor IS NOT NULL)`, args...)
+			var id int64
+			for rows.Next() {
+				rows.Scan(&id)
+				gone = append(gone, id)
+			}
+			err := rows.Close()
+			for _, id := range gone {
+				if err == nil {
+					err = dropEntry(tx, id)
+				}
+			}
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("take purged events out of the search index: %w", err)
+		}
+	}
+	return nil
+}
+
+// purgeChunk is how many entries dropPurged looks at in one write.
+const purgeChunk = 100
 
 func dropEntry(tx *storage.Tx, id int64) error {
 	n, err := tx.Exec(`DELETE FROM search_events WHERE id = $1`, id)

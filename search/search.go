@@ -128,6 +128,16 @@ func (f *finder) show(ctx context.Context, some []*match) ([]*result, error) {
 // load returns those of the events of a room that are results. The index is behind: it may have what was redacted.
 func (f *finder) load(ctx context.Context, v *view, nids []int64) ([]*roomserver.Event, error) {
 	events, err := f.API.rooms.EventsByNID(ctx, v.room, nids)
+	if errors.Is(err, roomserver.ErrUnknownEvent) && len(nids) > 1 { // some were purged
+		for _, nid := range nids {
+			one, err := f.load(ctx, v, []int64{nid})
+			if err != nil {
+				return nil, err
+			}
+			events = append(events, one...)
+		}
+		return events, nil
+	}
 	if errors.Is(err, roomserver.ErrUnknownEvent) {
 		return nil, nil
 	}

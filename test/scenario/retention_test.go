@@ -88,11 +88,7 @@ func TestExpiredMessagesArePurged(t *testing.T) {
 				defer alice.State(id, "m.room.retention", "", J{"max_lifetime": 1})
 				return bob.Do("GET", Path("/rooms/%s/event/%s", id, old[29]), nil).Status == http.StatusNotFound
 			}
-			for end := time.Now().Add(time.Minute); !gone(); time.Sleep(300 * time.Millisecond) {
-				if time.Now().After(end) {
-					t.Fatal("expired messages were not purged within a minute")
-				}
-			}
+			wait(t, "expired messages are purged", gone)
 			alice.State(id, "m.room.retention", "", J{})
 			later := alice.Text(id, "sesame later")
 			check := func() {
@@ -140,11 +136,7 @@ func TestForgottenRoomsAreRemoved(t *testing.T) {
 			known := func() bool {
 				return alice.Do("GET", Path("/directory/room/%s", alias), nil).Status != http.StatusNotFound
 			}
-			for end := time.Now().Add(time.Minute); known(); time.Sleep(100 * time.Millisecond) {
-				if time.Now().After(end) {
-					t.Fatal("the room was not removed within a minute")
-				}
-			}
+			wait(t, "the room is removed", func() bool { return !known() })
 			alice.Refused(http.StatusNotFound, "M_NOT_FOUND", "POST", Path("/join/%s", alias), J{})
 			if rooms := bob.Must("GET", Path("/publicRooms"), nil).JSON.Get("chunk").Array(); len(rooms) != 0 {
 				t.Errorf("public rooms: %v", rooms)
@@ -154,6 +146,69 @@ func TestForgottenRoomsAreRemoved(t *testing.T) {
 			s.Restart()
 			// The alias is free again.
 			alice.Create(J{"room_alias_name": "gone"})
+		})
+	}
+}
+
+// wait polls until something is so, for at most a minute.
+func wait(t *testing.T, what string, done func() bool) {
+	t.Helper()
+	for end := time.Now().Add(time.Minute); !done(); time.Sleep(100 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("not within a minute: %s", what)
+		}
+	}
+}
+
+// A room of several servers goes on after each of them has purged its history, which is not fetched again; and one that
+// a server has removed can be joined again.
+func TestPurgeInFederatedRooms(t *testing.T) {
+	for _, d := range storagetest.Dialects {
+		t.Run(d.String(), func(t *testing.T) {
+			servers := Federation(t, d, 2, quick)
+			alice, bob := servers[0].Register(t, "alice"), servers[1].Register(t, "bob")
+			id := alice.Create(J{"preset": "public_chat", "name": "The room"})
+			joinThrough(t, bob, id, servers[0])
+			var old []string
+			for i := range 15 {
+				old = append(old, alice.Text(id, fmt.Sprint("old ", i)))
+			}
+			shown := func(c *Client, event string) bool {
+				return c.Do("GET", Path("/rooms/%s/event/%s", id, event), nil).Status == http.StatusOK
+			}
+			wait(t, "bob has the last message", func() bool { return shown(bob, old[14]) })
+			retention := func(content J) {
+				set := alice.State(id, "m.room.retention", "", content)
+				wait(t, "bob's server knows the policy", func() bool { return shown(bob, set) })
+			}
+			wait(t, "both servers have purged", func() bool {
+				retention(J{})
+				defer retention(J{"max_lifetime": 1})
+				return !shown(alice, old[14]) && !shown(bob, old[14])
+			})
+			retention(J{})
+			later := alice.Text(id, "later")
+			wait(t, "bob has what came later", func() bool { return shown(bob, later) })
+			answer := bob.Text(id, "answer")
+			wait(t, "alice has the answer", func() bool { return shown(alice, answer) })
+			for _, c := range []*Client{alice, bob} {
+				got := c.Walk(id, "", "b", 10)
+				if !slices.Contains(got, later) || slices.ContainsFunc(got, func(e string) bool { return slices.Contains(old, e) }) {
+					t.Errorf("the history of %s after the purge: %v", c.UserID, got)
+				}
+			}
+
+			bob.Leave(id)
+			bob.Must("POST", Path("/rooms/%s/forget", id), J{})
+			wait(t, "the room is removed from bob's server", func() bool {
+				return bob.Do("GET", Path("/directory/list/room/%s", id), nil).Status == http.StatusNotFound
+			})
+			joinThrough(t, bob, id, servers[0])
+			again := bob.Text(id, "here again")
+			wait(t, "alice has bob's message", func() bool { return shown(alice, again) })
+			if got, want := members(bob, id), sorted(alice.UserID, bob.UserID); !slices.Equal(got, want) {
+				t.Errorf("the members: %v, want %v", got, want)
+			}
 		})
 	}
 }
