@@ -1,13 +1,12 @@
 // Package notifications answers GET /notifications: what has notified a user, newest first.
 //
-// Nothing is kept for it. What notifies is judged again from the log, in windows of positions that go back from the end
-// and grow until there is enough to answer with.
+// Nothing is kept for it. What notifies is judged again from the log: each room is read backwards for itself, a page at
+// a time and only as far as it takes to know what comes next among all rooms. Rooms that the user has left tell nothing.
 //
 // Spec: client-server API v1.19, "Listing notifications".
 package notifications
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -58,14 +57,12 @@ func (a *API) Endpoints() []httpapi.Endpoint {
 const (
 	// maxLimit bounds the notifications of one answer.
 	maxLimit = 100
-	// firstWindow is how many positions are looked at first; each further window is twice as large.
-	firstWindow = 500
 	// maxJudged bounds the events that one request judges. An answer may then have fewer notifications than were asked
 	// for, or none, and a token to go on from.
 	maxJudged = 20_000
 	// pageSize is how many events of a room are judged together.
-	pageSize = 500
-	// tokenPrefix begins a token; what follows is the position before which the next page begins.
+	pageSize = 100
+	// tokenPrefix begins a token; what follows is the last position that the next page can have.
 	tokenPrefix = "n"
 )
 
@@ -104,97 +101,153 @@ func (a *API) list(ctx context.Context, by *httpapi.Caller, in *listRequest) (*l
 		}
 		upTo = min(upTo, n)
 	}
-	limit := min(in.Limit, maxLimit)
 	l := &look{api: a, user: by.UserID, highlights: in.Only == "highlight"}
-	if err := l.begin(ctx); err != nil {
+	if err := l.begin(ctx, upTo); err != nil {
 		return nil, err
 	}
-	for window := int64(firstWindow); upTo > 0 && len(l.found) < limit && l.judged < maxJudged; window *= 2 {
-		after := max(upTo-window, 0)
-		if err := l.window(ctx, after, upTo); err != nil {
+	out := &listResponse{Notifications: []notification{}}
+	for len(out.Notifications) < min(in.Limit, maxLimit) && l.judged < maxJudged {
+		f, err := l.next(ctx)
+		if err != nil {
 			return nil, err
 		}
-		upTo = after
-	}
-	out := &listResponse{Notifications: []notification{}}
-	if len(l.found) > limit {
-		l.found = l.found[:limit]
-		upTo = l.found[limit-1].Event.Anchor - 1
-	}
-	for _, f := range l.found {
+		if f == nil {
+			break
+		}
 		n, err := a.render(ctx, by, f)
 		if err != nil {
 			return nil, err
 		}
 		out.Notifications = append(out.Notifications, n)
 	}
-	if upTo > 0 {
-		out.NextToken = tokenPrefix + strconv.FormatInt(upTo, 10)
+	if c := l.latest(); c != nil {
+		out.NextToken = tokenPrefix + strconv.FormatInt(c.bound(), 10)
 	}
 	return out, nil
 }
 
-// look is one request's way back through the log.
+// look is one request's way back through the log. Each room is read backwards for itself; what notified is taken from
+// whichever of them has the latest.
 type look struct {
 	api        *API
 	user       string
 	highlights bool
-	rooms      []roomserver.UserRoom
-	activity   []int64 // of rooms, each: the position of its last event
-	found      []found // newest first
+	rooms      []*cursor
 	judged     int
 }
 
-// begin finds the rooms that can hold notifications.
-func (l *look) begin(ctx context.Context) error {
+// cursor is how far a room has been read.
+type cursor struct {
+	nid   int64
+	room  *roomserver.Room // nil until it is looked at
+	began int64            // where the user's stay in the room began
+	upTo  int64            // what is later has been judged; 0: all has
+	found []*found         // what of it notified and was not yet taken, newest first
+}
+
+// bound is the position of the next notification of the room, or one that it does not lie beyond; 0: there is none.
+func (c *cursor) bound() int64 {
+	if len(c.found) > 0 {
+		return c.found[0].Event.Anchor
+	}
+	return c.upTo
+}
+
+// begin finds the rooms that can hold notifications up to a position.
+func (l *look) begin(ctx context.Context, upTo int64) error {
 	rooms, err := l.api.rooms.UserRooms(ctx, l.user)
 	if err != nil {
 		return fmt.Errorf("rooms of %s: %w", l.user, err)
 	}
-	for _, r := range rooms {
-		if r.Membership == roomserver.Join || r.Membership == roomserver.Invite {
-			l.rooms = append(l.rooms, r)
+	rooms = slices.DeleteFunc(slices.Clone(rooms), func(r roomserver.UserRoom) bool {
+		return r.Membership != roomserver.Join && r.Membership != roomserver.Invite
+	})
+	activity, err := l.api.rooms.Activity(ctx, l.user, rooms, nil)
+	if err != nil {
+		return err
+	}
+	for i, r := range rooms {
+		if last := min(activity[i], upTo); last >= r.Pos {
+			l.rooms = append(l.rooms, &cursor{nid: r.NID, began: r.Pos, upTo: last})
 		}
 	}
-	l.activity, err = l.api.rooms.Activity(ctx, l.user, l.rooms, nil)
-	return err
+	return nil
 }
 
-// window adds what notified in (after, upTo].
-func (l *look) window(ctx context.Context, after, upTo int64) error {
-	var some []found
-	for i, r := range l.rooms {
-		if l.activity[i] <= after {
-			continue
+// latest returns the room that may have the next notification; nil if none has any.
+func (l *look) latest() *cursor {
+	var best *cursor
+	for _, c := range l.rooms {
+		if b := c.bound(); b > 0 && (best == nil || b > best.bound()) {
+			best = c
 		}
-		room, err := l.api.rooms.RoomByNID(ctx, r.NID)
+	}
+	return best
+}
+
+// next takes the latest notification that is left; nil if there is none, or too much was judged without finding one.
+func (l *look) next(ctx context.Context) (*found, error) {
+	for l.judged < maxJudged {
+		c := l.latest()
+		if c == nil {
+			return nil, nil
+		}
+		if len(c.found) > 0 {
+			f := c.found[0]
+			c.found = c.found[1:]
+			return f, nil
+		}
+		if err := l.judge(ctx, c); err != nil {
+			return nil, err
+		}
+	}
+	return nil, nil
+}
+
+// judge goes one page back in a room.
+func (l *look) judge(ctx context.Context, c *cursor) error {
+	if c.room == nil {
+		room, err := l.api.rooms.RoomByNID(ctx, c.nid)
 		if errors.Is(err, roomserver.ErrUnknownRoom) { // purged meanwhile
-			continue
+			c.upTo = 0
+			return nil
 		}
 		if err != nil {
 			return err
 		}
-		for next := after; next < upTo; {
-			list, to, err := l.api.unread.Notifications(ctx, room, l.user, next, upTo, pageSize)
-			if err != nil {
-				return fmt.Errorf("notifications of %s: %w", l.user, err)
-			}
-			l.judged += pageSize
-			next = to
-			for _, n := range list {
-				if !l.highlights || n.Actions.Highlight {
-					some = append(some, found{n, room})
-				}
+		c.room = room
+	}
+	events, more, err := l.api.rooms.Timeline(ctx, c.room, c.began-1, c.upTo, pageSize)
+	if err != nil {
+		return fmt.Errorf("timeline of %s: %w", c.room.ID, err)
+	}
+	l.judged += len(events) + 1
+	if len(events) == 0 {
+		c.upTo = 0
+		return nil
+	}
+	before := events[0].Anchor - 1
+	for next := before; next < c.upTo; {
+		list, to, err := l.api.unread.Notifications(ctx, c.room, l.user, next, c.upTo, pageSize)
+		if err != nil {
+			return fmt.Errorf("notifications of %s: %w", l.user, err)
+		}
+		next = to
+		for _, n := range list {
+			if !l.highlights || n.Actions.Highlight {
+				c.found = append(c.found, &found{n, c.room})
 			}
 		}
 	}
-	slices.SortFunc(some, func(a, b found) int { return cmp.Compare(b.Event.Anchor, a.Event.Anchor) })
-	l.found = append(l.found, some...)
+	slices.Reverse(c.found)
+	if c.upTo = before; !more {
+		c.upTo = 0
+	}
 	return nil
 }
 
 // render makes the answer's form of a notification.
-func (a *API) render(ctx context.Context, by *httpapi.Caller, f found) (notification, error) {
+func (a *API) render(ctx context.Context, by *httpapi.Caller, f *found) (notification, error) {
 	n := notification{Actions: f.Actions.Raw, RoomID: f.room.ID, TS: f.Event.OriginServerTS}
 	viewer, err := a.rooms.Viewer(ctx, f.room, by.UserID, f.room.Head().Pos)
 	if err != nil {
