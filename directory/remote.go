@@ -23,11 +23,10 @@ const (
 	remoteTimeout = 10 * time.Second
 	// maxRemoteAnswer bounds its answer, in bytes.
 	maxRemoteAnswer = 4 << 20
-	// treeFresh is how long the answer about a space of another server is remembered, noTreeFresh how long it is
-	// remembered that there was none; maxTrees is how many answers are.
-	treeFresh   = 5 * time.Minute
-	noTreeFresh = time.Minute
-	maxTrees    = 2000
+	// treeFresh is how long the answer about a room of other servers is remembered, and how long it is that there was
+	// none; maxTrees is how many answers are. A refusal is not remembered: it ends when somebody joins.
+	treeFresh = time.Minute
+	maxTrees  = 2000
 	// maxAsked bounds the servers that are asked about a room, and maxRemoteSteps the rooms of one page of a hierarchy
 	// about which servers are asked.
 	maxAsked       = 3
@@ -105,14 +104,14 @@ func (a *API) treeOf(ctx context.Context, roomID string, via []string) *tree {
 	if t, ok := a.trees.Get(roomID); ok && time.Now().Before(t.until) {
 		return t
 	}
-	t := &tree{until: time.Now().Add(noTreeFresh)}
+	t := &tree{until: time.Now().Add(treeFresh)}
 	if a.client == nil {
 		return t
 	}
 	if server := pdu.ServerOf(roomID); server != "" {
 		via = append(via[:len(via):len(via)], server)
 	}
-	asked := map[string]bool{a.rooms.Name(): true}
+	asked, refused := map[string]bool{a.rooms.Name(): true}, false
 	for _, server := range via {
 		if asked[server] || len(asked) > maxAsked || !pdu.ValidServerName(server) {
 			continue
@@ -123,6 +122,8 @@ func (a *API) treeOf(ctx context.Context, roomID string, via []string) *tree {
 			Timeout: remoteTimeout, MaxBytes: maxRemoteAnswer,
 		})
 		if err != nil {
+			var said *client.Error
+			refused = refused || errors.As(err, &said)
 			continue
 		}
 		if found, err := parseTree(raw, roomID); err == nil {
@@ -130,7 +131,7 @@ func (a *API) treeOf(ctx context.Context, roomID string, via []string) *tree {
 			break
 		}
 	}
-	if ctx.Err() == nil {
+	if ctx.Err() == nil && (t.room != nil || !refused) {
 		a.trees.Put(strings.Clone(roomID), t, 1)
 	}
 	return t
