@@ -141,7 +141,7 @@ func TestTable(t *testing.T) {
 		New("GET", "/b/{x}", User|Guest, ratelimit.Read, fine),
 		New("GET", "/a", Anyone, ratelimit.None, fine),
 	}))
-	if want := "[{GET /a anyone none} {GET /b/{x} guest|user read} {PUT /b/{x} user|appservice message}]"; got != want {
+	if want := "[{GET /a anyone none false 0} {GET /b/{x} guest|user read false 0} {PUT /b/{x} user|appservice message false 0}]"; got != want {
 		t.Errorf("%s, want %s", got, want)
 	}
 	e := New("PUT", "/{roomId}/x/{txnId}", User, ratelimit.Message, echoes[struct {
