@@ -98,6 +98,7 @@ type API struct {
 	fetchers slots
 	fetching flights[uri, *record]
 	failures failures
+	lives    lives
 
 	tus     *handler.UnroutedHandler
 	partial *partials

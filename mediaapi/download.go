@@ -21,6 +21,10 @@ type request struct {
 	remote   bool          // other servers may be asked
 	redirect bool          // the client may be sent elsewhere
 	wait     time.Duration // for content that is still being uploaded
+
+	follow bool      // the answer may begin before everything has been fetched
+	live   *follower // then find sets this and no record, and what ends the reading
+	leave  func()
 }
 
 // Bounds of timeout_ms.
@@ -51,29 +55,35 @@ func parse(r *http.Request, open bool) (*request, error) {
 }
 
 // download: client-server API v1.19, GET /media/download/{serverName}/{mediaId} and with {fileName}.
-func (a *API) download(ctx context.Context, _ *httpapi.Caller, w http.ResponseWriter, r *http.Request) error {
-	return a.serveDownload(ctx, w, r, false)
+func (a *API) download(ctx context.Context, by *httpapi.Caller, w http.ResponseWriter, r *http.Request) error {
+	return a.serveDownload(ctx, by, w, r, false)
 }
 
 // downloadOpen is the same without authentication, for what was stored while that was allowed.
 func (a *API) downloadOpen(ctx context.Context, _ *httpapi.Caller, w http.ResponseWriter, r *http.Request) error {
-	return a.serveDownload(ctx, w, r, true)
+	return a.serveDownload(ctx, nil, w, r, true)
 }
 
-func (a *API) serveDownload(ctx context.Context, w http.ResponseWriter, r *http.Request, open bool) error {
+func (a *API) serveDownload(ctx context.Context, by *httpapi.Caller, w http.ResponseWriter, r *http.Request, open bool) error {
 	req, err := parse(r, open)
 	if err != nil {
 		return err
 	}
+	name, err := fileName(r.PathValue("fileName"))
+	if err != nil {
+		return err
+	}
+	req.follow = a.follows(req, by, r)
 	rec, err := a.find(ctx, req)
 	if err != nil {
 		return err
 	}
-	name := rec.name
-	if given := r.PathValue("fileName"); given != "" {
-		if name, err = fileName(given); err != nil {
-			return err
-		}
+	if req.live != nil {
+		defer req.leave()
+		return a.serveLive(ctx, w, req.live, name)
+	}
+	if name == nil {
+		name = rec.name
 	}
 	a.touched.add(rec, a.ms())
 	return a.serve(ctx, w, r, content{rec.blob, rec.typ, disposition(rec.typ, name), req.redirect})
@@ -87,6 +97,11 @@ func (a *API) find(ctx context.Context, req *request) (*record, error) {
 		return nil, err
 	case req.origin == a.ServerName && rec != nil && rec.blob == "":
 		rec, err = a.await(ctx, req)
+	case req.origin != a.ServerName && rec == nil && req.remote && req.follow:
+		rec, req.live, req.leave, err = a.fetchOrFollow(ctx, req)
+		if req.live != nil {
+			return nil, nil
+		}
 	case req.origin != a.ServerName && rec == nil && req.remote:
 		rec, err = a.fetch(ctx, req)
 	}

@@ -98,29 +98,53 @@ type remote struct {
 	typ         string
 	disposition string
 	length      int64 // as announced; negative: not at all
+	bounded     bool  // something was announced that net/http holds the origin to
 }
 
 // fetchNow gets media from its origin and keeps it.
 func (a *API) fetchNow(ctx context.Context, u uri) (*record, error) {
 	ctx, cancel := context.WithCancel(ctx) // for who sends too slowly
 	defer cancel()
+	one, leave := a.lives.join(u)
+	defer leave()
+	rec, err := a.fetchInto(ctx, u, one, cancel)
+	one.finish(err)
+	return rec, err
+}
+
+// name is the name that the origin gives the file, nil if none.
+func (r *remote) name() *string {
+	_, params, err := mime.ParseMediaType(r.disposition)
+	if err != nil {
+		return nil
+	}
+	name, err := fileName(params["filename"])
+	if err != nil {
+		return nil
+	}
+	return name
+}
+
+func (a *API) fetchInto(ctx context.Context, u uri, one *live, tooSlow func()) (*record, error) {
 	file, err := a.open(ctx, u)
 	if err != nil {
 		return nil, err
 	}
 	defer file.close()
-	s, err := a.spoolRemote(file, a.MaxRemote, cancel)
+	s, err := a.spoolRemote(file, a.MaxRemote, tooSlow, func(s *blob.Spool) {
+		if !file.bounded {
+			return
+		}
+		one.change(func() {
+			one.file, one.path, one.typ, one.n = file, s.Path(), contentType(file.typ, s.Head()), s.Size()
+		})
+	})
 	if err != nil {
 		return nil, err
 	}
 	defer s.Close()
 	rec := a.newRecord(u, "")
-	rec.size, rec.typ = s.Size(), contentType(file.typ, s.Head())
-	if _, params, err := mime.ParseMediaType(file.disposition); err == nil {
-		if rec.name, err = fileName(params["filename"]); err != nil {
-			rec.name = nil
-		}
-	}
+	rec.size, rec.typ, rec.name = s.Size(), contentType(file.typ, s.Head()), file.name()
 	err = a.keep(ctx, s, func(tx *storage.Tx, key string) error {
 		rec.blob = key
 		return rec.put(tx)
@@ -128,14 +152,17 @@ func (a *API) fetchNow(ctx context.Context, u uri) (*record, error) {
 	return rec, err
 }
 
-// spoolRemote reads a file, within the bound and what was announced.
-func (a *API) spoolRemote(file *remote, limit int64, tooSlow func()) (*blob.Spool, error) {
+// spoolRemote reads a file, within the bound and what was announced. Who follows is told how far it is.
+func (a *API) spoolRemote(file *remote, limit int64, tooSlow func(), follow func(s *blob.Spool)) (*blob.Spool, error) {
 	if file.length > limit {
 		return nil, errRemoteSize
 	}
 	s, err := a.area.New()
 	if err != nil {
 		return nil, err
+	}
+	if follow != nil {
+		s.Tell(func(int64) { follow(s) })
 	}
 	n, err := s.ReadFrom(&paced{r: io.LimitReader(file.body, limit+1), start: time.Now(), tooSlow: tooSlow})
 	switch {
@@ -175,7 +202,7 @@ func (a *API) open(ctx context.Context, u uri) (*remote, error) {
 	res, err := a.servers.Stream(ctx, client.Request{Server: u.origin, Method: "GET", Timeout: fetchStart,
 		Path: client.Path("/_matrix/federation/v1/media/download/%s", u.id) + "?timeout_ms=20000"})
 	var answer *client.Error
-	if errors.As(err, &answer) && answer.Code != "M_NOT_FOUND" && (answer.Status == http.StatusNotFound || answer.Code == "M_UNRECOGNIZED") {
+	if errors.As(err, &answer) && unknown(answer) {
 		return a.openOld(ctx, u)
 	}
 	if err != nil {
@@ -186,6 +213,11 @@ func (a *API) open(ctx context.Context, u uri) (*remote, error) {
 		return nil, errors.Join(err, res.Body.Close())
 	}
 	return file, nil
+}
+
+// unknown tells whether a server does not know the endpoint. What is no error of Matrix was not said by it.
+func unknown(answer *client.Error) bool {
+	return answer.Code == "M_UNRECOGNIZED" || answer.Code == "" && answer.Status >= 400 && answer.Status < 500
 }
 
 // openOld asks a server that knows the unauthenticated endpoint alone.
@@ -200,7 +232,7 @@ func (a *API) openOld(ctx context.Context, u uri) (*remote, error) {
 
 // fileOf takes the body of an answer for a file.
 func fileOf(res *http.Response) *remote {
-	return &remote{res.Body, res.Body.Close, res.Header.Get("Content-Type"), res.Header.Get("Content-Disposition"), res.ContentLength}
+	return &remote{res.Body, res.Body.Close, res.Header.Get("Content-Type"), res.Header.Get("Content-Disposition"), res.ContentLength, res.ContentLength >= 0}
 }
 
 // maxMetadata bounds the first part of an answer, in bytes.
@@ -208,6 +240,9 @@ const maxMetadata = 64 << 10
 
 // openParts reads an answer of two parts up to the content of the second.
 func (a *API) openParts(ctx context.Context, res *http.Response) (*remote, error) {
+	if res.ContentLength > a.MaxRemote+2*maxMetadata {
+		return nil, errRemoteSize
+	}
 	typ, params, err := mime.ParseMediaType(res.Header.Get("Content-Type"))
 	if err != nil || typ != "multipart/mixed" || params["boundary"] == "" {
 		return nil, fmt.Errorf("%w: the answer is not multipart/mixed", errLying)
@@ -238,7 +273,7 @@ func (a *API) openParts(ctx context.Context, res *http.Response) (*remote, error
 	if n, err := strconv.ParseInt(second.Header.Get("Content-Length"), 10, 64); err == nil && n >= 0 {
 		length = n
 	}
-	return &remote{second, res.Body.Close, second.Header.Get("Content-Type"), second.Header.Get("Content-Disposition"), length}, nil
+	return &remote{second, res.Body.Close, second.Header.Get("Content-Type"), second.Header.Get("Content-Disposition"), length, res.ContentLength >= 0}, nil
 }
 
 // failures remembers for a while what could not be fetched.

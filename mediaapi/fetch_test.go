@@ -2,6 +2,8 @@ package mediaapi
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"io"
 	"mime"
@@ -55,6 +57,9 @@ func TestFetch(t *testing.T) {
 			return answer(200, strings.NewReader("an old server"), "Content-Type", "text/plain"), nil
 		}, status: 200, body: "an old server", typ: "text/plain", header: "inline"},
 
+		"no-matrix": {answer: func() (*http.Response, error) { return nil, &client.Error{Status: 400} }, old: func() (*http.Response, error) {
+			return answer(200, strings.NewReader("old"), "Content-Type", "text/plain"), nil
+		}, status: 200, body: "old", typ: "text/plain", header: "inline"},
 		"misled":   {answer: func() (*http.Response, error) { return parts("Location: "+elsewhere.URL+"/nowhere\r\n", ""), nil }, status: 404, code: "M_NOT_FOUND"},
 		"file-url": {answer: func() (*http.Response, error) { return parts("Location: file:///etc/passwd\r\n", ""), nil }, status: 404, code: "M_NOT_FOUND"},
 		"missing":  {answer: func() (*http.Response, error) { return nil, missing("M_NOT_FOUND") }, status: 404, code: "M_NOT_FOUND"},
@@ -160,6 +165,72 @@ func TestCoalescing(t *testing.T) {
 	group.Wait()
 	if asked.Load() != 1 {
 		t.Errorf("the origin was asked %d times", asked.Load())
+	}
+}
+
+// TestLive reads a large file while it is still being fetched, to its end or to where it breaks.
+func TestLive(t *testing.T) {
+	for name, test := range map[string]struct {
+		end    string
+		blocks bool
+		good   bool
+	}{
+		"whole": {end: "\r\n--b--\r\n", good: true}, "cut": {}, "blocked": {end: "\r\n--b--\r\n", blocks: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			const size = 3 << 20
+			body, feed := io.Pipe()
+			a := newAPI(t, storage.SQLite, origins(func(client.Request) (*http.Response, error) {
+				res := answer(200, body, "Content-Type", "multipart/mixed; boundary=b")
+				res.ContentLength = size + 100
+				return res, nil
+			}), func(c *Config, _ *Deps) { c.MaxRemote = 4 << 20 })
+			content := strings.Repeat("0123456789abcdef", size/16)
+			if test.blocks {
+				hash := sha256.Sum256([]byte(content))
+				if _, err := a.block(background, root, &blockRequest{Hash: hex.EncodeToString(hash[:])}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				r.SetPathValue("serverName", "there")
+				r.SetPathValue("mediaId", "file")
+				if err := a.download(r.Context(), root, w, r); err != nil {
+					panic(http.ErrAbortHandler) // as the router does
+				}
+			}))
+			defer server.Close()
+			go io.WriteString(feed, "--b\r\n\r\n{}\r\n--b\r\nContent-Type: video/mp4\r\n\r\n"+content[:2<<20])
+			res, err := http.Get(server.URL) // the rest comes only now that the answer has begun
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer res.Body.Close()
+			first := make([]byte, 1<<20)
+			if _, err := io.ReadFull(res.Body, first); err != nil || string(first) != content[:1<<20] || res.Header.Get("Content-Type") != "video/mp4" {
+				t.Fatalf("the beginning: %v, %v", err, res.Header)
+			}
+			go func() {
+				io.WriteString(feed, content[2<<20:]+test.end)
+				if feed.Close(); test.end == "" {
+					feed.CloseWithError(io.ErrUnexpectedEOF)
+				}
+			}()
+			rest, err := io.ReadAll(res.Body)
+			if test.good && (err != nil || string(rest) != content[1<<20:]) {
+				t.Errorf("%d bytes more: %v", len(rest), err)
+			}
+			if !test.good && (err == nil || len(rest) >= size-1<<20) {
+				t.Errorf("%d bytes more, and no error", len(rest))
+			}
+			files := 0
+			if test.good {
+				files = 1
+			}
+			if list := stored(t, a); len(list) != files {
+				t.Errorf("stored: %v", list)
+			}
+		})
 	}
 }
 

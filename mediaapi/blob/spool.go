@@ -61,6 +61,7 @@ type Spool struct {
 	hash hash.Hash
 	size int64
 	head []byte
+	told func(size int64)
 }
 
 // New makes an empty spool. It must be closed.
@@ -120,8 +121,14 @@ func (s *Spool) account(p []byte) {
 func (s *Spool) Write(p []byte) (int, error) {
 	n, err := s.file.Write(p)
 	s.account(p[:n])
+	if s.told != nil {
+		s.told(s.size)
+	}
 	return n, err
 }
+
+// Tell has fn called with the size after each write, so that somebody else can read the file meanwhile.
+func (s *Spool) Tell(fn func(size int64)) { s.told = fn }
 
 // ReadFrom appends everything that r has.
 func (s *Spool) ReadFrom(r io.Reader) (total int64, err error) {
