@@ -27,6 +27,8 @@ const (
 	// gapRest is how long a gap is left alone that nobody could fill.
 	gapRest  = 10 * time.Minute
 	maxRests = 10_000
+	// maxEdges is for how many events of one answer the state before them is asked for.
+	maxEdges = 10
 )
 
 // gapKey names a gap.
@@ -49,6 +51,9 @@ func (a *API) Fill(ctx context.Context, room *roomserver.Room, before roomserver
 		have, err := a.rooms.HistoryBefore(ctx, room, before, limit)
 		if err != nil {
 			return err
+		}
+		if purged, err := a.rooms.Purged(ctx, room); err != nil || !purged.Floor.Before(gap.Place) {
+			return err // what was there was deleted on purpose
 		}
 		if len(have) == limit && gap.Place.Before(have[limit-1].Token()) {
 			return nil // the gap is further back
@@ -205,7 +210,10 @@ func (a *API) fillFrom(ctx context.Context, server string, room *roomserver.Room
 	if n := len(list.Array()); n > 2*maxBackfill {
 		return nil, fmt.Errorf("%w: %d events", errUnsound, n)
 	}
-	found := parentsFirst(a.sound(ctx, room.Version, room.ID, list, nil))
+	found, err := a.wanted(ctx, room, parentsFirst(a.sound(ctx, room.Version, room.ID, list, nil)))
+	if err != nil {
+		return nil, err
+	}
 	in, err := a.withStates(ctx, server, room, found)
 	if err != nil {
 		return nil, err
@@ -217,11 +225,34 @@ func (a *API) fillFrom(ctx context.Context, server string, room *roomserver.Room
 	return placed, err
 }
 
+// wanted leaves out messages that were purged here, or would be.
+func (a *API) wanted(ctx context.Context, room *roomserver.Room, found []*pdu.Event) ([]*pdu.Event, error) {
+	purged, err := a.rooms.Purged(ctx, room)
+	if err != nil {
+		return nil, err
+	}
+	out := found[:0]
+	for _, p := range found {
+		if !p.IsState() {
+			expired, err := a.rooms.Expired(ctx, room, p.OriginServerTS)
+			if err != nil {
+				return nil, err
+			}
+			if expired || p.OriginServerTS < purged.Before {
+				continue
+			}
+		}
+		out = append(out, p)
+	}
+	return out, nil
+}
+
 // withStates prepares events for backfill: those with unknown parents get the states after these, those with unknown auth
 // events get them.
 func (a *API) withStates(ctx context.Context, server string, room *roomserver.Room, found []*pdu.Event) ([]roomserver.Incoming, error) {
 	coming := make(map[string]bool, len(found))
 	in := make([]roomserver.Incoming, 0, len(found))
+	edges := 0
 	for _, p := range found {
 		parents, err := a.stateless(ctx, room, p.PrevEventIDs(), coming)
 		if err != nil {
@@ -229,6 +260,9 @@ func (a *API) withStates(ctx context.Context, server string, room *roomserver.Ro
 		}
 		i := roomserver.Incoming{Event: p}
 		if len(parents) > 0 {
+			if edges++; edges > maxEdges {
+				continue
+			}
 			if i.Before, err = a.fetchStates(ctx, server, room, parents); err != nil {
 				a.log.WithError(err).WithField("event_id", p.ID).Debug("an older event is left out")
 				if ctx.Err() != nil {

@@ -328,25 +328,34 @@ func (a *API) joinThrough(ctx context.Context, server string, in *wish) error {
 	if err != nil {
 		return err
 	}
+	entry, err := a.entryOf(ctx, v, event, body)
+	if err != nil {
+		return err
+	}
+	if _, err := a.rooms.Enter(ctx, entry); err != nil {
+		return fmt.Errorf("%w: %w", errUnsound, err)
+	}
+	return nil
+}
+
+// entryOf reads the answer to a join: what is sound of it.
+func (a *API) entryOf(ctx context.Context, v *pdu.Version, event *pdu.Event, body []byte) (entry roomserver.Entry, err error) {
 	answer := gjson.ParseBytes(body)
 	if raw := answer.Get("event"); raw.IsObject() {
 		if signed, err := pdu.Parse(v, []byte(raw.Raw)); err == nil && signed.ID == event.ID && !signed.Redacted {
 			event = signed
 		}
 	}
-	entry := roomserver.Entry{RoomID: in.roomID, Version: v, Event: event}
-	entry.State = a.sound(ctx, v, in.roomID, answer.Get("state"), nil)
-	entry.Auth = a.sound(ctx, v, in.roomID, answer.Get("auth_chain"), entry.State)
+	entry = roomserver.Entry{RoomID: event.RoomID, Version: v, Event: event}
+	entry.State = a.sound(ctx, v, event.RoomID, answer.Get("state"), nil)
+	entry.Auth = a.sound(ctx, v, event.RoomID, answer.Get("auth_chain"), entry.State)
 	if err := checkCreate(&entry); err != nil {
-		return err
+		return entry, err
 	}
 	if err := a.verify(ctx, event); err != nil {
-		return fmt.Errorf("%w: the join: %w", errUnsound, err)
+		return entry, fmt.Errorf("%w: the join: %w", errUnsound, err)
 	}
-	if _, err := a.rooms.Enter(ctx, entry); err != nil {
-		return fmt.Errorf("%w: %w", errUnsound, err)
-	}
-	return nil
+	return entry, nil
 }
 
 // checkCreate checks that a state begins with the creation of the room in question.
