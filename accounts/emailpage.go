@@ -11,8 +11,8 @@ import (
 	"github.com/myelin-im/myelin/storage"
 )
 
-// submitPath is the page to which e-mails lead.
-const submitPath = "/_myelin/client/email/submit_token"
+// submitPath is the page to which e-mails lead. It lies where reverse proxies pass requests of clients on.
+const submitPath = "/_matrix/client/unstable/im.myelin/email/submit_token"
 
 // maxForm bounds the body of a form, in bytes.
 const maxForm = 16 << 10
