@@ -15,13 +15,13 @@ const page = 500
 
 // follow puts what is written to the log on the servers' lists.
 func (q *Queue) follow(ctx context.Context) {
-	outgoing := int64(0)
+	outgoing := int64(-1) // what the Source has up to here is in the servers' records
 	for {
 		rooms, all, source, head := q.takeNews()
 		err := q.dispatch(ctx, rooms, all, head)
-		if err == nil && (source || outgoing == 0) {
+		if err == nil && (source || outgoing < 0) {
 			if err = q.askSource(ctx, outgoing, head); err == nil {
-				outgoing = max(head, 1)
+				outgoing = head
 			}
 		}
 		if err != nil {

@@ -1,0 +1,338 @@
+package queue
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/sirupsen/logrus"
+	"github.com/tidwall/gjson"
+
+	"github.com/myelin-im/myelin/federation/client"
+	"github.com/myelin-im/myelin/roomserver"
+	"github.com/myelin-im/myelin/storage"
+	"github.com/myelin-im/myelin/storage/storagetest"
+)
+
+// source keeps EDUs in memory.
+type source struct {
+	mu   sync.Mutex
+	owed map[string][]owedEDU
+}
+
+type owedEDU struct {
+	pos int64
+	edu EDU
+}
+
+func (s *source) put(server string, pos int64, n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i := range n {
+		s.owed[server] = append(s.owed[server], owedEDU{pos, EDU{"test.durable", json.RawMessage(fmt.Sprintf(`{"n":%d,"pos":%d}`, i, pos))}})
+	}
+}
+
+// Destinations implements Source.
+func (s *source) Destinations(_ context.Context, after, upTo int64) (servers []string, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for server, list := range s.owed {
+		for _, o := range list {
+			if o.pos > after && o.pos <= upTo {
+				servers = append(servers, server)
+				break
+			}
+		}
+	}
+	return servers, nil
+}
+
+// Pending implements Source: what was written at one position is not divided.
+func (s *source) Pending(_ context.Context, server string, after, upTo int64, limit int) (edus []EDU, next int64, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	last := int64(0)
+	for _, o := range s.owed[server] {
+		if o.pos <= after || o.pos > upTo {
+			continue
+		}
+		if len(edus) >= limit && o.pos != last {
+			return edus, last, nil
+		}
+		edus, last = append(edus, o.edu), o.pos
+	}
+	return edus, upTo, nil
+}
+
+// Delivered implements Source.
+func (s *source) Delivered(_ context.Context, server string, upTo int64) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var left []owedEDU
+	for _, o := range s.owed[server] {
+		if o.pos > upTo {
+			left = append(left, o)
+		}
+	}
+	s.owed[server] = left
+	return nil
+}
+
+func (s *source) left(server string) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.owed[server])
+}
+
+// inbox is a server that takes transactions.
+type inbox struct {
+	name   string
+	mu     sync.Mutex
+	status int
+	got    []string // bodies that were taken
+	tries  int
+}
+
+func newInbox(t *testing.T, pool *x509.CertPool) *inbox {
+	t.Helper()
+	in := &inbox{status: 200}
+	server := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		in.mu.Lock()
+		defer in.mu.Unlock()
+		in.tries++
+		if in.status == 200 {
+			in.got = append(in.got, string(body))
+		}
+		w.WriteHeader(in.status)
+		io.WriteString(w, `{"pdus":{}}`)
+	}))
+	t.Cleanup(server.Close)
+	pool.AddCert(server.Certificate())
+	in.name = strings.TrimPrefix(server.URL, "https://")
+	return in
+}
+
+func (in *inbox) answer(status int) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	in.status = status
+}
+
+func (in *inbox) attempts() int {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.tries
+}
+
+// edus are the EDUs that were taken, transaction by transaction.
+func (in *inbox) edus() (all [][]gjson.Result) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	for _, body := range in.got {
+		all = append(all, gjson.Get(body, "edus").Array())
+	}
+	return all
+}
+
+func (in *inbox) count(typ string) (n int) {
+	for _, list := range in.edus() {
+		for _, e := range list {
+			if e.Get("edu_type").Str == typ {
+				n++
+			}
+		}
+	}
+	return n
+}
+
+type world struct {
+	t     *testing.T
+	db    *storage.DB
+	pool  *x509.CertPool
+	rooms *roomserver.Server
+	src   *source
+}
+
+func each(t *testing.T, fn func(t *testing.T, w *world)) {
+	storagetest.Each(t, []storage.Schema{roomserver.Schema, Schema}, func(t *testing.T, db *storage.DB) {
+		log := logrus.New()
+		log.SetOutput(io.Discard)
+		rooms, err := roomserver.New(db, roomserver.Options{ServerName: "us.org", KeyID: "ed25519:1", Key: ed25519.NewKeyFromSeed(make([]byte, 32)), Log: logrus.NewEntry(log)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		fn(t, &world{t: t, db: db, pool: x509.NewCertPool(), rooms: rooms, src: &source{owed: map[string][]owedEDU{}}})
+	})
+}
+
+// run starts a queue; it ends with the returned function.
+func (w *world) run() (q *Queue, stop func()) {
+	w.t.Helper()
+	c, err := client.New(client.Config{ServerName: "us.org", KeyID: "ed25519:1", Key: ed25519.NewKeyFromSeed(make([]byte, 32)), CA: w.pool, AllowPrivate: true})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	log := logrus.New()
+	log.SetOutput(io.Discard)
+	q = New(Config{Name: "us.org", DB: w.db, Rooms: w.rooms, Client: c, Source: w.src, Log: logrus.NewEntry(log), Backoff: 20 * time.Millisecond})
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan struct{})
+	go func() {
+		q.Run(ctx)
+		close(ended)
+	}()
+	var once sync.Once
+	stop = func() {
+		once.Do(func() {
+			cancel()
+			<-ended
+			c.Close()
+		})
+	}
+	w.t.Cleanup(stop)
+	return q, stop
+}
+
+// owe writes EDUs of the source at a new position.
+func (w *world) owe(server string, n int) {
+	w.t.Helper()
+	var written int64
+	err := w.db.Write(context.Background(), func(tx *storage.Tx) error {
+		pos, err := tx.Position()
+		if err != nil {
+			return err
+		}
+		if written == 0 { // the function may run again
+			w.src.put(server, pos, n)
+		}
+		written = pos
+		tx.Notice(storage.Notice{Kind: storage.Outgoing})
+		_, err = tx.Exec(`INSERT INTO federation_cursor (id, pos) VALUES (2, 0) ON CONFLICT (id) DO UPDATE SET pos = 0`)
+		return err
+	})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+func until(t *testing.T, what string, done func() bool) {
+	t.Helper()
+	for end := time.Now().Add(20 * time.Second); !done(); time.Sleep(2 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("not within 20 s: %s", what)
+		}
+	}
+}
+
+func TestWhatMustArriveArrives(t *testing.T) {
+	each(t, func(t *testing.T, w *world) {
+		in := newInbox(t, w.pool)
+		_, stop := w.run()
+		w.owe(in.name, 1) // the first entry of the log at all
+		until(t, "the first EDU", func() bool { return in.count("test.durable") == 1 && w.src.left(in.name) == 0 })
+
+		// More than a transaction holds, all at one position.
+		w.owe(in.name, 250)
+		until(t, "many EDUs", func() bool { return in.count("test.durable") == 251 && w.src.left(in.name) == 0 })
+		for _, list := range in.edus() {
+			if len(list) > maxEDUs {
+				t.Errorf("a transaction has %d EDUs", len(list))
+			}
+		}
+
+		// What was not taken is there after a restart, and is not taken twice.
+		in.answer(500)
+		w.owe(in.name, 3)
+		before := in.attempts()
+		until(t, "an attempt", func() bool { return in.attempts() > before })
+		stop()
+		in.answer(200)
+		w.run()
+		until(t, "the rest", func() bool { return in.count("test.durable") == 254 && w.src.left(in.name) == 0 })
+	})
+}
+
+func TestVolatile(t *testing.T) {
+	each(t, func(t *testing.T, w *world) {
+		in := newInbox(t, w.pool)
+		q, _ := w.run()
+		send := func(key, content string, fleeting bool) {
+			q.Volatile([]string{in.name, "us.org"}, key, EDU{"test.volatile", json.RawMessage(content)}, fleeting)
+		}
+		until(t, "the queue to run", func() bool {
+			q.mu.Lock()
+			defer q.mu.Unlock()
+			return q.ctx != nil
+		})
+		send("a", `{"n":0}`, true)
+		until(t, "an EDU", func() bool { return in.count("test.volatile") == 1 })
+
+		// While a server does not answer, what is fleeting is dropped, and of the rest the last of each key is kept.
+		in.answer(503)
+		send("typing", `{"n":1}`, true)
+		before := in.attempts()
+		until(t, "a failure", func() bool {
+			q.mu.Lock()
+			defer q.mu.Unlock()
+			d := q.servers[in.name]
+			return d != nil && d.failures > 0 && !d.running
+		})
+		for i := range 10 {
+			send("typing", fmt.Sprintf(`{"n":%d}`, i), true)
+			send("receipt", fmt.Sprintf(`{"receipt":%d}`, i), false)
+		}
+		for i := range 3 * maxVolatile {
+			send(fmt.Sprint("receipt", i), fmt.Sprintf(`{"other":%d}`, i), false)
+		}
+		until(t, "another attempt", func() bool { return in.attempts() > before+1 })
+		in.answer(200)
+		q.Reached(in.name)
+		until(t, "what was kept", func() bool { return in.count("test.volatile") > 1 })
+		q.mu.Lock()
+		if d := q.servers["us.org"]; d != nil {
+			t.Error("we send to ourselves")
+		}
+		q.mu.Unlock()
+		n := 0
+		for _, list := range in.edus() {
+			for _, e := range list {
+				if e.Get("content.n").Int() > 0 {
+					t.Errorf("a fleeting EDU was kept: %s", e.Raw)
+				}
+				n++
+			}
+		}
+		if n > 1+maxVolatile {
+			t.Errorf("%d EDUs were kept", n)
+		}
+	})
+}
+
+func TestBackoff(t *testing.T) {
+	q := &Queue{cfg: Config{Backoff: 2 * time.Second}}
+	for failures, want := range map[int]time.Duration{1: 2 * time.Second, 2: 4 * time.Second, 5: 32 * time.Second, 12: time.Hour, 1000: time.Hour} {
+		for range 20 {
+			if got := q.backoff(failures); got < want*3/4 || got > want*5/4+1 {
+				t.Errorf("after %d failures: %v, want about %v", failures, got, want)
+			}
+		}
+	}
+	if got := retryAfter(fmt.Errorf("send: %w", &client.Error{Status: 429, RetryAfter: time.Minute})); got != time.Minute {
+		t.Errorf("Retry-After: %v", got)
+	}
+	if got := retryAfter(errors.New("x")); got != 0 {
+		t.Errorf("without Retry-After: %v", got)
+	}
+}
