@@ -80,7 +80,8 @@ func (a *API) wait(ctx context.Context, room *roomserver.Room, r *Receipt) error
 	if err != nil {
 		return fmt.Errorf("keep waiting receipt: %w", err)
 	}
-	// The event may have come meanwhile.
+	// The event may have come meanwhile, and who looked then may have found nothing waiting.
+	a.waiting.add(room.NID)
 	a.waiting.arrived(room.NID)
 	a.wake()
 	return nil
@@ -89,7 +90,7 @@ func (a *API) wait(ctx context.Context, room *roomserver.Room, r *Receipt) error
 // waitingRooms knows in which rooms receipts wait, and in which of them something arrived.
 type waitingRooms struct {
 	mu    sync.Mutex
-	rooms map[int64]struct{} // guarded by mu
+	rooms map[int64]int      // guarded by mu; how often each was added
 	due   map[int64]struct{} // guarded by mu
 
 	// These belong to the background.
@@ -101,9 +102,16 @@ func (w *waitingRooms) add(room int64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.rooms == nil {
-		w.rooms = map[int64]struct{}{}
+		w.rooms = map[int64]int{}
 	}
-	w.rooms[room] = struct{}{}
+	w.rooms[room]++
+}
+
+// added returns how often a room was added.
+func (w *waitingRooms) added(room int64) int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.rooms[room]
 }
 
 // arrived notes that something arrived in a room, and tells whether receipts wait there.
@@ -129,10 +137,13 @@ func (w *waitingRooms) take() map[int64]struct{} {
 	return due
 }
 
-func (w *waitingRooms) remove(room int64) {
+// remove forgets a room in which nothing waits, unless it was added again since it was looked at.
+func (w *waitingRooms) remove(room int64, added int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	delete(w.rooms, room)
+	if w.rooms[room] == added {
+		delete(w.rooms, room)
+	}
 }
 
 const (
@@ -197,6 +208,7 @@ func (a *API) settleRoom(ctx context.Context, nid int64) error {
 		return err
 	}
 	var all, known []Receipt
+	added := a.waiting.added(nid)
 	err = a.db.Read(ctx, func(tx *storage.Tx) error {
 		all = nil
 		rows := tx.Query(`SELECT user_id, thread, event_id, ts FROM waiting_receipts WHERE room = $1`, nid)
@@ -220,7 +232,7 @@ func (a *API) settleRoom(ctx context.Context, nid int64) error {
 		}
 	}
 	if len(all) == 0 {
-		a.waiting.remove(nid)
+		a.waiting.remove(nid, added)
 	}
 	if len(known) == 0 {
 		return nil

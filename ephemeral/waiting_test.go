@@ -107,3 +107,19 @@ func TestWaitingReceipts(t *testing.T) {
 		expect("read bob 2")
 	})
 }
+
+// A receipt that begins to wait while its room is found to have none is not forgotten.
+func TestWaitingRoomIsKeptForWhoComesMeanwhile(t *testing.T) {
+	var w waitingRooms
+	w.add(1)
+	looked := w.added(1)
+	w.add(1)
+	w.remove(1, looked)
+	if !w.arrived(1) {
+		t.Error("a room that was added again was forgotten")
+	}
+	w.remove(1, w.added(1))
+	if w.arrived(1) {
+		t.Error("a room in which nothing waits is remembered")
+	}
+}
