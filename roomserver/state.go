@@ -55,6 +55,17 @@ func (s *Server) StateEventsOfType(ctx context.Context, room *Room, root snapsho
 	return s.eventsByNID(ctx, room, nids)
 }
 
+// StateEventsBut returns the state events at a root of all types but one, in no particular order. Of a large room, all but
+// m.room.member are few.
+func (s *Server) StateEventsBut(ctx context.Context, room *Room, root snapshot.Ref, typ string) ([]*Event, error) {
+	var nids []int64
+	err := s.tree(room, root).WalkOthers(ctx, typ, func(nid int64) error { nids = append(nids, nid); return nil })
+	if err != nil {
+		return nil, fmt.Errorf("state of %s: %w", room.ID, err)
+	}
+	return s.eventsByNID(ctx, room, nids)
+}
+
 // StateDelta is one key in which two states differ: Old is nil where the key is new, New is nil
 // where it is gone (which only state resolution does).
 type StateDelta struct{ Old, New *Event }

@@ -194,7 +194,7 @@ type stateKey struct{ typ, key string }
 func (p *roomPart) readState(ctx context.Context, begin, end snapshot.Ref) error {
 	f := &p.look.filter.Room.State
 	rooms := p.look.api.rooms
-	deltas, err := rooms.StateDiff(ctx, p.room, begin, end)
+	deltas, err := p.deltas(ctx, begin, end)
 	if err != nil {
 		return err
 	}
@@ -242,6 +242,23 @@ func (p *roomPart) readState(ctx context.Context, begin, end snapshot.Ref) error
 	p.state = keep(p.state, func(e *roomserver.Event) bool { return matches(f, e) })
 	slices.SortFunc(p.state, func(a, b *roomserver.Event) int { return int(min(1, max(-1, a.NID-b.NID))) })
 	return nil
+}
+
+// deltas is how two states differ. Of a room that is new to a client which loads members lazily, that is all but them.
+func (p *roomPart) deltas(ctx context.Context, begin, end snapshot.Ref) ([]roomserver.StateDelta, error) {
+	rooms := p.look.api.rooms
+	if !p.fresh || !p.look.filter.Room.State.LazyLoadMembers {
+		return rooms.StateDiff(ctx, p.room, begin, end)
+	}
+	events, err := rooms.StateEventsBut(ctx, p.room, end, memberType)
+	if err != nil {
+		return nil, err
+	}
+	deltas := make([]roomserver.StateDelta, len(events))
+	for i, e := range events {
+		deltas[i].New = e
+	}
+	return deltas, nil
 }
 
 // lazyLoad keeps of the membership events those of the timeline's senders and the user's own, and adds those that

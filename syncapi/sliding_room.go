@@ -326,6 +326,8 @@ func (p *slidingPart) candidates(ctx context.Context, want stateConfig) (events 
 		for j := range r.Include {
 			var some []*roomserver.Event
 			switch e := &r.Include[j]; {
+			case e.Type == nil && r.Lazy && e.Key == nil:
+				some, err = rooms.StateEventsBut(ctx, p.room, p.end, memberType)
 			case e.Type == nil:
 				return rooms.StateEvents(ctx, p.room, p.end)
 			case e.Key == nil && (*e.Type != memberType || !r.Lazy):

@@ -46,6 +46,9 @@ type differ struct {
 	tree    *Tree
 	fn      func(oldNID, newNID int64) error
 	pending []pair
+	// skips tells that the keys of one type, skip, are left out.
+	skips bool
+	skip  uint64
 }
 
 // side is one side of a comparison: a node, or a few leaves that the other side
@@ -150,10 +153,18 @@ func (d *differ) stepTypes(p *pair, a, b *node) error {
 	keys := pair{a: p.a, b: p.b}
 	switch {
 	case a.typed && b.typed && a.typ == b.typ:
+		if d.skipped(a) {
+			return nil
+		}
 		return d.stepKeys(&keys, a, b)
 	case (a.typed || p.a.empty()) && (b.typed || p.b.empty()):
-		if err := d.stepKeys(&keys, a, &node{}); err != nil {
-			return err
+		if !d.skipped(a) {
+			if err := d.stepKeys(&keys, a, &node{}); err != nil {
+				return err
+			}
+		}
+		if d.skipped(b) {
+			return nil
 		}
 		return d.stepKeys(&keys, &node{}, b)
 	case p.depth == hashNibbles:
@@ -164,6 +175,9 @@ func (d *differ) stepTypes(p *pair, a, b *node) error {
 	}
 	return nil
 }
+
+// skipped tells whether a node holds the keys of the type that is left out.
+func (d *differ) skipped(n *node) bool { return d.skips && n.typed && n.typ == d.skip }
 
 // typeSide is what one side has in a slot of the level of types. A single type
 // stands for itself: its node says nothing of its depth.

@@ -137,6 +137,16 @@ func checkState(t *rapid.T, tree Tree, want map[stateKey]int64, keys []stateKey)
 		if !maps.Equal(of, types[k.typ]) {
 			t.Fatalf("walk %s = %v, want %v", k.typ, of, types[k.typ])
 		}
+		others := map[int64]int{}
+		if err := tree.WalkOthers(ctx, k.typ, func(nid int64) error { others[nid]++; return nil }); err != nil {
+			t.Fatalf("walk all but %s: %v", k.typ, err)
+		}
+		for nid, times := range of {
+			others[nid] += times
+		}
+		if !maps.Equal(others, all) {
+			t.Fatalf("walk all but %s and then it = %v, want %v", k.typ, others, all)
+		}
 		n := 0
 		for w := range want {
 			if w.typ == k.typ {

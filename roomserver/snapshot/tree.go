@@ -156,6 +156,16 @@ func (t Tree) Walk(ctx context.Context, fn func(nid int64) error) error {
 	return t.Diff(ctx, 0, func(old, _ int64) error { return fn(old) })
 }
 
+// WalkOthers is Walk for the events of all types but one, whose part of the trie is not looked at.
+func (t Tree) WalkOthers(ctx context.Context, typ string, fn func(nid int64) error) error {
+	d := differ{tree: &t, fn: func(old, _ int64) error { return fn(old) }, skips: true, skip: t.store.hash(t.seed, typ)}
+	d.push(pair{a: side{ref: t.root}, types: true})
+	if err := d.run(ctx); err != nil {
+		return d.wrap(err)
+	}
+	return nil
+}
+
 // WalkType is Walk for the events of one type.
 func (t Tree) WalkType(ctx context.Context, typ string, fn func(nid int64) error) error {
 	return t.DiffType(ctx, 0, typ, func(old, _ int64) error { return fn(old) })
