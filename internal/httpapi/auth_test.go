@@ -17,6 +17,7 @@ func TestAccess(t *testing.T) {
 	}
 	rt := newTestRouter(t, Config{}, row("anyone", Anyone), row("optional", Optional), row("guest", User|Guest),
 		row("user", User), row("logout", User|Guest).EvenLocked(), row("bridge", Appservice), row("admin", Admin),
+		row("act", User).UnlessSuspended(), row("perhaps", Optional).UnlessSuspended(),
 		row("server", Server))
 	const (
 		ok      = "200 "
@@ -25,6 +26,7 @@ func TestAccess(t *testing.T) {
 		noGuest = "403 M_GUEST_ACCESS_FORBIDDEN"
 		no      = "403 M_FORBIDDEN"
 		locked  = "401 M_USER_LOCKED"
+		halted  = "403 M_USER_SUSPENDED"
 		sign    = "401 M_UNAUTHORIZED"
 	)
 	for _, c := range []struct {
@@ -34,11 +36,14 @@ func TestAccess(t *testing.T) {
 		{"anyone", map[string]string{"": ok, "alice": ok, "bad": ok, "guest": ok, "locked": ok}},
 		{"optional", map[string]string{"": ok, "alice": ok, "bad": unknown, "guest": ok, "locked": locked}},
 		{"guest", map[string]string{"": missing, "alice": ok, "bad": unknown, "guest": ok, "admin": ok, "bridge": ok, "locked": locked}},
-		{"user", map[string]string{"": missing, "alice": ok, "bad": unknown, "guest": noGuest, "admin": ok, "bridge": ok, "locked": locked}},
+		{"user", map[string]string{"": missing, "alice": ok, "suspended": ok, "bad": unknown, "guest": noGuest, "admin": ok, "bridge": ok, "locked": locked}},
 		{"logout", map[string]string{"": missing, "alice": ok, "guest": ok, "locked": ok}},
 		{"bridge", map[string]string{"": missing, "alice": no, "guest": no, "admin": no, "bridge": ok}},
 		{"admin", map[string]string{"": missing, "alice": no, "guest": no, "admin": ok, "bridge": no}},
 		{"server", map[string]string{"": sign, "alice": sign}},
+		{"act", map[string]string{"": missing, "alice": ok, "suspended": halted, "locked": locked}},
+		{"perhaps", map[string]string{"": ok, "suspended": halted}},
+		{"admin", map[string]string{"suspended": no}},
 	} {
 		for tok, want := range c.want {
 			auth := "Authorization: "

@@ -24,6 +24,7 @@ var accounts = map[string]*Caller{
 	"guest":     {UserID: "@1:test", Guest: true},
 	"admin":     {UserID: "@root:test", Admin: true},
 	"locked":    {UserID: "@locked:test", Locked: true},
+	"suspended": {UserID: "@suspended:test", Suspended: true},
 	"bridge":    {UserID: "@_irc:test", Appservice: &AppserviceInfo{ID: "irc", RateLimited: true}},
 	"freebrige": {UserID: "@_irc:test", Appservice: &AppserviceInfo{ID: "irc"}},
 }
