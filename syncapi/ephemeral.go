@@ -177,7 +177,7 @@ func (p *roomPart) appendEphemeral(ctx context.Context, b []byte) ([]byte, error
 		}
 		b = e.AppendTypingEvent(b, p.room.NID)
 	}
-	if len(b) == empty {
+	if len(b) == empty && !p.fresh { // a room that is shown for the first time is shown whole
 		return b[:start], nil
 	}
 	return append(b, "]}"...), nil
