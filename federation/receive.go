@@ -123,15 +123,12 @@ func (a *API) complete(ctx context.Context, origin string, room *roomserver.Room
 		return got, err
 	}
 	if len(missing.Prev) > 0 {
-		filled, err := a.fillGap(ctx, origin, room, in.Event)
-		if err != nil {
+		if err := a.fillGap(ctx, origin, room, in.Event); err != nil {
 			return got, err
 		}
-		if got, missing, err = a.retake(ctx, room, in); err != nil || missing == nil {
+		// A server that gives none of the parents of what it sends away, is not asked for the state after them either.
+		if got, missing, err = a.retake(ctx, room, in); err != nil || missing == nil || len(missing.Prev) > 0 {
 			return got, err
-		}
-		if slices.ContainsFunc(missing.Prev, func(id string) bool { return filled[id] }) {
-			return got, nil // a parent could not be judged, so neither can this
 		}
 	}
 	return a.takeWith(ctx, origin, room, in, missing)
@@ -168,26 +165,23 @@ func (a *API) retake(ctx context.Context, room *roomserver.Room, in roomserver.I
 	return all[0], missing, nil
 }
 
-// fillGap asks for the events between those that this server has and a new one, and takes them in. It returns which
-// ones it got.
-func (a *API) fillGap(ctx context.Context, origin string, room *roomserver.Room, p *pdu.Event) (filled map[string]bool, err error) {
+// fillGap asks for the events between those that this server has and a new one, and takes them in.
+func (a *API) fillGap(ctx context.Context, origin string, room *roomserver.Room, p *pdu.Event) error {
 	found, err := a.fetchMissing(ctx, origin, room, p)
 	if err != nil {
 		a.log.WithError(err).WithField("origin", origin).Debug("missing events could not be had")
-		return nil, ctx.Err()
+		return ctx.Err()
 	}
-	filled = map[string]bool{}
 	in := make([]roomserver.Incoming, 0, len(found))
 	for _, m := range parentsFirst(found) {
 		if m.ID != p.ID {
-			filled[m.ID] = true
 			in = append(in, roomserver.Incoming{Event: m})
 		}
 	}
 	if err := a.recommended(ctx, room, in); err != nil || len(in) == 0 {
-		return filled, err
+		return err
 	}
-	return filled, a.takeFilled(ctx, origin, room, in)
+	return a.takeFilled(ctx, origin, room, in)
 }
 
 // takeFilled takes in events that were missing.

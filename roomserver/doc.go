@@ -26,6 +26,9 @@
 //   - a soft-failed event has state (others may build on it) but no place;
 //   - a rejected event has no place and leaves the state before it unchanged.
 //
+// An event whose parents are not all known comes in with the state that another server describes (Incoming.Before), and
+// leaves a Gap in the history before it, which Backfill fills.
+//
 // # State
 //
 // The state before and after an event is a root of the room's trie (package snapshot). Every change of
