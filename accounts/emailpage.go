@@ -19,8 +19,9 @@ const maxForm = 16 << 10
 
 func (a *API) emailPages() []httpapi.Endpoint {
 	return []httpapi.Endpoint{
-		httpapi.NewRaw("GET", submitPath, httpapi.Anyone, ratelimit.Register, a.askToConfirm),
-		httpapi.NewRaw("POST", submitPath, httpapi.Anyone, ratelimit.Register, a.confirmEmail).WithMaxBody(maxForm),
+		// Not of the class Register, which a client at the same address spends that waits for the confirmation.
+		httpapi.NewRaw("GET", submitPath, httpapi.Anyone, ratelimit.Read, a.askToConfirm),
+		httpapi.NewRaw("POST", submitPath, httpapi.Anyone, ratelimit.Read, a.confirmEmail).WithMaxBody(maxForm),
 	}
 }
 

@@ -23,7 +23,7 @@ const loginPath = "/_matrix/static/client/login/"
 func (a *API) fallbackEndpoints() []httpapi.Endpoint {
 	const path = v3 + "/auth/{authType}/fallback/web"
 	return []httpapi.Endpoint{
-		httpapi.NewRaw("GET", path, httpapi.Anyone, ratelimit.Register, a.showStage),
+		httpapi.NewRaw("GET", path, httpapi.Anyone, ratelimit.Read, a.showStage),
 		httpapi.NewRaw("POST", path, httpapi.Anyone, ratelimit.Register, a.submitStage).WithMaxBody(maxForm),
 		httpapi.NewRaw("GET", loginPath, httpapi.Anyone, ratelimit.Read, a.showLogin),
 	}
