@@ -61,7 +61,7 @@ func (a *API) searchUsers(ctx context.Context, by *httpapi.Caller, in *usersRequ
 	if err != nil {
 		return nil, err
 	}
-	found, err := a.findUsers(ctx, *in.Term, visible, limit+1)
+	found, err := a.findUsers(ctx, by.UserID, *in.Term, visible, limit+1)
 	if err != nil {
 		return nil, fmt.Errorf("search the user directory: %w", err)
 	}
@@ -84,8 +84,8 @@ func (a *API) visibleUsers(ctx context.Context, searcher string) ([]storage.Term
 	return terms, nil
 }
 
-// findUsers returns up to limit users, the best first.
-func (a *API) findUsers(ctx context.Context, text string, visible []storage.Term, limit int) ([]foundUser, error) {
+// findUsers returns up to limit users, the best first. Nobody finds themselves.
+func (a *API) findUsers(ctx context.Context, searcher, text string, visible []storage.Term, limit int) ([]foundUser, error) {
 	asked, server := splitUser(text)
 	wanted := words.Query(asked)
 	found := []foundUser{}
@@ -116,7 +116,7 @@ func (a *API) findUsers(ctx context.Context, text string, visible []storage.Term
 			}
 			level = slices.DeleteFunc(level, func(u foundUser) bool {
 				_, its, _ := strings.Cut(u.UserID, ":")
-				return seen[u.id] || !strings.HasPrefix(its, server)
+				return seen[u.id] || u.UserID == searcher || !strings.HasPrefix(its, server)
 			})
 			sortUsers(level, asked)
 			for _, u := range level {
