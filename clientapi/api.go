@@ -38,6 +38,8 @@ type Options struct {
 	Remote Remote
 	// NoticeRoom tells whether a room is the one in which the server talks to a user. Nil: there are none.
 	NoticeRoom func(ctx context.Context, userID, roomID string) (bool, error)
+	// Attach attaches media to an event that is being sent (MSC3911). Nil: it cannot be.
+	Attach func(ctx context.Context, userID string, uris []string) (func(u *storage.Unit, eventID string), error)
 	// Delay schedules an event that is to be sent after so many milliseconds (MSC4140), and returns its delay id.
 	Delay func(ctx context.Context, by *httpapi.Caller, roomID string, d roomserver.Draft, delayMS int64) (string, error)
 }

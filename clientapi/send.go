@@ -27,6 +27,20 @@ type sendOptions struct {
 	Delay *int64 `query:"org.matrix.msc4140.delay"`
 	// Sticky is for how many milliseconds the event is sticky (MSC4354).
 	Sticky *int64 `query:"org.matrix.msc4354.sticky_duration_ms" min:"0" max:"3600000"`
+	// Attach are URIs of media that belong to the event (MSC3911).
+	Attach []string `query:"org.matrix.msc3911.attach_media"`
+}
+
+// attach adds to a draft what attaches media to the event.
+func (a *API) attach(ctx context.Context, o *sendOptions, d *roomserver.Draft) (err error) {
+	if len(o.Attach) == 0 {
+		return nil
+	}
+	if a.options.Attach == nil || o.Delay != nil {
+		return mxerr.InvalidParam("Media cannot be attached to this event")
+	}
+	d.Beside, err = a.options.Attach(ctx, d.Sender, o.Attach)
+	return err
 }
 
 // delay schedules an event.
@@ -77,6 +91,9 @@ func (a *API) send(ctx context.Context, by *httpapi.Caller, in *sendRequest) (*s
 	if err := a.suspendedMaySend(ctx, by, in.RoomID, d.Redacts); err != nil {
 		return nil, err
 	}
+	if err := a.attach(ctx, &in.sendOptions, &d); err != nil {
+		return nil, err
+	}
 	if in.Delay != nil {
 		return a.delay(ctx, by, in.RoomID, d, *in.Delay)
 	}
@@ -112,6 +129,9 @@ func (a *API) putState(ctx context.Context, by *httpapi.Caller, in *putStateRequ
 	}
 	d := roomserver.Draft{
 		Sender: by.UserID, Type: in.Type, StateKey: &in.StateKey, Content: in.Content, OriginServerTS: timestamp(by, in.TS), StickyMS: in.Sticky,
+	}
+	if err := a.attach(ctx, &in.sendOptions, &d); err != nil {
+		return nil, err
 	}
 	if in.Delay != nil {
 		return a.delay(ctx, by, in.RoomID, d, *in.Delay)

@@ -144,7 +144,7 @@ func newFeatures(cfg *config.Config, db *storage.DB, key signingkey.Key, limits 
 		RoomName: cfg.Notices.RoomName, RoomVersion: cfg.Rooms.DefaultVersion,
 	}, notices.Deps{DB: db, Rooms: f.rooms, Accounts: f.accounts})
 	f.client = clientapi.New(db, f.rooms, profiles{db}, clientapi.Options{
-		DefaultVersion: cfg.Rooms.DefaultVersion, NoticeRoom: f.notices.IsRoom, Delay: f.scheduleByQuery, Remote: f.federation,
+		DefaultVersion: cfg.Rooms.DefaultVersion, NoticeRoom: f.notices.IsRoom, Delay: f.scheduleByQuery, Attach: f.attachMedia, Remote: f.federation,
 	}, part("client"))
 	f.sync, err = syncapi.New(syncapi.Deps{DB: db, Rooms: f.rooms, Ephemeral: f.ephemeral, Push: f.push, Unread: f.unread, Accounts: f.accounts, E2EE: f.e2ee, History: f.federation})
 	if err != nil {
@@ -201,6 +201,11 @@ func (f *features) backfilled(ctx context.Context, room *roomserver.Room, events
 // scheduleByQuery is what clientapi asks of delayed events, which are put together after it.
 func (f *features) scheduleByQuery(ctx context.Context, by *httpapi.Caller, roomID string, d roomserver.Draft, delayMS int64) (string, error) {
 	return f.delayed.ScheduleByQuery(ctx, by, roomID, d, delayMS)
+}
+
+// attachMedia is what clientapi asks of media, which is put together after it.
+func (f *features) attachMedia(ctx context.Context, userID string, uris []string) (func(u *storage.Unit, eventID string), error) {
+	return f.media.Attach(ctx, userID, uris)
 }
 
 // endpoints is everything that the features serve.

@@ -24,7 +24,7 @@ import (
 // newMedia sets up the content repository.
 func newMedia(cfg *config.Config, db *storage.DB, rooms *roomserver.Server, servers mediaapi.Servers, log *logrus.Entry) (*mediaapi.API, error) {
 	m := cfg.Media
-	deps := mediaapi.Deps{DB: db, Servers: servers, Events: eventsOf(rooms), Log: log}
+	deps := mediaapi.Deps{DB: db, Servers: servers, Events: eventsOf(rooms), Sees: seesOf(rooms), Log: log}
 	if m.S3.Endpoint != "" {
 		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 		defer cancel()
@@ -45,7 +45,7 @@ func mediaConfig(cfg *config.Config) mediaapi.Config {
 	m, t, p := cfg.Media, cfg.Media.Thumbnails, cfg.Media.Previews
 	c := mediaapi.Config{
 		ServerName: cfg.Server.Name, Folder: m.Folder, MaxUpload: m.MaxUpload, MaxRemote: m.MaxRemote, Frozen: m.Frozen,
-		PendingFor: m.PendingFor, MaxPending: m.MaxPending, Quota: m.UserQuota, ScanCommand: m.ScanCommand,
+		PendingFor: m.PendingFor, MaxPending: m.MaxPending, Quota: m.UserQuota, ScanCommand: m.ScanCommand, Linking: m.Linking,
 		AllowPrivate: cfg.Federation.AllowPrivateAddresses,
 		Retention: mediaapi.Retention{
 			LocalUnused: m.LocalUnused, LocalAge: m.LocalAge, RemoteUnused: m.RemoteUnused, RemoteAge: m.RemoteAge,
@@ -69,6 +69,27 @@ func mediaConfig(cfg *config.Config) mediaapi.Config {
 		}
 	}
 	return c
+}
+
+// seesOf tells whether a user or a server sees an event; a redacted one no longer shows what was attached to it.
+func seesOf(rooms *roomserver.Server) func(ctx context.Context, user, server, eventID string) (bool, error) {
+	return func(ctx context.Context, user, server, eventID string) (bool, error) {
+		room, e, err := rooms.FindEvent(ctx, eventID)
+		if errors.Is(err, roomserver.ErrUnknownEvent) || err == nil && e.Redacted {
+			return false, nil
+		}
+		if err != nil {
+			return false, err
+		}
+		if server != "" {
+			return rooms.ServerViewer(room, server).Sees(ctx, e)
+		}
+		viewer, err := rooms.Viewer(ctx, room, user, room.Head().Pos)
+		if err != nil {
+			return false, err
+		}
+		return viewer.Sees(ctx, e)
+	}
 }
 
 // eventsOf goes through the events of a room, or of all: history, and the current state, which may be older than that.

@@ -486,8 +486,8 @@ func (a *API) unless(ctx context.Context, use func(ctx context.Context, users []
 	return slices.DeleteFunc(list, func(r *record) bool { return inUse[r.uri] }), nil
 }
 
-// shown is what the profiles of users and the state of rooms show.
-func (a *API) shown(ctx context.Context, users []string) (map[uri]bool, error) {
+// avatars is what the profiles of users show.
+func (a *API) avatars(ctx context.Context, users []string) (map[uri]bool, error) {
 	found := map[uri]bool{}
 	err := a.db.Read(ctx, func(tx *storage.Tx) error {
 		for _, user := range users {
@@ -504,6 +504,12 @@ func (a *API) shown(ctx context.Context, users []string) (map[uri]bool, error) {
 		}
 		return nil
 	})
+	return found, err
+}
+
+// shown is what the profiles of users and the state of rooms show.
+func (a *API) shown(ctx context.Context, users []string) (map[uri]bool, error) {
+	found, err := a.avatars(ctx, users)
 	if err != nil {
 		return nil, err
 	}

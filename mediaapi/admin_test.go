@@ -123,7 +123,7 @@ func TestBlock(t *testing.T) {
 			t.Fatal(err)
 		}
 		s.Write([]byte(bad))
-		if err := a.keepUpload(background, s, a.newRecord(uri{"here", newID()}, "@eve:here")); code(err) != "403 M_FORBIDDEN" {
+		if err := a.keepUpload(background, s, a.newRecord(uri{"here", newID()}, "@eve:here"), false); code(err) != "403 M_FORBIDDEN" {
 			t.Errorf("it is uploaded again: %v", err)
 		}
 		s.Close()
@@ -282,7 +282,7 @@ func TestScan(t *testing.T) {
 			t.Fatal(err)
 		}
 		s.Write([]byte(content))
-		if err := a.keepUpload(background, s, a.newRecord(uri{"here", newID()}, "@bob:here")); code(err) != want {
+		if err := a.keepUpload(background, s, a.newRecord(uri{"here", newID()}, "@bob:here"), false); code(err) != want {
 			t.Errorf("%s: %v", content, err)
 		}
 		s.Close()

@@ -49,6 +49,8 @@ type Config struct {
 	Retention Retention
 	// ScanCommand is a program that looks at new files; empty: none.
 	ScanCommand string
+	// Linking lets users restrict media to those who see the event that it is attached to (MSC3911).
+	Linking bool
 	// AllowPrivate lets redirects of other servers lead to loopback and private addresses.
 	AllowPrivate bool
 }
@@ -68,6 +70,8 @@ type Deps struct {
 	Servers Servers
 	// Events goes through the events of a room, or of all rooms, and the states of rooms.
 	Events func(ctx context.Context, roomID string, fn func(event []byte, state bool) error) error
+	// Sees tells whether a user or a server, of which one is given, sees an event.
+	Sees func(ctx context.Context, user, server, eventID string) (bool, error)
 	// Log gets what operators should know.
 	Log *logrus.Entry
 	// Now is the clock; nil means time.Now.
@@ -82,6 +86,7 @@ type API struct {
 	area    *blob.Area
 	servers Servers
 	events  func(ctx context.Context, roomID string, fn func(event []byte, state bool) error) error
+	sees    func(ctx context.Context, user, server, eventID string) (bool, error)
 	log     *logrus.Entry
 	now     func() time.Time
 
@@ -111,7 +116,7 @@ type API struct {
 
 // New opens the store and cleans up what a crash has left.
 func New(cfg Config, d Deps) (*API, error) {
-	a := &API{Config: cfg, db: d.DB, store: d.Store, servers: d.Servers, events: d.Events, log: d.Log, now: d.Now}
+	a := &API{Config: cfg, db: d.DB, store: d.Store, servers: d.Servers, events: d.Events, sees: d.Sees, log: d.Log, now: d.Now}
 	a.life, a.end = context.WithCancel(context.Background())
 	if a.now == nil {
 		a.now = time.Now
@@ -177,6 +182,8 @@ func (a *API) Endpoints() []httpapi.Endpoint {
 		httpapi.New("GET", legacy+"/config", user, ratelimit.Read, a.config),
 		upload(httpapi.NewRaw("POST", legacy+"/upload", user, class, a.upload)),
 		upload(httpapi.NewRaw("PUT", legacy+"/upload/{serverName}/{mediaId}", user, class, a.uploadTo)),
+		upload(httpapi.NewRaw("POST", linked+"/upload", user, class, a.uploadRestricted)),
+		httpapi.New("POST", linked+"/copy/{serverName}/{mediaId}", user, class, a.copyMedia).UnlessSuspended(),
 		upload(httpapi.NewRaw("POST", resumable+"/{serverName}/{mediaId}", user, class, a.resume)),
 		upload(httpapi.NewRaw("PATCH", resumable+"/{serverName}/{mediaId}", user, class, a.resume)),
 		httpapi.NewRaw("GET", resumable+"/{serverName}/{mediaId}", user, class, a.resume),

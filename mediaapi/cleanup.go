@@ -68,6 +68,9 @@ func (a *API) cleanUp(ctx context.Context) error {
 	if _, err := a.remove(ctx, `blob IS NULL AND expires < $1`, now); err != nil {
 		return err
 	}
+	if err := a.dropUnattached(ctx, before(unattachedFor)); err != nil {
+		return err
+	}
 	err := a.db.Write(ctx, func(tx *storage.Tx) error {
 		_, err := tx.Exec(`DELETE FROM media_previews WHERE expires < $1`, now)
 		return err
@@ -96,6 +99,9 @@ func (a *API) remove(ctx context.Context, condition string, args ...any) (remove
 				if _, err := tx.Exec(`DELETE FROM media WHERE origin = $1 AND id = $2`, r.origin, r.id); err != nil {
 					return err
 				}
+				if err := unrestrict(tx, r.uri); err != nil {
+					return err
+				}
 				some = append(some, r.uri)
 				if r.blob != "" {
 					keys = append(keys, r.blob)
@@ -114,6 +120,17 @@ func (a *API) remove(ctx context.Context, condition string, args ...any) (remove
 			return removed, nil
 		}
 	}
+}
+
+// dropUnattached removes restricted media that nobody has attached to anything in time.
+func (a *API) dropUnattached(ctx context.Context, before int64) error {
+	list, err := a.unless(ctx, a.avatars, `origin = $1 AND created < $2 AND NOT safe AND quarantined IS NULL
+		AND EXISTS (SELECT 1 FROM media_restricted r WHERE r.origin = media.origin AND r.id = media.id)
+		AND NOT EXISTS (SELECT 1 FROM media_attachments t WHERE t.origin = media.origin AND t.id = media.id)`, a.ServerName, before)
+	if err == nil {
+		_, err = a.removeAll(ctx, list)
+	}
+	return err
 }
 
 // dropUnnamed removes blobs that nothing refers to: somebody ended this process before it could.

@@ -22,6 +22,9 @@ type request struct {
 	redirect bool          // the client may be sent elsewhere
 	wait     time.Duration // for content that is still being uploaded
 
+	user, server string       // who asks
+	restriction  *restriction // what the media is attached to, if it is restricted
+
 	follow bool      // the answer may begin before everything has been fetched
 	live   *follower // then find sets this and no record, and what ends the reading
 	leave  func()
@@ -69,6 +72,9 @@ func (a *API) serveDownload(ctx context.Context, by *httpapi.Caller, w http.Resp
 	if err != nil {
 		return err
 	}
+	if by != nil {
+		req.user = by.UserID
+	}
 	name, err := fileName(r.PathValue("fileName"))
 	if err != nil {
 		return err
@@ -111,7 +117,7 @@ func (a *API) find(ctx context.Context, req *request) (*record, error) {
 	if rec == nil || rec.quarantined != nil || req.open && !rec.open {
 		return nil, errNotFound
 	}
-	return rec, nil
+	return rec, a.checkAccess(ctx, req, rec)
 }
 
 var errNotYet = mxerr.New(http.StatusGatewayTimeout, "M_NOT_YET_UPLOADED", "Content has not yet been uploaded")

@@ -15,21 +15,21 @@ import (
 )
 
 // downloadForServer: server-server API v1.19, GET /media/download/{mediaId}.
-func (a *API) downloadForServer(ctx context.Context, _ *httpapi.Caller, w http.ResponseWriter, r *http.Request) error {
-	rec, err := a.findLocal(ctx, r)
+func (a *API) downloadForServer(ctx context.Context, by *httpapi.Caller, w http.ResponseWriter, r *http.Request) error {
+	rec, metadata, err := a.findLocal(ctx, by, r)
 	if err != nil {
 		return err
 	}
-	return a.serveParts(ctx, w, r, content{rec.blob, rec.typ, disposition(rec.typ, rec.name), true}, nil)
+	return a.serveParts(ctx, w, r, content{rec.blob, rec.typ, disposition(rec.typ, rec.name), true}, nil, metadata)
 }
 
 // thumbnailForServer: server-server API v1.19, GET /media/thumbnail/{mediaId}.
-func (a *API) thumbnailForServer(ctx context.Context, _ *httpapi.Caller, w http.ResponseWriter, r *http.Request) error {
+func (a *API) thumbnailForServer(ctx context.Context, by *httpapi.Caller, w http.ResponseWriter, r *http.Request) error {
 	spec, err := specOf(r)
 	if err != nil {
 		return err
 	}
-	rec, err := a.findLocal(ctx, r)
+	rec, metadata, err := a.findLocal(ctx, by, r)
 	if err != nil {
 		return err
 	}
@@ -37,32 +37,32 @@ func (a *API) thumbnailForServer(ctx context.Context, _ *httpapi.Caller, w http.
 	if err != nil {
 		return err
 	}
-	return a.serveParts(ctx, w, r, content{t.key, t.typ, t.disposition(), true}, t.data)
+	return a.serveParts(ctx, w, r, content{t.key, t.typ, t.disposition(), true}, t.data, metadata)
 }
 
-// findLocal returns the record of local media that another server asks for.
-func (a *API) findLocal(ctx context.Context, r *http.Request) (*record, error) {
+// findLocal returns the record of local media that another server asks for, and what that is to know of it.
+func (a *API) findLocal(ctx context.Context, by *httpapi.Caller, r *http.Request) (*record, string, error) {
 	req, err := parse(r, false)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
-	req.origin, req.remote = a.ServerName, false
+	req.origin, req.remote, req.server = a.ServerName, false, by.Origin
 	rec, err := a.find(ctx, req)
 	if err == nil {
 		a.touched.add(rec, a.ms())
 	}
-	return rec, err
+	return rec, metadataOf(req.restriction), err
 }
 
-// serveParts sends metadata, of which there is none so far, and content, or where it is to be had.
-func (a *API) serveParts(ctx context.Context, w http.ResponseWriter, r *http.Request, c content, data []byte) error {
+// serveParts sends metadata and content, or where it is to be had.
+func (a *API) serveParts(ctx context.Context, w http.ResponseWriter, r *http.Request, c content, data []byte, metadata string) error {
 	var random [16]byte
 	rand.Read(random[:])
 	boundary := hex.EncodeToString(random[:])
 	h := w.Header()
 	h.Set("Content-Type", "multipart/mixed; boundary="+boundary)
 	h.Set("Cache-Control", "no-store")
-	head := "--" + boundary + "\r\nContent-Type: application/json\r\n\r\n{}\r\n--" + boundary + "\r\n"
+	head := "--" + boundary + "\r\nContent-Type: application/json\r\n\r\n" + metadata + "\r\n--" + boundary + "\r\n"
 	end := "\r\n--" + boundary + "--\r\n"
 	if data == nil {
 		location, err := a.store.URL(ctx, c.key, blob.Link{Type: c.typ, Disposition: c.disposition, For: redirectFor})

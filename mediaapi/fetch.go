@@ -98,7 +98,8 @@ type remote struct {
 	typ         string
 	disposition string
 	length      int64 // as announced; negative: not at all
-	bounded     bool  // something was announced that net/http holds the origin to
+	restriction *restriction
+	bounded     bool // something was announced that net/http holds the origin to
 }
 
 // fetchNow gets media from its origin and keeps it.
@@ -132,7 +133,7 @@ func (a *API) fetchInto(ctx context.Context, u uri, one *live, tooSlow func()) (
 	}
 	defer file.close()
 	s, err := a.spoolRemote(file, a.MaxRemote, tooSlow, func(s *blob.Spool) {
-		if !file.bounded {
+		if !file.bounded || file.restriction != nil { // nobody has asked yet who may see it
 			return
 		}
 		one.change(func() {
@@ -146,6 +147,12 @@ func (a *API) fetchInto(ctx context.Context, u uri, one *live, tooSlow func()) (
 	rec := a.newRecord(u, "")
 	rec.size, rec.typ, rec.name = s.Size(), contentType(file.typ, s.Head()), file.name()
 	err = a.keep(ctx, s, func(tx *storage.Tx, key string) error {
+		if file.restriction != nil {
+			rec.open = false
+			if err := restrict(tx, u, file.restriction); err != nil {
+				return err
+			}
+		}
 		rec.blob = key
 		return rec.put(tx)
 	})
@@ -232,7 +239,7 @@ func (a *API) openOld(ctx context.Context, u uri) (*remote, error) {
 
 // fileOf takes the body of an answer for a file.
 func fileOf(res *http.Response) *remote {
-	return &remote{res.Body, res.Body.Close, res.Header.Get("Content-Type"), res.Header.Get("Content-Disposition"), res.ContentLength, res.ContentLength >= 0}
+	return &remote{res.Body, res.Body.Close, res.Header.Get("Content-Type"), res.Header.Get("Content-Disposition"), res.ContentLength, nil, res.ContentLength >= 0}
 }
 
 // maxMetadata bounds the first part of an answer, in bytes.
@@ -252,9 +259,11 @@ func (a *API) openParts(ctx context.Context, res *http.Response) (*remote, error
 	if err != nil {
 		return nil, fmt.Errorf("read the first part: %w", err)
 	}
-	if n, err := io.Copy(io.Discard, io.LimitReader(first, maxMetadata+1)); err != nil || n > maxMetadata {
-		return nil, fmt.Errorf("%w: the first part has %d bytes: %w", errLying, n, err)
+	metadata, err := io.ReadAll(io.LimitReader(first, maxMetadata+1))
+	if err != nil || len(metadata) > maxMetadata {
+		return nil, fmt.Errorf("%w: the first part has %d bytes: %w", errLying, len(metadata), err)
 	}
+	restricted := restrictionIn(metadata)
 	second, err := parts.NextRawPart()
 	if err != nil {
 		return nil, fmt.Errorf("read the second part: %w", err)
@@ -267,13 +276,15 @@ func (a *API) openParts(ctx context.Context, res *http.Response) (*remote, error
 		if elsewhere.StatusCode != http.StatusOK {
 			return nil, errors.Join(fmt.Errorf("the redirect leads to status %d", elsewhere.StatusCode), elsewhere.Body.Close())
 		}
-		return fileOf(elsewhere), res.Body.Close()
+		file := fileOf(elsewhere)
+		file.restriction = restricted
+		return file, res.Body.Close()
 	}
 	length := int64(-1)
 	if n, err := strconv.ParseInt(second.Header.Get("Content-Length"), 10, 64); err == nil && n >= 0 {
 		length = n
 	}
-	return &remote{second, res.Body.Close, second.Header.Get("Content-Type"), second.Header.Get("Content-Disposition"), length, res.ContentLength >= 0}, nil
+	return &remote{second, res.Body.Close, second.Header.Get("Content-Type"), second.Header.Get("Content-Disposition"), length, restricted, res.ContentLength >= 0}, nil
 }
 
 // failures remembers for a while what could not be fetched.

@@ -86,7 +86,7 @@ func put(t testing.TB, a *API, user, typ string, content []byte) string {
 	s.Write(content)
 	rec := a.newRecord(uri{a.ServerName, newID()}, user)
 	rec.typ, rec.size = contentType(typ, s.Head()), s.Size()
-	if err := a.keepUpload(context.Background(), s, rec); err != nil {
+	if err := a.keepUpload(context.Background(), s, rec, false); err != nil {
 		t.Fatal(err)
 	}
 	return rec.id

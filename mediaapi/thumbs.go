@@ -75,16 +75,16 @@ func specOf(r *http.Request) (thumbnail.Spec, error) {
 }
 
 // thumbnail: client-server API v1.19, GET /media/thumbnail/{serverName}/{mediaId}.
-func (a *API) thumbnail(ctx context.Context, _ *httpapi.Caller, w http.ResponseWriter, r *http.Request) error {
-	return a.serveThumbnail(ctx, w, r, false)
+func (a *API) thumbnail(ctx context.Context, by *httpapi.Caller, w http.ResponseWriter, r *http.Request) error {
+	return a.serveThumbnail(ctx, by, w, r, false)
 }
 
 // thumbnailOpen is the same without authentication.
 func (a *API) thumbnailOpen(ctx context.Context, _ *httpapi.Caller, w http.ResponseWriter, r *http.Request) error {
-	return a.serveThumbnail(ctx, w, r, true)
+	return a.serveThumbnail(ctx, nil, w, r, true)
 }
 
-func (a *API) serveThumbnail(ctx context.Context, w http.ResponseWriter, r *http.Request, open bool) error {
+func (a *API) serveThumbnail(ctx context.Context, by *httpapi.Caller, w http.ResponseWriter, r *http.Request, open bool) error {
 	req, err := parse(r, open)
 	if err != nil {
 		return err
@@ -92,6 +92,9 @@ func (a *API) serveThumbnail(ctx context.Context, w http.ResponseWriter, r *http
 	spec, err := specOf(r)
 	if err != nil {
 		return err
+	}
+	if by != nil {
+		req.user = by.UserID
 	}
 	rec, err := a.find(ctx, req)
 	if err != nil {

@@ -45,6 +45,11 @@ type contentURI struct {
 
 // upload: client-server API v1.19, POST /upload.
 func (a *API) upload(ctx context.Context, by *httpapi.Caller, w http.ResponseWriter, r *http.Request) error {
+	return a.uploadAs(ctx, by, w, r, false)
+}
+
+// uploadAs stores the body of a request under a new URI, restricted or for everybody.
+func (a *API) uploadAs(ctx context.Context, by *httpapi.Caller, w http.ResponseWriter, r *http.Request, restricted bool) error {
 	name, err := fileName(r.URL.Query().Get("filename"))
 	if err != nil {
 		return err
@@ -59,7 +64,8 @@ func (a *API) upload(ctx context.Context, by *httpapi.Caller, w http.ResponseWri
 	defer s.Close()
 	rec := a.newRecord(uri{a.ServerName, newID()}, by.UserID)
 	rec.name, rec.typ, rec.size = name, contentType(r.Header.Get("Content-Type"), s.Head()), s.Size()
-	if err := a.keepUpload(ctx, s, rec); err != nil {
+	rec.open = rec.open && !restricted
+	if err := a.keepUpload(ctx, s, rec, restricted); err != nil {
 		return err
 	}
 	return writeJSON(w, contentURI{URI: rec.String()})
@@ -72,11 +78,16 @@ func (a *API) newRecord(u uri, uploader string) *record {
 }
 
 // keepUpload stores what a user has uploaded.
-func (a *API) keepUpload(ctx context.Context, s *blob.Spool, rec *record) error {
+func (a *API) keepUpload(ctx context.Context, s *blob.Spool, rec *record, restricted bool) error {
 	if err := a.checkQuota(ctx, rec.uploader, s.Size()); err != nil {
 		return err
 	}
 	err := a.keep(ctx, s, func(tx *storage.Tx, key string) error {
+		if restricted {
+			if err := restrict(tx, rec.uri, nil); err != nil {
+				return err
+			}
+		}
 		rec.blob = key
 		return rec.put(tx)
 	})

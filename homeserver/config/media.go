@@ -19,6 +19,7 @@ type Media struct {
 	MaxPending   int
 	UserQuota    int64 // bytes; 0: none
 	ScanCommand  string
+	Linking      bool
 	LocalUnused  time.Duration // this and the next three: 0: forever
 	LocalAge     time.Duration
 	RemoteUnused time.Duration
@@ -100,6 +101,12 @@ func mediaKeys(m *Media) []key {
 
 			Set it to a script around a virus scanner.`,
 			optional(&m.ScanCommand, "a path", nil)},
+		{"linking", "false", false, `
+			Whether clients may upload files that those alone can get who see the event to which they are attached (MSC3911, a
+			proposal).
+
+			Set it to true if your clients do so.`,
+			truth(&m.Linking)},
 		{"local_unused_lifetime", "0s", false, `
 			How long uploaded files are kept after somebody last asked for them. 0s: forever. Files that are gone cannot be
 			had again, and messages keep naming them.`,

@@ -174,7 +174,8 @@ func (c *caller) methods(row httpapi.Row) {
 
 // bodies sends what is not a JSON object.
 func (c *caller) bodies(row httpapi.Row) {
-	if row.Method == "GET" || row.Method == "DELETE" || row.Who == "appservice" || strings.HasPrefix(row.Path, "/_matrix/media/v3/upload") || resumable(row) {
+	if row.Method == "GET" || row.Method == "DELETE" || row.Who == "appservice" || strings.HasPrefix(row.Path, "/_matrix/media/v3/upload") ||
+		strings.HasSuffix(row.Path, "/media/upload") || resumable(row) {
 		return // the last take any body
 	}
 	path := c.path(row.Path)
