@@ -45,6 +45,8 @@ const (
 	guestPage = 500
 	// guestRetry is how long the remover waits after a failure.
 	guestRetry = 5 * time.Second
+	// guestPause gathers what happens in busy rooms, so that they are looked at a few times a second and not for each event.
+	guestPause = 100 * time.Millisecond
 )
 
 func newGuestRemover(a *API) *guestRemover {
@@ -102,16 +104,24 @@ func (g *guestRemover) run(ctx context.Context) {
 			g.mu.Lock()
 			g.lost = true
 			g.mu.Unlock()
-			select {
-			case <-ctx.Done():
-			case <-time.After(guestRetry):
-			}
+			pause(ctx, guestRetry)
 			continue
 		}
 		select {
 		case <-ctx.Done():
 		case <-g.poke:
+			pause(ctx, guestPause)
 		}
+	}
+}
+
+// pause waits, or until ctx ends.
+func pause(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+	case <-timer.C:
 	}
 }
 
