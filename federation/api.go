@@ -132,4 +132,5 @@ func (a *API) Run(ctx context.Context) {
 func (a *API) reached(origin string) {
 	a.keys.Reached(origin)
 	a.queue.Reached(origin)
+	a.client.Reached(origin)
 }

@@ -51,6 +51,8 @@ var (
 	ErrTooLarge = errors.New("the answer is too large")
 	// ErrMalformed is wrapped by errors about answers that are not JSON.
 	ErrMalformed = errors.New("the answer is not JSON")
+	// ErrUnreachable is wrapped by errors about servers to which connecting failed a moment ago.
+	ErrUnreachable = errors.New("connecting to the server has just failed")
 	// ErrSelf is wrapped by errors about requests that this server would make to itself.
 	ErrSelf = errors.New("this is our own name")
 )
@@ -77,6 +79,7 @@ type Client struct {
 	tls       *tls.Config
 	discovery *discovery
 	transport *http.Transport
+	failures  *failures
 
 	dial      func(ctx context.Context, network, addr string) (net.Conn, error)
 	lookupSRV func(ctx context.Context, service, proto, name string) (string, []*net.SRV, error)
@@ -93,6 +96,7 @@ func New(cfg Config) (*Client, error) {
 	c.tls = &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: cfg.CA, NextProtos: []string{"http/1.1"}, ClientSessionCache: tls.NewLRUClientSessionCache(maxIdle)}
 	c.transport = c.newTransport()
 	c.discovery = newDiscovery(c.newWebTransport())
+	c.failures = newFailures()
 	return c, nil
 }
 
@@ -113,6 +117,9 @@ type Request struct {
 	MaxBytes int64
 	// Unsigned requests carry no X-Matrix header: those for keys.
 	Unsigned bool
+	// Try makes the request even if connecting to the server has just failed, for callers who space their tries
+	// themselves. Unsigned requests are always made.
+	Try bool
 }
 
 // Error is an answer with another status than 2xx.
@@ -271,6 +278,9 @@ func (c *Client) roundTrip(ctx context.Context, r Request) (*http.Response, erro
 	name, ok := ParseName(delegated)
 	if !ok {
 		return nil, ErrBadName
+	}
+	if !r.Try && !r.Unsigned && c.failures.recent(poolHost(delegated, name)) {
+		return nil, ErrUnreachable
 	}
 	req := &http.Request{
 		Method: r.Method,

@@ -496,3 +496,34 @@ func FuzzParseName(f *testing.F) {
 		}
 	})
 }
+
+// TestServersThatCannotBeReached counts how often a server that is gone is dialled.
+func TestServersThatCannotBeReached(t *testing.T) {
+	n := newInternet(t)
+	c := n.client()
+	now := time.Now()
+	c.failures.now = func() time.Time { return now }
+	ask := func(what string, r Request, dials int, want error) {
+		t.Helper()
+		before := len(n.dialled)
+		r.Server, r.Method, r.Path = "a.org:5", "GET", "/_matrix/x"
+		_, err := c.Do(t.Context(), r)
+		if (err == nil) != (want == nil) || want != nil && errors.Is(err, ErrUnreachable) != errors.Is(want, ErrUnreachable) || len(n.dialled)-before != dials {
+			t.Errorf("%s: %v after dialling %d times", what, err, len(n.dialled)-before)
+		}
+	}
+	gone := errors.New("nobody there")
+	ask("first", Request{}, 1, gone)
+	ask("at once", Request{}, 0, ErrUnreachable)
+	ask("by somebody who insists", Request{Try: true}, 1, gone)
+	ask("for keys", Request{Unsigned: true}, 1, gone)
+	now = now.Add(maxUnreachable)
+	ask("later", Request{}, 1, gone)
+	c.Reached("a.org:5")
+	ask("after it was heard of", Request{}, 1, gone)
+	n.serve("a.org:5", reached, "a.org")
+	ask("while it is back", Request{}, 0, ErrUnreachable)
+	ask("by somebody who insists while it is back", Request{Try: true}, 1, nil)
+	c.Close()
+	ask("after that", Request{}, 1, nil)
+}

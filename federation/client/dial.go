@@ -97,12 +97,16 @@ func (c *Client) dialTLS(ctx context.Context, network, addr string) (net.Conn, e
 	for _, p := range places {
 		conn, err := c.dialPlace(ctx, network, p, host)
 		if err == nil {
+			c.failures.forget(strings.ToLower(addr))
 			return conn, nil
 		}
 		errs = append(errs, fmt.Errorf("connect to %s: %w", p, err))
 		if ctx.Err() != nil {
 			break
 		}
+	}
+	if ctx.Err() == nil {
+		c.failures.note(strings.ToLower(addr))
 	}
 	return nil, errors.Join(errs...)
 }

@@ -228,7 +228,7 @@ func (q *Queue) body(pdus [][]byte, edus []EDU) []byte {
 func (q *Queue) send(ctx context.Context, server string, t *transaction) error {
 	_, err := q.cfg.Client.Do(ctx, client.Request{
 		Server: server, Method: "PUT", Path: client.Path("/_matrix/federation/v1/send/%s", t.id), Body: t.body,
-		Timeout: sendTimeout, MaxBytes: maxAnswer,
+		Timeout: sendTimeout, MaxBytes: maxAnswer, Try: true,
 	})
 	if errors.Is(err, client.ErrMalformed) || errors.Is(err, client.ErrTooLarge) {
 		return nil // the status says that it was taken, and what becomes of single events does not matter here
