@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"strings"
 	"sync"
 
 	"github.com/sirupsen/logrus"
@@ -29,6 +30,7 @@ import (
 	"github.com/myelin-im/myelin/mediaapi"
 	"github.com/myelin-im/myelin/notices"
 	"github.com/myelin-im/myelin/push"
+	"github.com/myelin-im/myelin/push/gateway"
 	"github.com/myelin-im/myelin/push/notifications"
 	"github.com/myelin-im/myelin/push/pushers"
 	"github.com/myelin-im/myelin/push/threads"
@@ -55,6 +57,7 @@ type features struct {
 	push      *push.API
 	unread    *unread.Counts
 	pushers   *pushers.API
+	gateway   *gateway.Gateway
 	client    *clientapi.API
 	sync      *syncapi.API
 	directory *directory.API
@@ -108,7 +111,10 @@ func newFeatures(cfg *config.Config, db *storage.DB, key signingkey.Key, limits 
 	if err != nil {
 		return nil, err
 	}
-	f.accounts, err = accounts.New(accountsConfig(cfg), accounts.Deps{
+	if f.gateway, err = newGateway(cfg, part("gateway")); err != nil {
+		return nil, fmt.Errorf("set up the push gateway: %w", err)
+	}
+	f.accounts, err = accounts.New(accountsConfig(cfg, f.gateway), accounts.Deps{
 		DB: db, Rooms: roomsOfAccounts{f.rooms}, Hooks: []accounts.Hooks{f.ephemeral.Hooks(), f.e2ee.Hooks(), pushers.Hooks(), delayed.Hooks(), threads.Hooks()},
 		Computed:    map[string]func(*storage.Tx, string) (json.RawMessage, error){"m.push_rules": f.push.AccountData},
 		Appservices: services, Mail: mailer, Limiter: limits, Log: part("accounts"),
@@ -121,7 +127,9 @@ func newFeatures(cfg *config.Config, db *storage.DB, key signingkey.Key, limits 
 	}
 	f.e2ee.SetAccounts(f.accounts)
 	f.unread = unread.New(unread.Deps{DB: db, Rooms: f.rooms, Receipts: f.ephemeral, Rules: f.push, Log: part("unread")})
-	f.pushers = pushers.New(pushers.Config{AllowPrivate: cfg.Push.AllowPrivateAddresses}, pushers.Deps{
+	f.pushers = pushers.New(pushers.Config{
+		AllowPrivate: cfg.Push.AllowPrivateAddresses, Gateway: f.gateway, ClientURL: strings.TrimRight(cfg.Server.ClientURL, "/"),
+	}, pushers.Deps{
 		DB: db, Rooms: f.rooms, Unread: f.unread, Log: part("pushers"),
 	})
 	f.federation, err = federation.New(federation.Deps{
@@ -212,7 +220,7 @@ func (f *features) attachMedia(ctx context.Context, userID string, uris []string
 func (f *features) endpoints() []httpapi.Endpoint {
 	var all []httpapi.Endpoint
 	for _, some := range [][]httpapi.Endpoint{
-		f.accounts.Endpoints(), f.ephemeral.Endpoints(), f.e2ee.Endpoints(), f.push.Endpoints(), f.pushers.Endpoints(), f.client.Endpoints(), f.sync.Endpoints(),
+		f.accounts.Endpoints(), f.ephemeral.Endpoints(), f.e2ee.Endpoints(), f.push.Endpoints(), f.pushers.Endpoints(), f.gateway.Endpoints(), f.client.Endpoints(), f.sync.Endpoints(),
 		f.directory.Endpoints(), f.notices.Endpoints(), f.services.Endpoints(), f.notified.Endpoints(), f.reports.Endpoints(), f.search.Endpoints(), f.media.Endpoints(), f.federation.Endpoints(), f.delayed.Endpoints(), f.threads.Endpoints(),
 	} {
 		all = append(all, some...)
@@ -277,7 +285,7 @@ func newMailer(cfg *config.Config) (*mail.Sender, error) {
 	return mail.New(mail.Config{Address: e.SMTP, Security: mail.Security(e.TLS), User: e.User, Password: e.Password, From: e.From})
 }
 
-func accountsConfig(cfg *config.Config) accounts.Config {
+func accountsConfig(cfg *config.Config, webPush *gateway.Gateway) accounts.Config {
 	c := accounts.Config{
 		ServerName: cfg.Server.Name,
 		Registration: accounts.Registration{
@@ -297,6 +305,7 @@ func accountsConfig(cfg *config.Config) accounts.Config {
 		DefaultRoomVersion: cfg.Rooms.DefaultVersion,
 		RoomVersions:       map[string]string{},
 		Capabilities: map[string]any{
+			"org.matrix.msc4174.webpush":     webPush.Capability(),
 			"io.element.msc4452.preview_url": map[string]bool{"enabled": cfg.Media.Previews.Enabled},
 		},
 	}

@@ -133,10 +133,25 @@ type DelayedEvents struct {
 	MaxScheduled int // of one user; 0: none
 }
 
-// Push says what pushers may do.
+// Push says what pushers may do, and which apps the gateway in this server knows.
 type Push struct {
 	// AllowPrivateAddresses lets push gateways have private addresses and speak plain HTTP.
 	AllowPrivateAddresses bool
+	WebPushApps           []string // patterns of app_ids
+	Contact               string
+	APNs                  APNs
+	FCM                   FCM
+}
+
+// APNs is the app on Apple's devices; AppID is empty if there is none.
+type APNs struct {
+	AppID, Topic, Key, KeyID, TeamID string
+	Sandbox                          bool
+}
+
+// FCM is the app on devices with Google's services; AppID is empty if there is none.
+type FCM struct {
+	AppID, ServiceAccount string
 }
 
 // Notices says as whom the server speaks to its users, and where.

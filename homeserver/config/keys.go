@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/mail"
 	"net/url"
+	"path"
 	"regexp"
 	"strconv"
 	"time"
@@ -301,6 +302,41 @@ func sections(c *Config) []section {
 				Set it to true when a gateway of your own (ntfy, for example) runs in your network, and users are trusted not
 				to make this server send requests there for other ends.`,
 				truth(&c.Push.AllowPrivateAddresses)},
+			{"contact", "", false, `
+				Where push services of browsers may reach you if something goes wrong, as a URL (mailto: or https:).`,
+				optional(&c.Push.Contact, "a mailto: or https: URL", checkContact)},
+			{"web_push_apps", "", false, `
+				The app_ids of web apps whose notifications the push gateway in this server takes from any homeserver, at
+				/_matrix/push/v1/notify. In the environment, they are separated by commas; * is a wildcard.
+
+				Set it if a web app of yours uses this server as its gateway. Pushers of kind webpush need no entry.`,
+				list(&c.Push.WebPushApps, "app_ids, in which * is a wildcard", ",", checkPattern, func(s string) string { return s })},
+			{"apns_app_id", "", false, `
+				The app_id of your app on Apple's devices. Empty: the push gateway in this server serves none.
+
+				Set it, and the other apns settings, if you publish an app of your own. docs/push.md says how.`,
+				optional(&c.Push.APNs.AppID, "an app_id", nil)},
+			{"apns_topic", "", false, `
+				The bundle id of that app.`,
+				optional(&c.Push.APNs.Topic, "a bundle id", nil)},
+			{"apns_key", "", false, `
+				The signing key for APNs, the .p8 file that Apple hands out.`,
+				optional(&c.Push.APNs.Key, "a path", nil)},
+			{"apns_key_id", "", false, `
+				The name of that key at Apple.`,
+				optional(&c.Push.APNs.KeyID, "a key id", nil)},
+			{"apns_team_id", "", false, `
+				The name of your team at Apple.`,
+				optional(&c.Push.APNs.TeamID, "a team id", nil)},
+			{"apns_sandbox", "false", false, `
+				Whether to use Apple's service for apps in development.`,
+				truth(&c.Push.APNs.Sandbox)},
+			{"fcm_app_id", "", false, `
+				The app_id of your app on devices with Google's services. Empty: the push gateway in this server serves none.`,
+				optional(&c.Push.FCM.AppID, "an app_id", nil)},
+			{"fcm_service_account", "", false, `
+				The key of a service account that may send by FCM, the JSON file that Google hands out.`,
+				optional(&c.Push.FCM.ServiceAccount, "a path", nil)},
 		}},
 		{"notices", "What the server itself tells its users, each in a room of their own.", []key{
 			{"user", "_server", false, `
@@ -497,6 +533,21 @@ func checkPublicKey(s string) error {
 		return fmt.Errorf("%q is none", s)
 	}
 	return nil
+}
+
+func checkContact(s string) error {
+	u, err := url.Parse(s)
+	if err != nil || u.Scheme != "mailto" && u.Scheme != "https" {
+		return errors.New("it is neither a mailto: nor an https: URL")
+	}
+	return nil
+}
+
+func checkPattern(s string) (string, error) {
+	if _, err := path.Match(s, ""); err != nil || s == "" {
+		return "", errors.New("it is not a pattern")
+	}
+	return s, nil
 }
 
 func checkMailbox(s string) error {

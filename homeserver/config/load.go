@@ -272,6 +272,12 @@ func (l *loader) checkTogether() {
 	if c.Email.SMTP != "" && c.Email.From == "" {
 		l.add(l.source["email.smtp"], "email.smtp", "it needs email.from, the sender of all e-mail")
 	}
+	if a := c.Push.APNs; a.AppID != "" && (a.Topic == "" || a.Key == "" || a.KeyID == "" || a.TeamID == "") {
+		l.add(l.source["push.apns_app_id"], "push.apns_app_id", "it needs apns_topic, apns_key, apns_key_id and apns_team_id")
+	}
+	if f := c.Push.FCM; f.AppID != "" && f.ServiceAccount == "" {
+		l.add(l.source["push.fcm_app_id"], "push.fcm_app_id", "it needs fcm_service_account")
+	}
 	if c.Registration.RequireEmail && c.Email.SMTP == "" {
 		l.add(l.source["registration.require_email"], "registration.require_email", "it needs email.smtp, by which e-mail is sent")
 	}

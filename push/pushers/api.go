@@ -2,10 +2,13 @@ package pushers
 
 import (
 	"context"
+	"crypto/ecdh"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"net/http"
 	"net/url"
+	"strings"
 	"sync"
 	"time"
 	"unicode/utf8"
@@ -17,6 +20,7 @@ import (
 	"github.com/myelin-im/myelin/internal/httpapi"
 	"github.com/myelin-im/myelin/internal/mxerr"
 	"github.com/myelin-im/myelin/internal/ratelimit"
+	"github.com/myelin-im/myelin/push/gateway"
 	"github.com/myelin-im/myelin/push/unread"
 	"github.com/myelin-im/myelin/roomserver"
 	"github.com/myelin-im/myelin/storage"
@@ -26,6 +30,9 @@ import (
 type Config struct {
 	// AllowPrivate lets gateways have private addresses and speak plain HTTP.
 	AllowPrivate bool
+	// Gateway is the gateway that this server brings along, ClientURL where clients reach this server.
+	Gateway   *gateway.Gateway
+	ClientURL string
 }
 
 // Deps are the other parts of the server that pushers stand on.
@@ -72,7 +79,7 @@ const (
 // New makes the API. It must be called before the first write; Run loads the pushers.
 func New(cfg Config, deps Deps) *API {
 	a := &API{
-		cfg: cfg, db: deps.DB, rooms: deps.Rooms, unread: deps.Unread, log: deps.Log, http: newHTTPClient(cfg.AllowPrivate), now: time.Now,
+		cfg: cfg, db: deps.DB, rooms: deps.Rooms, unread: deps.Unread, log: deps.Log, http: NewHTTPClient(cfg.AllowPrivate), now: time.Now,
 		slots: make(chan struct{}, maxRequests), users: map[string]*user{}, wake: make(chan struct{}, 1),
 	}
 	deps.DB.Watch(a.published)
@@ -187,16 +194,45 @@ func (a *API) check(in *setRequest) (*pusher, error) {
 	if data := gjson.ParseBytes(p.Data); !data.IsObject() || len(p.Data) > maxData {
 		return nil, mxerr.InvalidParam(fmt.Sprintf("data must be an object of at most %d bytes", maxData))
 	}
-	if p.Kind != "http" {
-		return nil, mxerr.InvalidParam("This server knows pushers of kind http only")
+	switch {
+	case p.Kind == "http":
+		return p, a.checkURL(p.url())
+	case p.webPush():
+		return p, a.checkSubscription(p.subscription())
 	}
-	return p, a.checkURL(p.url())
+	return nil, mxerr.InvalidParam("This server knows pushers of the kinds http and webpush")
+}
+
+// webPush tells whether the pusher is for a browser (MSC4174).
+func (p *pusher) webPush() bool { return p.Kind == "webpush" || p.Kind == "org.matrix.msc4174.webpush" }
+
+// subscription is where the browser of a pusher of kind webpush takes pushes.
+func (p *pusher) subscription() gateway.Subscription {
+	return gateway.Subscription{Endpoint: p.url(), P256DH: p.Pushkey, Auth: member(p.Data, "auth").Str}
+}
+
+func (a *API) checkSubscription(s gateway.Subscription) error {
+	key, err := base64.RawURLEncoding.DecodeString(strings.TrimRight(s.P256DH, "="))
+	if _, keyErr := ecdh.P256().NewPublicKey(key); err != nil || keyErr != nil {
+		return mxerr.InvalidParam("pushkey must be the subscription's key p256dh")
+	}
+	if auth, err := base64.RawURLEncoding.DecodeString(strings.TrimRight(s.Auth, "=")); err != nil || len(auth) < 16 {
+		return mxerr.InvalidParam("data.auth must be the subscription's secret")
+	}
+	u, err := url.Parse(s.Endpoint)
+	if err != nil || u.Host == "" || u.User != nil || u.Scheme != "https" && (u.Scheme != "http" || !a.cfg.AllowPrivate) {
+		return mxerr.InvalidParam("data.url must be the HTTPS URL of the subscription")
+	}
+	return nil
 }
 
 // gatewayPath is the path of every push gateway.
 const gatewayPath = "/_matrix/push/v1/notify"
 
 func (a *API) checkURL(text string) error {
+	if a.own(text) {
+		return nil
+	}
 	u, err := url.Parse(text)
 	if err != nil || u.Host == "" || u.User != nil || u.Fragment != "" || u.Path != gatewayPath {
 		return mxerr.InvalidParam("data.url must be an HTTPS URL with the path " + gatewayPath)

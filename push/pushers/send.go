@@ -9,11 +9,13 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/tidwall/gjson"
 
 	"github.com/myelin-im/myelin/internal/publicnet"
+	"github.com/myelin-im/myelin/push/gateway"
 	"github.com/myelin-im/myelin/push/rules"
 	"github.com/myelin-im/myelin/roomserver"
 )
@@ -23,8 +25,9 @@ const (
 	maxAnswer      = 64 << 10
 )
 
-// newHTTPClient makes a client that follows no redirects: a gateway is where its pusher says.
-func newHTTPClient(allowPrivate bool) *http.Client {
+// NewHTTPClient makes a client for URLs that users choose, which reaches private addresses only if it may. It follows no
+// redirects: a gateway is where its pusher says.
+func NewHTTPClient(allowPrivate bool) *http.Client {
 	dialer := &net.Dialer{Timeout: 10 * time.Second}
 	if !allowPrivate {
 		dialer.Control = publicnet.Control
@@ -37,34 +40,6 @@ func newHTTPClient(allowPrivate bool) *http.Client {
 		},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
-}
-
-// notification is the body of a request to a gateway.
-type notification struct {
-	EventID           string          `json:"event_id,omitempty"`
-	RoomID            string          `json:"room_id,omitempty"`
-	Type              string          `json:"type,omitempty"`
-	Sender            string          `json:"sender,omitempty"`
-	SenderDisplayName string          `json:"sender_display_name,omitempty"`
-	RoomName          string          `json:"room_name,omitempty"`
-	RoomAlias         string          `json:"room_alias,omitempty"`
-	UserIsTarget      *bool           `json:"user_is_target,omitempty"`
-	Prio              string          `json:"prio,omitempty"`
-	Content           json.RawMessage `json:"content,omitempty"`
-	Counts            counts          `json:"counts"`
-	Devices           []device        `json:"devices"`
-}
-
-type counts struct {
-	Unread int64 `json:"unread,omitempty"`
-}
-
-type device struct {
-	AppID     string          `json:"app_id"`
-	Pushkey   string          `json:"pushkey"`
-	PushkeyTS int64           `json:"pushkey_ts"`
-	Data      json.RawMessage `json:"data"`
-	Tweaks    map[string]any  `json:"tweaks,omitempty"`
 }
 
 // silent tells whether there is nothing but a number to tell.
@@ -92,9 +67,9 @@ func (p *pusher) forwarded() json.RawMessage {
 }
 
 // compose makes the body of the request.
-func (a *API) compose(ctx context.Context, u *user, p *pusher, n *note) (*notification, error) {
-	d := device{AppID: p.AppID, Pushkey: p.Pushkey, PushkeyTS: p.SetTS / 1000, Data: p.forwarded()}
-	out := &notification{}
+func (a *API) compose(ctx context.Context, u *user, p *pusher, n *note) (*gateway.Notification, error) {
+	d := gateway.Device{AppID: p.AppID, Pushkey: p.Pushkey, PushkeyTS: p.SetTS / 1000, Data: p.forwarded()}
+	out := &gateway.Notification{}
 	if !p.noBadge() {
 		u.mu.Lock()
 		out.Counts.Unread = u.badge
@@ -109,12 +84,12 @@ func (a *API) compose(ctx context.Context, u *user, p *pusher, n *note) (*notifi
 			d.Tweaks = tweaks(n.actions)
 		}
 	}
-	out.Devices = []device{d}
+	out.Devices = []gateway.Device{d}
 	return out, nil
 }
 
 // describe fills in what the gateway is told of the event.
-func (a *API) describe(ctx context.Context, user string, n *note, full bool, out *notification) error {
+func (a *API) describe(ctx context.Context, user string, n *note, full bool, out *gateway.Notification) error {
 	out.Prio = "low"
 	if n.outside != nil {
 		o := n.outside
@@ -197,15 +172,36 @@ func (a *API) send(ctx context.Context, u *user, p *pusher, n *note) (rejected b
 	if err != nil {
 		return false, err
 	}
-	text, err := json.Marshal(map[string]any{"notification": body})
-	if err != nil {
-		return false, fmt.Errorf("encode notification: %w", err)
-	}
 	select {
 	case a.slots <- struct{}{}:
 		defer func() { <-a.slots }()
 	case <-ctx.Done():
 		return false, ctx.Err()
+	}
+	switch {
+	case p.webPush():
+		err = a.cfg.Gateway.WebPush(ctx, body, p.subscription())
+		if errors.Is(err, gateway.ErrRejected) {
+			return true, nil
+		}
+		return false, err
+	case a.own(p.url()):
+		void, err := a.cfg.Gateway.Notify(ctx, body)
+		return slices.Contains(void, p.Pushkey), err
+	}
+	return a.post(ctx, p, body)
+}
+
+// own tells whether a gateway is the one that this server brings along.
+func (a *API) own(url string) bool {
+	return a.cfg.ClientURL != "" && url == a.cfg.ClientURL+gatewayPath
+}
+
+// post tells a gateway elsewhere.
+func (a *API) post(ctx context.Context, p *pusher, body *gateway.Notification) (rejected bool, err error) {
+	text, err := json.Marshal(map[string]any{"notification": body})
+	if err != nil {
+		return false, fmt.Errorf("encode notification: %w", err)
 	}
 	r, err := http.NewRequestWithContext(ctx, http.MethodPost, p.url(), bytes.NewReader(text))
 	if err != nil {

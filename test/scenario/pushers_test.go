@@ -1,10 +1,14 @@
 package scenario
 
 import (
+	"crypto/ecdh"
+	"crypto/rand"
+	"encoding/base64"
 	"encoding/json"
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -164,6 +168,48 @@ func TestPusherSurvives(t *testing.T) {
 			}
 			time.Sleep(5 * time.Millisecond)
 		}
+	})
+}
+
+// A browser is told without any gateway but this server.
+func TestPusherOfABrowser(t *testing.T) {
+	Each(t, func(t *testing.T, s *Server) {
+		got := make(chan http.Header, 10)
+		service := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			got <- r.Header
+			w.WriteHeader(http.StatusGone)
+		}))
+		t.Cleanup(service.Close)
+		alice, bob := s.Register(t, "alice"), s.Register(t, "bob")
+		id := alice.Create(J{"preset": "public_chat"})
+		bob.Join(id)
+		vapid := bob.Must("GET", Path("/capabilities"), nil).JSON.Get(`capabilities.org\.matrix\.msc4174\.webpush.vapid`).Str
+		key, err := ecdh.P256().GenerateKey(rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p := J{"kind": "webpush", "app_id": "web", "pushkey": base64.RawURLEncoding.EncodeToString(key.PublicKey().Bytes()), "app_display_name": "Web",
+			"device_display_name": "Browser", "lang": "en", "data": J{"url": service.URL + "/push/1", "auth": base64.RawURLEncoding.EncodeToString(make([]byte, 16))}}
+		bob.Must("POST", Path("/pushers/set"), p)
+		alice.Text(id, "hello")
+		select {
+		case h := <-got:
+			if h.Get("Content-Encoding") != "aes128gcm" || !strings.Contains(h.Get("Authorization"), vapid) || vapid == "" {
+				t.Errorf("the push service got %v, and the key is %q", h, vapid)
+			}
+		case <-time.After(20 * time.Second):
+			t.Fatal("the push service was handed nothing")
+		}
+		// It says that the subscription is gone.
+		deadline := time.Now().Add(20 * time.Second)
+		for len(bob.Must("GET", Path("/pushers"), nil).JSON.Get("pushers").Array()) != 0 {
+			if time.Now().After(deadline) {
+				t.Fatal("the pusher of a subscription that is gone is still there")
+			}
+			time.Sleep(5 * time.Millisecond)
+		}
+		p["pushkey"] = "no key"
+		bob.Refused(400, "M_INVALID_PARAM", "POST", Path("/pushers/set"), p)
 	})
 }
 
