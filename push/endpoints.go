@@ -152,6 +152,9 @@ func (a *API) putRule(ctx context.Context, by *httpapi.Caller, in *putRuleReques
 	if err != nil {
 		return nil, err
 	}
+	if k == rules.PostContent {
+		return nil, mxerr.InvalidParam("There are only predefined rules of this kind")
+	}
 	r, err := in.rule(k)
 	if err != nil {
 		return nil, err

@@ -11,6 +11,7 @@ type Compiled struct {
 	own            [kinds][]ownRule    // enabled rules of Override, Content, Underride
 	rooms, senders map[string]*Actions // enabled rules of these kinds by room and user ID
 	needsName      bool                // a rule asks for the display name
+	threads        map[string]bool     // that the user has subscribed to
 }
 
 // ownRule is a rule of the user.
@@ -22,6 +23,14 @@ type ownRule struct {
 // Compile makes the user's rules ready to be applied. It keeps no reference to the overlay's lists of rules.
 func Compile(o *Overlay, user string) *Compiled {
 	c := &Compiled{user: user, userFold: strings.ToLower(user), enabled: enabledByDefault}
+	if o.threads == nil {
+		c.enabled &^= ofKind[PostContent]
+	} else {
+		c.threads = make(map[string]bool, len(*o.threads))
+		for _, root := range *o.threads {
+			c.threads[root] = true
+		}
+	}
 	for id, change := range o.changes {
 		i, ok := predefinedByID[id]
 		if !ok { // no longer predefined
@@ -92,11 +101,14 @@ func (c *Compiled) Evaluate(p *Prepared, room *Room, displayName string) *Action
 	if matching&master != 0 {
 		return c.actions(predefinedByID[masterID])
 	}
-	by := reader{user: c.user, userFold: c.userFold, displayName: displayName, budget: evaluationBudget}
+	by := reader{user: c.user, userFold: c.userFold, displayName: displayName, budget: evaluationBudget, threads: c.threads}
 	if a := c.ofKind(Override, matching, p, room, &by); a != nil {
 		return a
 	}
 	if a := c.ofKind(Content, matching, p, room, &by); a != nil {
+		return a
+	}
+	if a := c.ofKind(PostContent, matching, p, room, &by); a != nil {
 		return a
 	}
 	if a, ok := c.rooms[p.roomID]; ok {

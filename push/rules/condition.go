@@ -41,6 +41,7 @@ const (
 	opDisplayName                      // contains_display_name
 	opMemberCount                      // room_member_count
 	opSenderPermission                 // sender_notification_permission
+	opThread                           // thread_subscription
 )
 
 // static tells whether the operator looks at the event alone.
@@ -56,6 +57,8 @@ type condition struct {
 	pattern *pattern
 	value   scalar
 	count   int64
+	// subscribed is the state of the subscription that opThread asks for.
+	subscribed bool
 }
 
 type comparison uint8
@@ -96,6 +99,10 @@ func compileCondition(raw json.RawMessage) condition {
 	case "room_member_count":
 		if is, ok := stringMember(in, "is"); ok {
 			return memberCount(is)
+		}
+	case "io.element.msc4306.thread_subscription":
+		if v := member(in, "subscribed"); v.IsBool() {
+			return condition{op: opThread, subscribed: v.Bool()}
 		}
 	case "sender_notification_permission":
 		if hasKey {
@@ -193,6 +200,7 @@ type reader struct {
 	user, userFold string
 	displayName    string
 	budget         int
+	threads        map[string]bool // subscribed to
 }
 
 // holdAll tells whether all conditions hold. Conditions on the event alone need neither room nor reader.
@@ -237,6 +245,9 @@ func (c *condition) holds(p *Prepared, room *Room, by *reader) bool {
 			literalPattern(by.displayName).matchWords(body.fold, &by.budget)
 	case opMemberCount:
 		return c.compare.holds(room.MemberCount, c.count)
+	case opThread:
+		root := p.thread()
+		return root != "" && by.threads[root] == c.subscribed
 	case opSenderPermission:
 		level, ok := room.NotificationLevels[c.key]
 		if !ok {

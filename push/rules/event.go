@@ -156,6 +156,17 @@ func (p *Prepared) property(c *condition) *value {
 	return v
 }
 
+// threadProperty is where an event names the root of its thread.
+var threadProperty = propertyCondition(opIs, `content.m\.relates_to.event_id`, scalar{})
+
+// thread is the event ID of the root of the thread that the event is part of, or empty.
+func (p *Prepared) thread() string {
+	if p.known[slotRelType].str != "m.thread" {
+		return ""
+	}
+	return p.property(&threadProperty).str
+}
+
 // find looks up a property by its unescaped path.
 func (p *Prepared) find(path []string) value {
 	if path[0] != "content" {

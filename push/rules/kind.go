@@ -2,21 +2,22 @@ package rules
 
 // Kind is the kind of a push rule; the values stand in the order in which kinds are checked.
 //
-// spec: client-server-api v1.19 "Push Rules"
+// spec: client-server-api v1.19 "Push Rules"; MSC4306 adds postcontent, of which there are predefined rules only
 type Kind uint8
 
 // The kinds of push rules.
 const (
 	Override Kind = iota
 	Content
+	PostContent
 	RoomSpecific
 	SenderSpecific
 	Underride
 
-	kinds = 5
+	kinds = 6
 )
 
-var kindNames = [kinds]string{"override", "content", "room", "sender", "underride"}
+var kindNames = [kinds]string{"override", "content", "postcontent", "room", "sender", "underride"}
 
 // ParseKind returns the kind of the given name, as it stands in paths and in rulesets.
 func ParseKind(name string) (Kind, bool) {
@@ -32,4 +33,4 @@ func ParseKind(name string) (Kind, bool) {
 func (k Kind) String() string { return kindNames[k] }
 
 // hasConditions tells whether rules of this kind carry a list of conditions.
-func (k Kind) hasConditions() bool { return k == Override || k == Underride }
+func (k Kind) hasConditions() bool { return k == Override || k == PostContent || k == Underride }

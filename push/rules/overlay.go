@@ -32,6 +32,8 @@ var (
 type Overlay struct {
 	own     [kinds][]Rule // the most important first
 	changes map[string]change
+	// threads are those that the user has subscribed to, the latest last; nil for one who never did.
+	threads *[]string
 }
 
 // change is what a user set of a predefined rule; nil means as predefined.
@@ -52,11 +54,12 @@ type storedRule struct {
 type storedOverlay struct {
 	Own        map[string][]storedRule `json:"own,omitempty"`
 	Predefined map[string]change       `json:"predefined,omitempty"`
+	Threads    *[]string               `json:"threads,omitempty"`
 }
 
 // Encode gives the overlay for storing.
 func (o *Overlay) Encode() ([]byte, error) {
-	s := storedOverlay{Own: make(map[string][]storedRule), Predefined: o.changes}
+	s := storedOverlay{Own: make(map[string][]storedRule), Predefined: o.changes, Threads: o.threads}
 	for k, list := range o.own {
 		stored := make([]storedRule, len(list))
 		for i, r := range list {
@@ -82,7 +85,7 @@ func DecodeOverlay(stored []byte) (*Overlay, error) {
 	if err := json.Unmarshal(stored, &s); err != nil {
 		return nil, fmt.Errorf("decode push rules: %w", err)
 	}
-	o := &Overlay{changes: s.Predefined}
+	o := &Overlay{changes: s.Predefined, threads: s.Threads}
 	for name, list := range s.Own {
 		k, ok := ParseKind(name)
 		if !ok {
@@ -162,6 +165,27 @@ func (o *Overlay) SetEnabled(k Kind, id string, enabled bool) error {
 // SetActions sets what a rule does, also a predefined one; actions are as ParseActions gave them. Error: [ErrNotFound].
 func (o *Overlay) SetActions(k Kind, id string, actions []json.RawMessage) error {
 	return o.set(k, id, func(c *change) { c.Actions = &actions }, func(r *Rule) { r.Actions = actions })
+}
+
+// maxThreads bounds the threads of which rules know that the user has subscribed to them: the latest.
+const maxThreads = 1000
+
+// SetSubscribed notes that the user has subscribed to a thread, by the event ID of its root, or unsubscribed. With the
+// first subscription the rules about threads come into force: who never subscribed is notified as if there were none.
+//
+// spec: MSC4306
+func (o *Overlay) SetSubscribed(root string, subscribed bool) {
+	threads := []string{}
+	if o.threads != nil {
+		threads = slices.DeleteFunc(slices.Clone(*o.threads), func(r string) bool { return r == root })
+	}
+	if subscribed {
+		threads = append(threads, root)
+	}
+	if len(threads) > maxThreads {
+		threads = threads[len(threads)-maxThreads:]
+	}
+	o.threads = &threads
 }
 
 // set changes a predefined rule with one function or the user's own with the other.

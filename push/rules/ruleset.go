@@ -36,6 +36,9 @@ func (o *Overlay) Ruleset(user string) *Ruleset {
 			out[k] = append(out[k], o.predefined(predefinedByID[masterID], user))
 		}
 		out[k] = append(out[k], o.own[k]...)
+		if k == PostContent && o.threads == nil {
+			continue
+		}
 		for s := ofKind[k]; s != 0; {
 			out[k] = append(out[k], o.predefined(s.first(), user))
 		}
@@ -46,6 +49,9 @@ func (o *Overlay) Ruleset(user string) *Ruleset {
 // predefined is a predefined rule as the user set it.
 func (o *Overlay) predefined(i int, user string) Rule {
 	r := predefined[i].rule
+	if predefined[i].kind == PostContent && o.threads == nil {
+		r.Enabled = false
+	}
 	if c, ok := o.changes[r.ID]; ok {
 		if c.Enabled != nil {
 			r.Enabled = *c.Enabled
@@ -69,6 +75,9 @@ func (o *Overlay) predefined(i int, user string) Rule {
 func (r *Ruleset) AppendJSON(dst []byte) ([]byte, error) {
 	dst = append(dst, '{')
 	for k := range Kind(kinds) {
+		if k == PostContent && len(r[k]) == 0 {
+			continue
+		}
 		if k > 0 {
 			dst = append(dst, ',')
 		}

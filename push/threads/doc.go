@@ -7,5 +7,7 @@
 // Each change takes a position in the log, by which sliding sync tells of it (MSC4308); the position is also the bump
 // stamp, by which clients know the latest of several states.
 //
-// Spec: MSC4306, MSC4308, under the names that they have while they are unstable. The push rules of MSC4306 are not here.
+// Spec: MSC4306, MSC4308, under the names that they have while they are unstable. Package push/rules has its push
+// rules, which come into force with a user's first subscription: clients that know nothing of subscriptions expect to be
+// notified of all threads.
 package threads

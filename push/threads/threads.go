@@ -11,6 +11,7 @@ import (
 	"github.com/myelin-im/myelin/internal/httpapi"
 	"github.com/myelin-im/myelin/internal/mxerr"
 	"github.com/myelin-im/myelin/internal/ratelimit"
+	"github.com/myelin-im/myelin/push"
 	"github.com/myelin-im/myelin/roomserver"
 	"github.com/myelin-im/myelin/storage"
 )
@@ -119,6 +120,9 @@ func write(tx *storage.Tx, user string, room int64, thread string, subscribed, a
 		return err
 	}
 	tx.Notice(storage.Notice{Kind: storage.AccountData, User: user})
+	if err := push.SetSubscribed(tx, user, thread, subscribed); err != nil {
+		return err
+	}
 	_, err = tx.Exec(`INSERT INTO thread_subscriptions (user_id, room, thread, pos, subscribed, automatic) VALUES ($1, $2, $3, $4, $5, $6)
 		ON CONFLICT (user_id, room, thread) DO UPDATE SET pos = excluded.pos, subscribed = excluded.subscribed, automatic = excluded.automatic`,
 		user, room, thread, pos, subscribed, automatic)

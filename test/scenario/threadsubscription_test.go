@@ -143,3 +143,39 @@ func TestThreadSubscriptionsBySliding(t *testing.T) {
 		alice.Refused(400, "M_INVALID_PARAM", "GET", "/_matrix/client/unstable/io.element.msc4308/thread_subscriptions?dir=b&to=x", nil)
 	})
 }
+
+// TestThreadSubscriptionCounts has subscriptions decide what is unread, from where they were made on.
+func TestThreadSubscriptionCounts(t *testing.T) {
+	Each(t, func(t *testing.T, s *Server) {
+		alice, bob := s.Register(t, "alice"), s.Register(t, "bob")
+		id := alice.Create(J{"preset": "public_chat"})
+		bob.Join(id)
+		root, other := alice.Text(id, "root"), alice.Text(id, "other")
+		bob.Must("POST", Path("/rooms/%s/receipt/m.read/%s", id, other), J{})
+		filter := Filter(J{"room": J{"timeline": J{"unread_thread_notifications": true}}})
+		count := func(c *Client, thread string) int64 {
+			c.SyncFrom("")
+			return Room(c.Sync(filter), "join", id).Get("unread_thread_notifications").Get(Key(thread)).Get("notification_count").Int()
+		}
+		inThread(alice, id, other, "before anybody subscribes")
+		bob.Must("PUT", subscription(id, root), J{})
+		inThread(alice, id, root, "heard")
+		inThread(alice, id, other, "not heard")
+		for range 2 {
+			if a, b := count(bob, root), count(bob, other); a != 1 || b != 1 {
+				t.Errorf("unread: %d in the thread, %d in the other", a, b)
+			}
+			s.Restart()
+		}
+		bob.Must("DELETE", subscription(id, root), nil)
+		inThread(alice, id, root, "not heard any more")
+		if n := count(bob, root); n != 1 {
+			t.Errorf("unread after unsubscribing: %d", n)
+		}
+		bob.Refused(400, "M_INVALID_PARAM", "PUT", Path("/pushrules/global/postcontent/mine"), J{"actions": []string{}})
+		rule := bob.Must("GET", Path("/pushrules/global/postcontent/%s", ".io.element.msc4306.rule.subscribed_thread"), nil).JSON
+		if !rule.Get("enabled").Bool() || rule.Get("conditions.0.kind").Str != "io.element.msc4306.thread_subscription" {
+			t.Errorf("the rule: %s", rule)
+		}
+	})
+}
