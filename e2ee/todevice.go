@@ -68,8 +68,7 @@ func (a *API) sendToDevice(ctx context.Context, by *httpapi.Caller, in *toDevice
 		return nil, err
 	}
 	a.forgetTxns(u, now)
-	err = a.append(u)
-	if err != nil && !errors.Is(err, storage.ErrConflict) { // the same transaction at the same time
+	if err := a.appendOnce(ctx, key, u); err != nil {
 		return nil, fmt.Errorf("send to devices: %w", err)
 	}
 	return nil, nil
@@ -267,12 +266,21 @@ func (m messages) split() []messages {
 	return parts
 }
 
-// append hands a unit to the committer and waits for its outcome. A client that hangs up does not take it back.
-func (a *API) append(u *storage.Unit) error {
+// appendOnce hands the unit of a transaction to the committer and waits for its outcome. A client that hangs up does not
+// take it back. It is no failure if the same transaction got there first.
+func (a *API) appendOnce(ctx context.Context, key []byte, u *storage.Unit) error {
 	done := make(chan error, 1)
 	u.Done = func(_ int64, err error) { done <- err }
 	a.db.Append(u)
-	return <-done
+	err := <-done
+	if !errors.Is(err, storage.ErrConflict) {
+		return err
+	}
+	there, failure := a.db.Get(context.WithoutCancel(ctx), `SELECT expires_ts FROM to_device_txns WHERE key = $1`, []any{key}, new(int64))
+	if failure == nil && there {
+		return nil
+	}
+	return errors.Join(err, failure)
 }
 
 // ReceiveToDevice takes an EDU m.direct_to_device from another server. It is delivered once, however often it comes.
@@ -301,7 +309,7 @@ func (a *API) ReceiveToDevice(ctx context.Context, origin string, content json.R
 	u := d.unit()
 	u.Add(toDeviceTxnsTable, key, now+arrivedLifetime.Milliseconds())
 	a.forgetTxns(u, now)
-	if err := a.append(u); err != nil && !errors.Is(err, storage.ErrConflict) {
+	if err := a.appendOnce(ctx, key, u); err != nil {
 		return fmt.Errorf("deliver to devices: %w", err)
 	}
 	return nil
