@@ -18,7 +18,14 @@
 // # Who gets what
 //
 // The endpoints of client v1 ask for a user, those of federation v1 for a server. The unauthenticated ones serve what
-// was stored while they were not frozen (Config.Frozen). Nothing is served inline that a browser might run.
+// was stored while they were not frozen (Config.Frozen). Nothing is served inline that a browser might run. Restricted
+// media (MSC3911, Config.Linking) is for those who see the event that it is attached to, and it is attached in the
+// transaction that writes the event.
 //
-// Spec: client-server API v1.19 "Content repository"; server-server API v1.19 "Content Repository"; MSC4452.
+// # Media of other servers
+//
+// It is fetched once for all who ask at the same time, into a temporary file like an upload. Large files are passed on
+// while they arrive; the last part is held back until everything is there and known to be what was announced.
+//
+// Spec: client-server API v1.19 "Content repository"; server-server API v1.19 "Content Repository"; MSC3911, MSC4452.
 package mediaapi

@@ -21,6 +21,7 @@ import (
 	"github.com/myelin-im/myelin/federation/client"
 	"github.com/myelin-im/myelin/internal/httpapi"
 	"github.com/myelin-im/myelin/internal/mxerr"
+	"github.com/myelin-im/myelin/mediaapi/blob"
 	"github.com/myelin-im/myelin/storage"
 	"github.com/myelin-im/myelin/storage/storagetest"
 )
@@ -47,8 +48,64 @@ func newAPI(t testing.TB, d storage.Dialect, servers Servers, options ...func(*C
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(a.end)
+	t.Cleanup(func() {
+		a.end()
+		if !t.Failed() {
+			consistent(t, a)
+		}
+	})
 	return a
+}
+
+// consistent compares the tables with each other and with the store, unless the test has closed the database.
+func consistent(t testing.TB, a *API) {
+	known := map[string]int64{}
+	err := a.db.Read(context.Background(), func(tx *storage.Tx) error {
+		clear(known)
+		rows := tx.Query(`SELECT key, size FROM media_blobs`)
+		for rows.Next() {
+			var key string
+			var size int64
+			rows.Scan(&key, &size)
+			known[key] = size
+		}
+		if err := rows.Close(); err != nil {
+			return err
+		}
+		for what, query := range map[string]string{
+			"media names a blob":        `SELECT m.id FROM media m WHERE blob IS NOT NULL AND NOT EXISTS (SELECT 1 FROM media_blobs WHERE key = m.blob)`,
+			"a thumbnail names a blob":  `SELECT t.data FROM media_thumbnails t WHERE NOT EXISTS (SELECT 1 FROM media_blobs WHERE key = t.data)`,
+			"a thumbnail is of a blob":  `SELECT t.blob FROM media_thumbnails t WHERE NOT EXISTS (SELECT 1 FROM media_blobs WHERE key = t.blob)`,
+			"an attachment is of media": `SELECT t.id FROM media_attachments t WHERE NOT EXISTS (SELECT 1 FROM media m WHERE m.origin = t.origin AND m.id = t.id)`,
+		} {
+			var which string
+			if found, err := tx.Get(query, nil, &which); err != nil {
+				return err
+			} else if found {
+				t.Errorf("%s that is not there: %s", what, which)
+			}
+		}
+		return nil
+	})
+	if err != nil { // the test has closed it
+		return
+	}
+	for _, file := range stored(t, a) {
+		if _, ok := known[file]; !ok && blob.ValidKey(file) {
+			t.Errorf("a file that no row knows: %s", file)
+		}
+	}
+	for key, size := range known {
+		o, err := a.store.Open(context.Background(), key)
+		if err != nil {
+			t.Errorf("a row without its file: %v", err)
+			continue
+		}
+		if n, err := o.Seek(0, io.SeekEnd); n != size || err != nil {
+			t.Errorf("a file of %d bytes, not %d: %v", n, size, err)
+		}
+		o.Close()
+	}
 }
 
 // eachDB runs fn with an API on each database.
