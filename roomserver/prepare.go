@@ -15,22 +15,37 @@ import (
 )
 
 // aside runs fn on the room's durable state, without taking the room's turn: what it builds cites nothing that a crash
-// could erase, and nothing of it is written.
+// could erase, and nothing of it is written. It waits for what earlier turns have written.
 func (s *Server) aside(ctx context.Context, roomID string, fn func(*Turn) error) error {
-	room, err := s.Room(ctx, roomID)
-	if err != nil {
-		return err
+	for {
+		room, err := s.Room(ctx, roomID)
+		if err != nil {
+			return err
+		}
+		t, err := s.settled(ctx, room)
+		if errors.Is(err, errEpoch) { // the room was dropped from memory a moment ago, or a write failed
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		t.head = room.durable.Load()
+		defer t.drop()
+		return fn(t)
 	}
+}
+
+// settled begins a turn that will write nothing once what earlier turns have written is on disk.
+func (s *Server) settled(ctx context.Context, room *Room) (*Turn, error) {
 	t, err := s.begin(ctx, room)
-	if errors.Is(err, errEpoch) { // the room was dropped from memory a moment ago
-		return s.aside(ctx, roomID, fn)
-	}
 	if err != nil {
-		return err
+		return nil, err
 	}
-	t.head = room.durable.Load()
-	defer t.drop()
-	return fn(t)
+	wait, err := t.settle()
+	if err == nil {
+		err = wait()
+	}
+	return t, err
 }
 
 // build makes and authorises an event on the turn's head, and does not keep it.
