@@ -99,6 +99,47 @@ func (r *Room) JoinedAt() (joined int, root snapshot.Ref) {
 	return r.members.joined, r.members.root
 }
 
+// MemberCountsAt are the numbers of joined and invited members of the state with a root. The cost grows with how many
+// memberships differ from those of now.
+func (s *Server) MemberCountsAt(ctx context.Context, room *Room, root snapshot.Ref) (joined, invited int, err error) {
+	room.members.mu.RLock()
+	joined, invited = room.members.joined, room.members.invited
+	now := room.members.root
+	room.members.mu.RUnlock()
+	if now == root {
+		return joined, invited, nil
+	}
+	var there, here []int64
+	err = s.tree(room, root).DiffType(ctx, now, "m.room.member", func(old, new int64) error {
+		if old != 0 {
+			there = append(there, old)
+		}
+		if new != 0 {
+			here = append(here, new)
+		}
+		return nil
+	})
+	if err != nil {
+		return 0, 0, fmt.Errorf("compare members of %s: %w", room.ID, err)
+	}
+	count := func(nids []int64, d int) error {
+		events, err := s.eventsByNID(ctx, room, nids)
+		for _, e := range events {
+			switch e.Membership() {
+			case Join:
+				joined += d
+			case Invite:
+				invited += d
+			}
+		}
+		return err
+	}
+	if err := count(there, 1); err != nil {
+		return 0, 0, err
+	}
+	return joined, invited, count(here, -1)
+}
+
 // LocalMembers appends the local joined users to dst, in no order.
 func (r *Room) LocalMembers(dst []string) []string {
 	r.members.mu.RLock()

@@ -22,5 +22,6 @@
 // it was accepted and as clients spoke it before, are read into one request and differ only in the names of the answer.
 //
 // Spec: client-server API v1.19, "Syncing", "Getting events for a room"; MSC4222 (state_after), MSC4115 (membership),
-// MSC4186 (sliding sync), MSC3884, MSC3885, MSC3959, MSC3960, MSC3961 (its extensions).
+// MSC4186 (sliding sync), MSC3884, MSC3885, MSC3959, MSC3960, MSC3961, MSC4262, MSC4308, MSC4480 (its extensions),
+// MSC4354 (sticky events), MSC4429 (profiles in /sync).
 package syncapi

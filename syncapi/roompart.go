@@ -414,7 +414,14 @@ func (p *roomPart) appendSummary(ctx context.Context, b []byte) ([]byte, error) 
 	if !p.fresh && !p.members {
 		return b, nil
 	}
-	joined, invited := p.room.MemberCounts()
+	end, err := p.look.api.rooms.StateAt(ctx, p.room, p.to)
+	if err != nil {
+		return nil, err
+	}
+	joined, invited, err := p.look.api.rooms.MemberCountsAt(ctx, p.room, end)
+	if err != nil {
+		return nil, err
+	}
 	summary := map[string]any{"m.joined_member_count": joined, "m.invited_member_count": invited}
 	named, err := p.named(ctx)
 	if err != nil {

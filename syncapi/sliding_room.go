@@ -481,7 +481,10 @@ func (p *slidingPart) append(ctx context.Context, dm bool) error {
 		return err
 	}
 	if (p.fresh || p.members) && membership == roomserver.Join {
-		joined, invited := p.room.MemberCounts()
+		joined, invited, err := l.api.rooms.MemberCountsAt(ctx, p.room, p.end)
+		if err != nil {
+			return err
+		}
 		b = strconv.AppendInt(append(b, `,"joined_count":`...), int64(joined), 10)
 		b = strconv.AppendInt(append(b, `,"invited_count":`...), int64(invited), 10)
 	}
