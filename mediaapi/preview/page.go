@@ -206,10 +206,10 @@ func (p *parser) finish() {
 	}
 }
 
-func (p *parser) absolute(address string) string { return Absolute(p.base, address) }
+func (p *parser) absolute(address string) string { return absolute(p.base, address) }
 
-// Absolute resolves an address in a page; nothing if it is not of the web.
-func Absolute(base *url.URL, address string) string {
+// absolute resolves an address in a page; nothing if it is not of the web.
+func absolute(base *url.URL, address string) string {
 	address = strings.TrimSpace(address)
 	if address == "" {
 		return ""
@@ -260,8 +260,8 @@ func (p *Page) Add(document []byte, base *url.URL) {
 	if image == "" && o.Type == "photo" {
 		image = o.URL
 	}
-	if absolute := Absolute(base, image); absolute != "" && p.Image == "" {
-		p.Image = absolute
+	if address := absolute(base, image); address != "" && p.Image == "" {
+		p.Image = address
 	}
 }
 
