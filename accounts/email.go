@@ -171,6 +171,20 @@ func (a *API) requestEmail(ctx context.Context, in *emailRequest, purpose int64)
 	return &emailResponse{s.sid}, nil
 }
 
+// HasEmail tells whether an account has an e-mail address.
+func HasEmail(tx *storage.Tx, userID, address string) (bool, error) {
+	address, err := canonicalEmail(address)
+	if err != nil {
+		return false, nil // nobody has what is none
+	}
+	var one int64
+	has, err := tx.Get(`SELECT 1 FROM account_threepids WHERE medium = $1 AND address = $2 AND user_id = $3`, []any{mediumEmail, address, userID}, &one)
+	if err != nil {
+		return false, fmt.Errorf("look up e-mail address: %w", err)
+	}
+	return has, nil
+}
+
 // emailOwner returns whose account has an address; empty: nobody's.
 func (a *API) emailOwner(ctx context.Context, address string) (userID string, err error) {
 	_, err = a.db.Get(ctx, `SELECT t.user_id FROM account_threepids t JOIN accounts a ON a.user_id = t.user_id

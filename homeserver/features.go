@@ -127,8 +127,15 @@ func newFeatures(cfg *config.Config, db *storage.DB, key signingkey.Key, limits 
 	}
 	f.e2ee.SetAccounts(f.accounts)
 	f.unread = unread.New(unread.Deps{DB: db, Rooms: f.rooms, Receipts: f.ephemeral, Rules: f.push, Log: part("unread")})
+	var mails *pushers.Mails
+	if mailer != nil {
+		mails, err = pushers.NewMails(mailer, cfg.Email.AppName, cfg.Server.Name, cfg.Email.Templates, cfg.Email.UnreadAfter)
+		if err != nil {
+			return nil, fmt.Errorf("set up e-mail about unread messages: %w", err)
+		}
+	}
 	f.pushers = pushers.New(pushers.Config{
-		AllowPrivate: cfg.Push.AllowPrivateAddresses, Gateway: f.gateway, ClientURL: strings.TrimRight(cfg.Server.ClientURL, "/"),
+		AllowPrivate: cfg.Push.AllowPrivateAddresses, Gateway: f.gateway, ClientURL: strings.TrimRight(cfg.Server.ClientURL, "/"), Mails: mails,
 	}, pushers.Deps{
 		DB: db, Rooms: f.rooms, Unread: f.unread, Log: part("pushers"),
 	})

@@ -110,6 +110,7 @@ type Email struct {
 	User, Password string // empty: without logging in
 	From, AppName  string
 	Templates      string // a folder; empty: the built-in ones
+	UnreadAfter    time.Duration
 }
 
 // Rooms says what rooms are like.

@@ -225,6 +225,10 @@ func sections(c *Config) []section {
 
 				Set it to the name under which your users know it.`,
 				text(&c.Email.AppName, "any text but none", checkNotEmpty)},
+			{"unread_after", "10m", false, `
+				After which time without reading users get e-mail about unread messages, if they ask for it. The pauses between
+				such e-mails double, up to a day, until they come to read.`,
+				duration(&c.Email.UnreadAfter, time.Millisecond, 24*time.Hour)},
 			{"templates", "", false, `
 				A folder with templates that replace the built-in e-mails and pages; what is not in it stays as built in.
 				docs/email.md lists them.`,

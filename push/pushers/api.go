@@ -33,7 +33,12 @@ type Config struct {
 	// Gateway is the gateway that this server brings along, ClientURL where clients reach this server.
 	Gateway   *gateway.Gateway
 	ClientURL string
+	// Mails sends e-mails about unread messages; nil: there are none.
+	Mails *Mails
 }
+
+// kindEmail is the kind of pushers that send e-mails.
+const kindEmail = "email"
 
 // Deps are the other parts of the server that pushers stand on.
 type Deps struct {
@@ -150,8 +155,14 @@ func (a *API) set(ctx context.Context, by *httpapi.Caller, in *setRequest) (*htt
 		return nil, err
 	}
 	p.User, p.DeviceID, p.SetTS = by.UserID, by.DeviceID, a.now().UnixMilli()
-	tooMany := false
+	tooMany, foreign := false, false
 	err = a.db.Write(ctx, func(tx *storage.Tx) error {
+		if p.Kind == kindEmail {
+			has, err := accounts.HasEmail(tx, p.User, p.Pushkey)
+			if foreign = !has; err != nil || foreign {
+				return err
+			}
+		}
 		var n int64
 		if _, err := tx.Get(`SELECT count(*) FROM pushers WHERE user_id = $1 AND NOT (app_id = $2 AND pushkey = $3)`,
 			[]any{by.UserID, k.app, k.pushkey}, &n); err != nil {
@@ -167,6 +178,9 @@ func (a *API) set(ctx context.Context, by *httpapi.Caller, in *setRequest) (*htt
 		}
 		return put(tx, p)
 	})
+	if err == nil && foreign {
+		return nil, mxerr.New(http.StatusBadRequest, "M_THREEPID_NOT_FOUND", "The account does not have this e-mail address")
+	}
 	if err == nil && tooMany {
 		return nil, mxerr.InvalidParam(fmt.Sprintf("An account has at most %d pushers", maxPushers))
 	}
@@ -199,8 +213,13 @@ func (a *API) check(in *setRequest) (*pusher, error) {
 		return p, a.checkURL(p.url())
 	case p.webPush():
 		return p, a.checkSubscription(p.subscription())
+	case p.Kind == kindEmail && a.cfg.Mails != nil:
+		if p.AppID != "m.email" {
+			return nil, mxerr.InvalidParam("The app_id of a pusher of kind email is m.email")
+		}
+		return p, nil // whose the address is, the caller looks up
 	}
-	return nil, mxerr.InvalidParam("This server knows pushers of the kinds http and webpush")
+	return nil, mxerr.InvalidParam("This server has no pushers of that kind")
 }
 
 // webPush tells whether the pusher is for a browser (MSC4174).

@@ -68,14 +68,15 @@ func (q *queue) signal() {
 }
 
 // add appends notes of up to a position, except for those that are in it or told already.
-func (q *queue) add(notes []note, upTo int64) {
+func (q *queue) add(notes []note, upTo int64, now time.Time) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for _, n := range notes {
 		switch last := len(q.notes) - 1; {
 		case n.pos <= q.seen:
-		case n.silent() && (q.pusher.noBadge() || last >= 0): // the number goes along with the events that wait
+		case n.silent() && (q.pusher.noBadge() || q.pusher.Kind == kindEmail || last >= 0): // the number goes along with the events that wait
 		default:
+			n.since = now
 			q.notes = append(q.notes, n)
 		}
 	}
@@ -103,10 +104,14 @@ func (q *queue) place() (p pusher, changed bool) {
 func (q *queue) deliver(ctx context.Context, a *API) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.running || q.ended || len(q.notes) == 0 {
+	if q.running || q.ended || len(q.notes) == 0 || q.pusher.Kind == kindEmail && a.cfg.Mails == nil {
 		return
 	}
 	q.running = true
+	if q.pusher.Kind == kindEmail {
+		a.deliveries.Go(func() { q.runMails(ctx, a) })
+		return
+	}
 	a.deliveries.Go(func() { q.run(ctx, a) })
 }
 

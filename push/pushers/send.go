@@ -165,6 +165,11 @@ func tweaks(actions *rules.Actions) map[string]any {
 
 // send tells a gateway, and returns whether it says that the pushkey is void.
 func (a *API) send(ctx context.Context, u *user, p *pusher, n *note) (rejected bool, err error) {
+	if n.event != nil { // it may have been read elsewhere while the gateway could not be reached
+		if read, err := a.unread.IsRead(ctx, n.room, p.User, n.event); err != nil || read {
+			return false, err
+		}
+	}
 	body, err := a.compose(ctx, u, p, n)
 	if errors.Is(err, roomserver.ErrUnknownRoom) {
 		return false, nil // purged: nobody needs to hear of it

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/myelin-im/myelin/push/rules"
 	"github.com/myelin-im/myelin/push/unread"
@@ -47,6 +48,7 @@ type note struct {
 	event   *roomserver.Event
 	outside *roomserver.Outside
 	actions *rules.Actions
+	since   time.Time // when it came into the queue
 }
 
 // look judges what arrived for a user, and hands out what notifies.
@@ -289,7 +291,7 @@ func (a *API) handOut(ctx context.Context, u *user, notes []note, head, badge in
 	defer u.mu.Unlock()
 	u.badge = badge
 	for _, q := range u.queues {
-		q.add(notes, head)
+		q.add(notes, head, a.now())
 		q.deliver(ctx, a)
 	}
 }

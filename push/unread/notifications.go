@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/myelin-im/myelin/push/counts"
 	"github.com/myelin-im/myelin/push/rules"
 	"github.com/myelin-im/myelin/roomserver"
 )
@@ -71,4 +72,22 @@ func (c *Counts) JudgeInvite(ctx context.Context, o *roomserver.Outside) (*rules
 		OriginServerTS: o.Event.OriginServerTS, Content: o.Event.Content(),
 	})
 	return compiled.Evaluate(prepared, &rules.Room{}, ""), nil
+}
+
+// IsRead tells whether a user's receipts cover an event.
+func (c *Counts) IsRead(ctx context.Context, room *roomserver.Room, user string, e *roomserver.Event) (bool, error) {
+	thread, err := c.log.rooms.ThreadRoot(ctx, room, e)
+	if err != nil {
+		return false, fmt.Errorf("thread of %s: %w", e.ID, err)
+	}
+	if thread == "" {
+		thread = counts.Main
+	}
+	for _, scope := range []string{counts.Unthreaded, thread} {
+		upTo, err := c.log.ReadUpTo(ctx, room.NID, user, scope)
+		if err != nil || e.Anchor <= upTo {
+			return err == nil, err
+		}
+	}
+	return false, nil
 }
