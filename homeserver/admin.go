@@ -91,6 +91,13 @@ func (a *Admin) SetAdmin(ctx context.Context, name string, admin bool) (userID s
 	return a.change(ctx, "set-admin", change{Name: name, Flag: admin})
 }
 
+// RecheckRoom works out the current state of a room again and puts it right. It returns what was wrong: types and state
+// keys.
+func (a *Admin) RecheckRoom(ctx context.Context, roomID string) (changed []string, err error) {
+	err = a.run(ctx, "recheck-room", roomID, &changed)
+	return changed, err
+}
+
 // Users lists all accounts by user ID.
 func (a *Admin) Users(ctx context.Context) ([]User, error) {
 	var all []User
@@ -178,6 +185,7 @@ func (f *features) operations() map[string]operation {
 		"set-password": onAccount(func(ctx context.Context, c change) error { return f.accounts.SetPassword(ctx, c.Name, c.Password) }),
 		"deactivate":   onAccount(func(ctx context.Context, c change) error { return f.accounts.Deactivate(ctx, c.Name, c.Flag) }),
 		"set-admin":    onAccount(func(ctx context.Context, c change) error { return f.accounts.SetAdmin(ctx, c.Name, c.Flag) }),
+		"recheck-room": operationOf(f.rooms.Recheck),
 		"users": operationOf(func(ctx context.Context, after string) ([]accounts.User, error) {
 			return f.accounts.Users(ctx, after, usersPage)
 		}),

@@ -214,3 +214,10 @@ func (r *Room) HasServer(name string) bool {
 	defer r.members.mu.RUnlock()
 	return r.members.servers[name] > 0
 }
+
+// shared tells whether there are joined members of other servers than ours.
+func (r *Room) shared(ours string) bool {
+	r.members.mu.RLock()
+	defer r.members.mu.RUnlock()
+	return len(r.members.servers) > 1 || len(r.members.servers) == 1 && r.members.servers[ours] == 0
+}

@@ -70,8 +70,8 @@ func (t *Turn) redactLocal(by *Event, targetID string) error {
 		return levelsErr
 	}
 	if err != nil {
-		// Another server of the room may have it.
-		if levels.User(by.Sender) < levels.Redact() {
+		// Another server of the room may have it, if there is one.
+		if !t.room.shared(t.s.name) || levels.User(by.Sender) < levels.Redact() {
 			return mxerr.NotFound("The event to redact is unknown")
 		}
 		t.unit.Add(redactionsTable, t.room.NID, eventKey(targetID), by.NID, false)

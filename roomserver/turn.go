@@ -118,7 +118,7 @@ func (s *Server) turn(ctx context.Context, room *Room, fn func(*Turn) error) (t 
 		}
 		return nil, nil, err
 	}
-	if len(t.events) == 0 {
+	if len(t.events) == 0 && t.placed == 0 {
 		wait, err = t.settle()
 		return t, wait, err
 	}

@@ -30,6 +30,7 @@ type commands struct {
 	Serve    serve         `cmd:"" default:"1" help:"Run the server (the default)."`
 	Settings configuration `cmd:"" name:"config" help:"Check or print the configuration."`
 	User     user          `cmd:"" help:"Manage accounts, of a running or a stopped server."`
+	Room     room          `cmd:"" help:"Look after rooms, of a running or a stopped server."`
 	Key      key           `cmd:"" help:"Manage the signing key."`
 	Routes   routes        `cmd:"" help:"Print the table of endpoints: method, path, who may call, rate-limit class."`
 	Version  versionOf     `cmd:"" help:"Print the version."`

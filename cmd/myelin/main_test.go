@@ -70,6 +70,7 @@ func TestCommandLine(t *testing.T) {
 		{"revoke", nil, "", []string{"user", "admin", "alice", "--revoke"}, 0, "@alice:localhost is an ordinary account", ""},
 		{"deactivate", nil, "", []string{"user", "deactivate", "alice"}, 0, "@alice:localhost is deactivated", ""},
 		{"deactivate nobody", nil, "", []string{"user", "deactivate", "dora"}, 1, "", "no such account"},
+		{"recheck an unknown room", nil, "", []string{"room", "recheck", "!none:localhost"}, 1, "", "unknown room"},
 		{"list", nil, "", []string{"user", "list"}, 0, "deactivated\n@bob:localhost", ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {
