@@ -2,6 +2,8 @@ package mediaapi
 
 import (
 	"context"
+	"fmt"
+	"runtime/debug"
 	"sync"
 )
 
@@ -28,11 +30,18 @@ func (f *flights[K, V]) do(life, ctx context.Context, key K, work func(ctx conte
 		one = &flight[V]{done: make(chan struct{})}
 		f.list[key] = one
 		go func() {
+			defer func() {
+				// The work reads what strangers made, with decoders that others wrote, outside of any request that would
+				// catch a panic.
+				if p := recover(); p != nil {
+					one.err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
+				}
+				f.mu.Lock()
+				delete(f.list, key)
+				f.mu.Unlock()
+				close(one.done)
+			}()
 			one.value, one.err = work(life)
-			f.mu.Lock()
-			delete(f.list, key)
-			f.mu.Unlock()
-			close(one.done)
 		}()
 	}
 	f.mu.Unlock()
