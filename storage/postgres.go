@@ -246,8 +246,9 @@ func (p *postgres) load(context.Context) (head, generation int64, err error) {
 // that the head read next does not move by a dead hand. A living node notices and registers anew.
 func (p *postgres) fence() error {
 	c := p.writer.conn
-	err := c.simple(fmt.Sprintf(`BEGIN; SET LOCAL statement_timeout = %d; SELECT pg_advisory_xact_lock(%d); UPDATE log_writers SET epoch = epoch + 1; COMMIT`,
-		3*p.opt.ReadTimeout.Milliseconds(), int64(schemaLock)))
+	err := c.simple(fmt.Sprintf(`BEGIN; SET LOCAL statement_timeout = %d; SELECT pg_advisory_xact_lock(%d);
+		UPDATE log_writers SET epoch = epoch + 1; %s; UPDATE log_head SET node = 0 WHERE id = 1; COMMIT`,
+		3*p.opt.ReadTimeout.Milliseconds(), int64(schemaLock), keepOwner))
 	if err != nil && !c.bad {
 		c.simple("ROLLBACK")
 	}

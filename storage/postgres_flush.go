@@ -17,8 +17,10 @@ type pgWriter struct {
 	node  int64 // this process's row in log_writers
 	epoch int64
 	batch int64 // number of the last batch tried
+	owner bool  // log_head names this node, as far as is known
 
 	single bool // it was tried as one statement
+	headed bool // and noted in log_head, not in log_writers
 
 	rows rowStatement
 	puts keySet
@@ -74,6 +76,8 @@ var (
 	errUnreachable = errors.New("storage: PostgreSQL cannot be reached")
 	// errEpoch means that log_writers no longer has this node's row at its epoch.
 	errEpoch = errors.New("storage: this node's entry in log_writers is gone")
+	// errOwner means that log_head names another node by now.
+	errOwner = errors.New("storage: another node advances the log")
 )
 
 // commit tries to commit the units. An error means that nothing of them was committed. Without an
@@ -107,7 +111,11 @@ func (w *pgWriter) commit(units []*Unit, fenced bool) error {
 			continue
 		}
 		if errors.Is(err, errEpoch) {
-			w.node = 0
+			w.node, w.owner = 0, false
+			continue
+		}
+		if errors.Is(err, errOwner) {
+			w.owner = false
 			continue
 		}
 		if !passing(err) {
@@ -135,20 +143,26 @@ func code(err error) pqerror.Code {
 
 // attempt runs the units once: as one statement if they are only rows, else as one transaction.
 func (w *pgWriter) attempt(units []*Unit, fenced bool) error {
-	if w.single = false; fenced {
+	if w.single, w.headed = false, false; fenced {
 		keepAll(units)
-		return w.transaction(units, true)
+		return w.transaction(units, true, false)
 	}
 	supersede(units, &w.puts)
 	simple := true
 	for _, u := range units {
 		simple = simple && u.rowsOnly()
 	}
-	w.single = simple && w.rows.fill(units)
-	if !w.single {
-		return w.transaction(units, false)
+	simple = simple && w.rows.fill(units)
+	headed := simple && w.rows.positions > 0
+	if !simple || headed && !w.owner {
+		return w.transaction(units, false, headed)
 	}
-	base, err := w.insert([]any{w.batch, time.Now().UnixMilli(), w.node, w.epoch})
+	w.single, w.headed = true, headed
+	guard := []any{w.batch, time.Now().UnixMilli(), w.node, w.epoch}
+	if headed {
+		guard = []any{w.batch, w.node}
+	}
+	base, err := w.insert(guard)
 	if err != nil {
 		if code(err) == pqerror.DivisionByZero {
 			err = errors.Join(errEpoch, err)
@@ -159,7 +173,7 @@ func (w *pgWriter) attempt(units []*Unit, fenced bool) error {
 	return nil
 }
 
-// insert runs the collected row statement and returns the base.
+// insert runs the collected row statement and returns the base, or errOwner if it did nothing.
 func (w *pgWriter) insert(guard []any) (base int64, err error) {
 	sql, args := w.rows.build(guard)
 	rows := &Rows{sql: sql}
@@ -169,6 +183,8 @@ func (w *pgWriter) insert(guard []any) (base int64, err error) {
 	ok, err := w.conn.next(rows)
 	if ok {
 		err = scanValues(rows.current, []any{&base})
+	} else if err == nil {
+		err = errOwner
 	}
 	if closeErr := w.conn.closeRows(rows); err == nil {
 		err = closeErr
@@ -187,11 +203,17 @@ func spread(units []*Unit, base int64) {
 }
 
 // transaction runs the units in order: neighbouring units of rows as one statement (unless fenceRows), the others
-// each within a savepoint, so that their failures, which are normal, cost nobody else a second run.
-func (w *pgWriter) transaction(units []*Unit, fenceRows bool) error {
-	// Noting the batch first shares the round trip of BEGIN.
-	begin := fmt.Sprintf("BEGIN; UPDATE log_writers SET batch = %d, base = 0, seen = %d WHERE node = %d AND epoch = %d",
+// each within a savepoint, so that their failures, which are normal, cost nobody else a second run. With own, it makes
+// this node the one that log_head names: where nodes contend for the log, it changes hands with what it is wanted for.
+func (w *pgWriter) transaction(units []*Unit, fenceRows, own bool) error {
+	// Noting the batch first shares the round trip of BEGIN. Whoever locks both log_writers and log_head does it in
+	// this order.
+	begin := fmt.Sprintf("BEGIN; UPDATE log_writers SET batch = %d, seen = %d WHERE node = %d AND epoch = %d",
 		w.batch, time.Now().UnixMilli(), w.node, w.epoch)
+	if own {
+		begin += fmt.Sprintf("; %s; UPDATE log_head SET node = %d, batch = 0, base = 0 WHERE id = 1 AND EXISTS (SELECT 1 FROM log_writers WHERE node = %d AND epoch = %d)",
+			keepOwner, w.node, w.node, w.epoch)
+	}
 	noted, err := w.conn.simpleCount(begin)
 	if err == nil && noted != 1 {
 		err = errEpoch
@@ -218,6 +240,7 @@ func (w *pgWriter) transaction(units []*Unit, fenceRows bool) error {
 	w.conn.drain(false)
 	if err == nil {
 		err = w.conn.simple("COMMIT")
+		w.owner = err == nil && (own || w.owner)
 	} else if !w.conn.bad {
 		w.conn.simple("ROLLBACK")
 	}
@@ -363,33 +386,32 @@ func (w *pgWriter) register() error {
 	if _, err := w.conn.exec(`DELETE FROM log_writers WHERE seen < $1`, []any{now.AddDate(0, -1, 0).UnixMilli()}); err != nil {
 		return err
 	}
+	if err := w.conn.simple(`DELETE FROM log_owners WHERE node NOT IN (SELECT node FROM log_writers)`); err != nil {
+		return err
+	}
 	_, err = w.conn.exec(`INSERT INTO log_writers (node, epoch, batch, base, seen) VALUES ($1, 1, 0, 0, $2)`, []any{node, now.UnixMilli()})
 	if err != nil {
 		return err
 	}
-	w.node, w.epoch, w.batch = node, 1, 0
+	w.node, w.epoch, w.batch, w.owner = node, 1, 0, false
 	return nil
 }
 
-// settle learns, after the connection was lost, whether the last batch was committed. Raising the
-// epoch waits for a transaction that still holds the row and makes a statement that comes later fail.
+// keepOwner writes down what log_head says of the node that it names, before it names another. It locks log_head.
+const keepOwner = `INSERT INTO log_owners (node, batch, base) SELECT node, batch, base FROM log_head WHERE id = 1 AND node <> 0 FOR UPDATE
+	ON CONFLICT (node) DO UPDATE SET batch = excluded.batch, base = excluded.base`
+
+// settle learns, after the connection was lost, whether the last batch was committed.
 // It tries until the database answers or the DB is closed: until then nobody can be told anything.
 func (w *pgWriter) settle() (committed bool, base int64, err error) {
 	if w.node == 0 {
 		return false, 0, nil
 	}
+	w.owner = false
 	for wait := 50 * time.Millisecond; ; wait = min(2*wait, 2*time.Second) {
 		if err = w.dial(); err == nil {
-			tx := &Tx{ctx: background, pg: w.conn, write: true}
-			var batch, epoch int64
-			found, err := tx.Get(`UPDATE log_writers SET epoch = epoch + 1 WHERE node = $1 RETURNING batch, base, epoch`, []any{w.node}, &batch, &base, &epoch)
-			if err == nil {
-				if !found { // forgotten after a month of silence: nothing was committed
-					w.node = 0
-					return false, 0, nil
-				}
-				w.epoch = epoch
-				return batch == w.batch, base, nil
+			if committed, base, err = w.fate(); err == nil {
+				return committed, base, nil
 			}
 			w.conn.bad = true
 		}
@@ -399,4 +421,35 @@ func (w *pgWriter) settle() (committed bool, base int64, err error) {
 		case <-time.After(wait):
 		}
 	}
+}
+
+// fate shuts out what may still be under way of the last batch, and looks whether it was committed. Raising the epoch
+// waits for a transaction that still holds the row of log_writers and makes a statement that comes later fail; so does
+// taking this node out of log_head with the other kind of statement.
+func (w *pgWriter) fate() (committed bool, base int64, err error) {
+	tx := &Tx{ctx: background, pg: w.conn, write: true}
+	var batch, epoch int64
+	found, err := tx.Get(`UPDATE log_writers SET epoch = epoch + 1 WHERE node = $1 RETURNING batch, epoch`, []any{w.node}, &batch, &epoch)
+	if err != nil {
+		return false, 0, err
+	}
+	node := w.node
+	if found {
+		w.epoch = epoch
+	} else { // forgotten after a month of silence
+		w.node = 0
+	}
+	if !w.headed {
+		return found && batch == w.batch, 0, nil
+	}
+	err = w.conn.simple(fmt.Sprintf("BEGIN; %s; UPDATE log_head SET node = 0 WHERE id = 1 AND node = %d; COMMIT", keepOwner, node))
+	batch = 0
+	if err == nil {
+		_, err = tx.Get(`SELECT batch, base FROM log_owners WHERE node = $1`, []any{node}, &batch, &base)
+	}
+	if err != nil {
+		w.node = node
+		return false, 0, err
+	}
+	return batch == w.batch, base, nil
 }

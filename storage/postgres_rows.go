@@ -235,8 +235,9 @@ func (c *arrayColumn) value() []byte {
 func (c *arrayColumn) mixed(rows int) bool { return c.relative > 0 && c.relative < rows }
 
 // build returns the statement and its arguments. With a guard, the statement stands alone and commits
-// itself: it also notes the batch in log_writers, and fails if that node's epoch has moved on. Its
-// result is one row, the base.
+// itself: it also notes the batch. If it takes positions, that is in log_head, and it does nothing and has no result if
+// another node is named there (the guard is batch and node); else in log_writers, and it fails if that node's epoch has
+// moved on (the guard is batch, time, node and epoch). Its result is one row, the base.
 func (r *rowStatement) build(guard []any) (string, []any) {
 	r.args = append(r.args[:0], guard...)
 	if r.positions > 0 {
@@ -294,39 +295,38 @@ func (r *rowStatement) text(guard bool) string {
 		next++
 		return fmt.Sprintf("$%d::%s", next, typ)
 	}
-	base := "0::bigint"
 	var parts []string
-	var noted string
-	if guard {
+	result := "0::bigint"
+	headed := guard && r.positions > 0
+	switch {
+	case headed:
+		batch, node, n := param("bigint"), param("bigint"), param("bigint")
+		parts = append(parts, "h AS (UPDATE log_head SET head = head + "+n+", base = head, batch = "+batch+" WHERE id = 1 AND node = "+node+" RETURNING base)")
+		result = "base FROM h"
+	case guard:
 		batch, seen, node, epoch := param("bigint"), param("bigint"), param("bigint"), param("bigint")
-		noted = "SET batch = " + batch + ", seen = " + seen + ", base = %s WHERE node = " + node + " AND epoch = " + epoch
-	}
-	if r.positions > 0 {
+		parts = append(parts, "w AS (UPDATE log_writers SET batch = "+batch+", seen = "+seen+" WHERE node = "+node+" AND epoch = "+epoch+" RETURNING 1)")
+		// Division by zero undoes the statement when the epoch has moved on.
+		result += " / (SELECT count(*) FROM w)"
+	case r.positions > 0:
 		n := param("bigint")
-		base = "(SELECT base FROM h)"
 		parts = append(parts, "h AS (UPDATE log_head SET head = head + "+n+" WHERE id = 1 RETURNING head - "+n+" AS base)")
-	}
-	if guard {
-		parts = append(parts, "w AS (UPDATE log_writers "+fmt.Sprintf(noted, base)+" RETURNING 1)")
+		result = "base FROM h"
 	}
 	for i, g := range r.groups {
-		parts = append(parts, fmt.Sprintf("t%d AS (%s)", i, g.text(param, r.plain)))
+		parts = append(parts, fmt.Sprintf("t%d AS (%s)", i, g.text(param, r.plain, headed)))
 	}
 	if len(parts) > 0 {
 		b.WriteString("WITH " + strings.Join(parts, ",\n"))
 	}
-	b.WriteString("\nSELECT " + base)
-	if guard {
-		// Division by zero undoes the statement when the epoch has moved on.
-		b.WriteString(" / (SELECT count(*) FROM w)")
-	}
+	b.WriteString("\nSELECT " + result)
 	return b.String()
 }
 
-// text writes the part of one table, whose rows are arrays, or one row of plain values.
-func (g *rowGroup) text(param func(typ string) string, plain bool) string {
+// text writes the part of one table, whose rows are arrays, or one row of plain values. With head, nothing is done if
+// the log was not advanced.
+func (g *rowGroup) text(param func(typ string) string, plain, head bool) string {
 	var arrays, names, values, from []string
-	head := false
 	for i := range g.columns {
 		c := &g.columns[i]
 		typ, _ := c.typ.postgres()

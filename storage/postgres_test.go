@@ -123,6 +123,15 @@ func TestLostConnection(t *testing.T) {
 		}
 		return err
 	}
+	// Once a node has advanced the log, it does so with one statement a batch.
+	lone := func(lose *atomic.Bool) error {
+		if err := rows(); err != nil {
+			return err
+		}
+		nid++
+		lose.Store(true)
+		return rows()
+	}
 	cases := []struct {
 		name string
 		fn   func() error
@@ -150,6 +159,8 @@ func TestLostConnection(t *testing.T) {
 				return err
 			})
 		}},
+		{"lone rows, request lost", func() error { return lone(&p.loseRequest) }},
+		{"lone rows, answer lost", func() error { return lone(&p.loseAnswer) }},
 	}
 	for i, c := range cases {
 		nid++
@@ -174,6 +185,48 @@ func TestLostConnection(t *testing.T) {
 	p.loseRequest.Store(true)
 	if err := db.Read(t.Context(), func(*storage.Tx) error { return nil }); err != nil {
 		t.Errorf("Read on a dead connection: %v", err)
+	}
+}
+
+// TestLogChangesHands lets one node advance the log while another does not know what became of its own last batch.
+func TestLogChangesHands(t *testing.T) {
+	target := storagetest.URL(t, storage.PostgreSQL)
+	p, url := startProxy(t, target)
+	first, second := storagetest.OpenURL(t, url, testSchema), storagetest.OpenURL(t, target, testSchema)
+	nid := int64(0)
+	write := func(db *storage.DB, nid int64) {
+		u := &storage.Unit{Positions: 1}
+		u.Add(events, nid, 1, storage.Pos(1), fmt.Sprint(nid), nil)
+		base, err := do(db, u)
+		if err != nil {
+			t.Errorf("event %d: %v", nid, err)
+		}
+		if n := number(t, second, `SELECT count(*) FROM events WHERE nid = $1 AND pos = $2`, nid, base+1); n != 1 {
+			t.Errorf("event %d was answered and is not at position %d", nid, base+1)
+		}
+	}
+	for round := range int64(6) {
+		nid++
+		write(first, nid) // the log is the first's
+		broken := p.breaks.Load()
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			for p.breaks.Load() == broken {
+				time.Sleep(time.Millisecond)
+			}
+			write(second, 1000+round)
+		})
+		nid++
+		if round%2 == 0 {
+			p.loseAnswer.Store(true)
+		} else {
+			p.loseRequest.Store(true)
+		}
+		write(first, nid)
+		wg.Wait()
+	}
+	if n, top := number(t, second, `SELECT count(*) FROM events`), number(t, second, `SELECT head FROM log_head`); n != 18 || top != 18 {
+		t.Errorf("%d events and head %d after 18 writes", n, top)
 	}
 }
 
