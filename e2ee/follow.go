@@ -29,6 +29,7 @@ type follower struct {
 	mu    sync.Mutex
 	head  int64          // published
 	rooms map[int64]bool // with events since the last round
+	keys  bool           // there may be changes of local users' devices to tell of
 
 	// place is up to which position rooms were followed; only the follower itself uses it.
 	place int64
@@ -50,6 +51,7 @@ func (f *follower) published(batch []storage.Notice, head int64) {
 			f.rooms[n.Room] = true
 			news = true
 		case storage.DeviceKeys:
+			f.keys = true
 			news = true
 		}
 	}
@@ -66,18 +68,20 @@ func (f *follower) kick() {
 	}
 }
 
-// take returns the rooms to look at, up to which position.
-func (f *follower) take() (rooms map[int64]bool, head int64) {
+// take returns the rooms to look at, up to which position, and whether there may be changes to tell of.
+func (f *follower) take() (rooms map[int64]bool, head int64, keys bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	rooms, f.rooms = f.rooms, map[int64]bool{}
-	return rooms, f.head
+	keys, f.keys = f.keys, false
+	return rooms, f.head, keys
 }
 
-// giveBack returns rooms that could not be looked at.
-func (f *follower) giveBack(rooms map[int64]bool) {
+// giveBack returns what a round that failed was about.
+func (f *follower) giveBack(rooms map[int64]bool, keys bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.keys = f.keys || keys
 	for nid := range rooms {
 		f.rooms[nid] = true
 	}
@@ -122,7 +126,7 @@ func (a *API) follow(ctx context.Context) {
 // catchUp looks at the rooms where something happened since the place that was written down.
 func (a *API) catchUp(ctx context.Context) error {
 	f := &a.follower
-	_, head := f.take()
+	_, head, _ := f.take()
 	found, err := a.db.Get(ctx, `SELECT pos FROM e2ee_follower WHERE one = 1`, nil, &f.place)
 	if err != nil {
 		return fmt.Errorf("read the place of the follower: %w", err)
@@ -153,10 +157,10 @@ func (a *API) catchUp(ctx context.Context) error {
 // followRound looks at what happened since the last round.
 func (a *API) followRound(ctx context.Context) error {
 	f := &a.follower
-	rooms, head := f.take()
+	rooms, head, keys := f.take()
 	for nid := range rooms {
 		if err := a.followRoom(ctx, nid, f.place, head); err != nil {
-			f.giveBack(rooms)
+			f.giveBack(rooms, keys)
 			return err
 		}
 	}
@@ -164,7 +168,14 @@ func (a *API) followRound(ctx context.Context) error {
 	if time.Since(f.saved) > savePlaceEvery {
 		a.savePlace(ctx)
 	}
-	return a.tellNews(ctx)
+	if !keys { // a message is no reason to ask the database
+		return nil
+	}
+	if err := a.tellNews(ctx); err != nil {
+		f.giveBack(nil, true)
+		return err
+	}
+	return nil
 }
 
 // savePlace writes down how far the follower has come.
