@@ -61,11 +61,19 @@ func (a *API) SendDelayed(ctx context.Context, roomID string, d roomserver.Draft
 		return a.rooms.Send(ctx, roomID, d)
 	}
 	in := &putStateRequest{RoomID: roomID, Type: d.Type, StateKey: *d.StateKey, Content: d.Content}
-	if err := a.callerMayPutState(ctx, &httpapi.Caller{UserID: d.Sender}, in); err != nil {
+	by := &httpapi.Caller{UserID: d.Sender}
+	if err := a.callerMayPutState(ctx, by, in); err != nil {
 		return "", err
 	}
 	if d.Content, err = a.stateContent(ctx, d.Sender, in); err != nil {
 		return "", err
+	}
+	if in.Type == "m.room.member" && !a.rooms.IsLocal(in.StateKey) && gjson.GetBytes(d.Content, "membership").Str == roomserver.Invite {
+		sent, err := a.inviteByState(ctx, by, in, d.Content)
+		if err != nil {
+			return "", err
+		}
+		return sent.EventID, nil
 	}
 	return a.rooms.Send(ctx, roomID, d)
 }
