@@ -228,6 +228,23 @@ func (a *API) confirmDeletion(ctx context.Context, by *httpapi.Caller, c Challen
 	return nil, nil
 }
 
+// typeDeviceSettings and the id of a device are the account data in which the device keeps whether it is silenced (MSC3890).
+const typeDeviceSettings = "org.matrix.msc3890.local_notification_settings."
+
+// dropDeviceSettings deletes the account data that is about devices which are gone.
+func dropDeviceSettings(tx *storage.Tx, userID string, deviceIDs []string) error {
+	for _, id := range deviceIDs {
+		content, err := AccountDatum(tx, userID, "", typeDeviceSettings+id)
+		if err == nil && content != nil {
+			err = PutAccountData(tx, userID, "", typeDeviceSettings+id, nil)
+		}
+		if err != nil {
+			return fmt.Errorf("settings of device %s: %w", id, err)
+		}
+	}
+	return nil
+}
+
 // removeDevices deletes devices of a user, with their tokens and what other features keep for them. Devices that do
 // not exist are passed over. The notice makes every node forget the tokens.
 func (a *API) removeDevices(tx *storage.Tx, userID string, deviceIDs []string) error {
@@ -246,6 +263,9 @@ func (a *API) removeDevices(tx *storage.Tx, userID string, deviceIDs []string) e
 	}
 	if len(gone) == 0 {
 		return nil
+	}
+	if err := dropDeviceSettings(tx, userID, gone); err != nil {
+		return err
 	}
 	for _, h := range a.hooks {
 		if h.DevicesDeleted == nil {

@@ -144,17 +144,22 @@ func (p *roomPart) roomData(ctx context.Context, b []byte) ([]byte, error) {
 		}
 	}
 	f := &l.filter.Room.AccountData
-	begun := false
+	begun := p.fresh // a room that the client does not know comes with all of it, and be it nothing
+	if begun {
+		b = append(b, `,"account_data":{"events":[`...)
+	}
+	first := true
 	for _, d := range data {
 		if !f.Allows(p.room.ID) || !f.EventFilter.Match(d.Type, l.user) {
 			continue
 		}
-		if !begun {
+		switch {
+		case !begun:
 			b = append(b, `,"account_data":{"events":[`...)
-		} else {
+		case !first:
 			b = append(b, ',')
 		}
-		begun = true
+		begun, first = true, false
 		b = appendDatum(b, d)
 	}
 	if begun {
