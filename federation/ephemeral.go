@@ -154,17 +154,31 @@ func (a *API) receivePresence(ctx context.Context, origin string, content json.R
 
 // ephemeralNews is what other servers are still to be told of typing, receipts and presence.
 type ephemeralNews struct {
-	mu       sync.Mutex
-	wake     chan struct{}
+	wake    chan struct{}
+	mu      sync.Mutex
+	changes // guarded by mu
+}
+
+// changes are what happened since others were told.
+type changes struct {
 	typing   map[int64]struct{} // rooms
 	receipts map[int64][2]int64 // rooms, with the positions of the first and the last
 	presence map[string]struct{}
+	arrivals map[arrival]struct{}
+}
+
+// arrival is a change of another server's user's membership, who may have come into a room.
+type arrival struct {
+	room int64
+	user string
 }
 
 func newEphemeralNews() *ephemeralNews {
-	return &ephemeralNews{
-		wake: make(chan struct{}, 1), typing: map[int64]struct{}{}, receipts: map[int64][2]int64{}, presence: map[string]struct{}{},
-	}
+	return &ephemeralNews{wake: make(chan struct{}, 1), changes: noChanges()}
+}
+
+func noChanges() changes {
+	return changes{map[int64]struct{}{}, map[int64][2]int64{}, map[string]struct{}{}, map[arrival]struct{}{}}
 }
 
 func (n *ephemeralNews) notify() {
@@ -200,28 +214,49 @@ func (n *ephemeralNews) listen(a *API) {
 		n.mu.Lock()
 		defer n.mu.Unlock()
 		for i := range batch {
-			if one := &batch[i]; one.Kind == storage.Receipt && a.rooms.IsLocal(one.User) {
-				span, ok := n.receipts[one.Room]
-				if !ok {
-					if len(n.receipts) >= maxEphemeralNews {
-						continue
-					}
-					span = [2]int64{one.Pos, one.Pos}
+			switch one := &batch[i]; one.Kind {
+			case storage.Receipt:
+				if a.rooms.IsLocal(one.User) {
+					n.receipt(one.Room, one.Pos)
 				}
-				n.receipts[one.Room] = [2]int64{min(span[0], one.Pos), max(span[1], one.Pos)}
-				n.notify()
+			case storage.Event:
+				if room := a.rooms.ActiveRoom(one.Room); room != nil {
+					n.event(a, room, room.Latest(one.Pos))
+				}
 			}
 		}
 	})
 }
 
+// event notes a join of another server's user. n.mu is held.
+func (n *ephemeralNews) event(a *API, room *roomserver.Room, e *roomserver.Event) {
+	if e == nil || e.Type != pdu.TypeMember || e.Membership() != roomserver.Join || a.rooms.IsLocal(*e.StateKey) || len(n.arrivals) >= maxEphemeralNews {
+		return
+	}
+	n.arrivals[arrival{room.NID, *e.StateKey}] = struct{}{}
+	n.notify()
+}
+
+// receipt notes the place of a receipt. n.mu is held.
+func (n *ephemeralNews) receipt(room, pos int64) {
+	span, ok := n.receipts[room]
+	if !ok {
+		if len(n.receipts) >= maxEphemeralNews {
+			return
+		}
+		span = [2]int64{pos, pos}
+	}
+	n.receipts[room] = [2]int64{min(span[0], pos), max(span[1], pos)}
+	n.notify()
+}
+
 // take takes what there is.
-func (n *ephemeralNews) take() (typing map[int64]struct{}, receipts map[int64][2]int64, presence map[string]struct{}) {
+func (n *ephemeralNews) take() changes {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	typing, receipts, presence = n.typing, n.receipts, n.presence
-	n.typing, n.receipts, n.presence = map[int64]struct{}{}, map[int64][2]int64{}, map[string]struct{}{}
-	return typing, receipts, presence
+	taken := n.changes
+	n.changes = noChanges()
+	return taken
 }
 
 // tellEphemeral tells other servers of typing, receipts and presence until ctx ends.
@@ -229,6 +264,9 @@ func (a *API) tellEphemeral(ctx context.Context) {
 	shown := map[int64][]string{} // local users of whom others were told that they type
 	repeat := time.NewTicker(repeatTyping)
 	defer repeat.Stop()
+	arrivals := map[arrival]struct{}{}
+	arrived := time.NewTimer(time.Hour)
+	defer arrived.Stop()
 	for {
 		select {
 		case <-ctx.Done():
@@ -238,22 +276,69 @@ func (a *API) tellEphemeral(ctx context.Context) {
 				a.tellTyping(ctx, nid, shown, true)
 			}
 		case <-a.news.wake:
-			typing, receipts, presence := a.news.take()
-			for nid := range typing {
-				a.tellTyping(ctx, nid, shown, false)
+			news := a.news.take()
+			a.tellNews(ctx, news, shown)
+			if len(news.arrivals) > 0 && len(arrivals) == 0 {
+				arrived.Reset(greetAfter)
 			}
-			for nid, span := range receipts {
-				if err := a.tellReceipts(ctx, nid, span); err != nil && ctx.Err() == nil {
-					a.log.WithError(err).Warn("other servers cannot be told of receipts")
+			if len(arrivals) < maxEphemeralNews {
+				maps.Copy(arrivals, news.arrivals)
+			}
+		case <-arrived.C:
+			for one := range arrivals {
+				if err := a.greet(ctx, one); err != nil && ctx.Err() == nil {
+					a.log.WithError(err).Warn("a server whose user came into a room cannot be told of presence")
 				}
 			}
-			for user := range presence {
-				if err := a.tellPresence(ctx, user); err != nil && ctx.Err() == nil {
-					a.log.WithError(err).Warn("other servers cannot be told of presence")
-				}
-			}
+			clear(arrivals)
 		}
 	}
+}
+
+// tellNews tells of what there is.
+func (a *API) tellNews(ctx context.Context, news changes, shown map[int64][]string) {
+	warn := func(err error, what string) {
+		if err != nil && ctx.Err() == nil {
+			a.log.WithError(err).Warn("other servers cannot be told of " + what)
+		}
+	}
+	for nid := range news.typing {
+		a.tellTyping(ctx, nid, shown, false)
+	}
+	for nid, span := range news.receipts {
+		warn(a.tellReceipts(ctx, nid, span), "receipts")
+	}
+	for user := range news.presence {
+		warn(a.tellPresence(ctx, user), "presence")
+	}
+}
+
+const (
+	// maxGreeting bounds the users of whose presence a server is told when one of its users comes into a room.
+	maxGreeting = 100
+	// greetAfter is how long after that: the server believes us only once it knows the room.
+	greetAfter = 2 * time.Second
+)
+
+// greet tells the server of a user who has come into a room of the presence of those who are there.
+func (a *API) greet(ctx context.Context, who arrival) error {
+	room, err := a.rooms.RoomByNID(ctx, who.room)
+	if errors.Is(err, roomserver.ErrUnknownRoom) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	membership, err := a.rooms.MembershipAt(ctx, room, room.Head().State, who.user)
+	if err != nil || membership != roomserver.Join {
+		return err
+	}
+	here := a.ephemeral.PresenceIn(room)
+	for i := range here[:min(len(here), maxGreeting)] {
+		content := append(here[i].AppendUpdate([]byte(`{"push":[`), time.Now()), "]}"...)
+		a.queue.Volatile([]string{pdu.ServerOf(who.user)}, "presence "+here[i].User, queue.EDU{Type: "m.presence", Content: content}, true)
+	}
+	return nil
 }
 
 // tellTyping tells the servers of a room of who began to type there, or does so still, and of who stopped.

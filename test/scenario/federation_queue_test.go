@@ -151,6 +151,25 @@ func TestTypingReceiptsAndPresenceOfOtherServers(t *testing.T) {
 	})
 }
 
+// TestWhoIsThereWhenSomebodyComes has somebody of another server join a room where somebody is online.
+func TestWhoIsThereWhenSomebodyComes(t *testing.T) {
+	harness.EachFederation(t, 2, func(t *testing.T, servers []*harness.Server) {
+		alice, bob := servers[0].Register(t, "alice"), servers[1].Register(t, "bob")
+		room := alice.Create(harness.J{"preset": "public_chat"})
+		alice.Must("PUT", harness.Path("/presence/%s/status", alice.UserID), harness.J{"presence": "online", "status_msg": "here"})
+		bob.Sync(nil)
+		joinThrough(t, bob, room, servers[0])
+		bob.Until("alice's presence", func(sync gjson.Result) bool {
+			for _, e := range sync.Get("presence.events").Array() {
+				if e.Get("sender").Str == alice.UserID && e.Get("content.status_msg").Str == "here" {
+					return true
+				}
+			}
+			return false
+		})
+	})
+}
+
 // TestOneServerDoesNotSpeakForUsersOfAnother sends EDUs about other servers' users.
 func TestOneServerDoesNotSpeakForUsersOfAnother(t *testing.T) {
 	harness.EachFederation(t, 1, func(t *testing.T, servers []*harness.Server) {
