@@ -22,6 +22,7 @@ type stickyEvent struct{ pos, nid, expires int64 }
 type stickyIndex struct {
 	mu    sync.RWMutex
 	rooms map[int64][]stickyEvent
+	last  int64 // the position of the newest one there ever was
 }
 
 // load reads what is sticky when the server starts.
@@ -35,6 +36,7 @@ func (x *stickyIndex) load(ctx context.Context, db *storage.DB, now int64) error
 		for rows.Next() {
 			rows.Scan(&room, &e.pos, &e.nid, &e.expires)
 			x.rooms[room] = append(x.rooms[room], e)
+			x.last = max(x.last, e.pos)
 		}
 		return rows.Close()
 	})
@@ -62,6 +64,7 @@ func (t *Turn) applySticky() {
 		if expires := e.StickyUntil(now); e.offset > 0 && expires > now {
 			x.mu.Lock()
 			x.rooms[t.room.NID] = append(x.rooms[t.room.NID], stickyEvent{e.Anchor, e.NID, expires})
+			x.last = max(x.last, e.Anchor)
 			x.mu.Unlock()
 		}
 	}
@@ -105,6 +108,13 @@ func (x *stickyIndex) between(room, after, upTo, now int64) []stickyEvent {
 		}
 	}
 	return found
+}
+
+// StickySince tells whether there may be a sticky event at a later position, in any room.
+func (s *Server) StickySince(after int64) bool {
+	s.sticky.mu.RLock()
+	defer s.sticky.mu.RUnlock()
+	return s.sticky.last > after
 }
 
 // StickyPositions appends to dst the positions of the events of a room, by its number, in (after, upTo] that are sticky

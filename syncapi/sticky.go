@@ -14,7 +14,7 @@ const maxSticky = 500
 // boundSticky decides up to which position the answer has sticky events (MSC4354), and notes it in the next token.
 func (l *look) boundSticky(rooms []roomserver.UserRoom, next *Token) {
 	l.stickyTo = l.upTo
-	if l.initial() {
+	if l.initial() || !l.api.rooms.StickySince(l.since.sticky()) {
 		return
 	}
 	var positions []int64
