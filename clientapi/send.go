@@ -83,12 +83,18 @@ type sendRequest struct {
 	Type    string          `path:"eventType"`
 	TxnID   string          `path:"txnId"`
 	TS      int64           `query:"ts" min:"0"`
-	Content json.RawMessage `body:"raw"`
+	Content json.RawMessage `body:"raw" default:"null"`
 	sendOptions
 }
 
-// send: client-server API v1.19, PUT /rooms/{roomId}/send/{eventType}/{txnId}.
+// send: client-server API v1.19, PUT /rooms/{roomId}/send/{eventType}/{txnId}. Only who asks again for a delayed event
+// need not say once more what it is.
 func (a *API) send(ctx context.Context, by *httpapi.Caller, in *sendRequest) (*sendResponse, error) {
+	if in.Content[0] != '{' {
+		if in.Content = nil; in.Delay == nil {
+			return nil, mxerr.NotJSON("The request has no body")
+		}
+	}
 	d := roomserver.Draft{
 		Sender: by.UserID, Type: in.Type, Content: in.Content, OriginServerTS: timestamp(by, in.TS), StickyMS: in.Sticky,
 		Txn: &roomserver.Txn{User: by.UserID, Device: by.DeviceID, Path: "send/" + in.RoomID + "/" + in.Type, ID: in.TxnID},

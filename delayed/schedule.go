@@ -130,7 +130,22 @@ func (a *API) ScheduleByQuery(ctx context.Context, by *httpapi.Caller, roomID st
 	if delayMS > a.limits.MaxDelay.Milliseconds() && a.limits.MaxScheduled > 0 {
 		return "", errMaxDelay(http.StatusBadRequest, "M_UNKNOWN", a.limits.MaxDelay)
 	}
+	if d.Content == nil {
+		return a.scheduledBefore(ctx, d.Txn)
+	}
 	return a.Schedule(ctx, by, roomID, d, delayMS)
+}
+
+// scheduledBefore is for a transaction that is repeated without the event.
+func (a *API) scheduledBefore(ctx context.Context, txn *roomserver.Txn) (delayID string, err error) {
+	found, err := a.db.Get(ctx, `SELECT delay_id FROM delayed_events WHERE txn = $1`, []any{txnKey(txn)}, &delayID)
+	if err != nil {
+		return "", fmt.Errorf("look up a delayed event: %w", err)
+	}
+	if !found {
+		return "", mxerr.NotJSON("The request has no body")
+	}
+	return delayID, nil
 }
 
 // newID makes the id of a delayed event, which is also the right to manage it.
