@@ -60,6 +60,10 @@ func (r *Ring) fetch(ctx context.Context, server string, n need) error {
 	r.mu.Lock()
 	f, running := r.flights[server]
 	if !running {
+		if r.inMemory(server, n) { // a fetch has ended since the caller looked
+			r.mu.Unlock()
+			return nil
+		}
 		if wait, ok := r.waits.Get(server); ok && r.cfg.Now().Before(wait.until) {
 			r.mu.Unlock()
 			return errWait{wait.err}
@@ -76,6 +80,13 @@ func (r *Ring) fetch(ctx context.Context, server string, n need) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+}
+
+// inMemory tells whether a key is known, without reading the table.
+func (r *Ring) inMemory(server string, n need) bool {
+	known, _ := r.known.Get(server)
+	k, ok := known[n.id]
+	return ok && k.validAt(n.at, r.now())
 }
 
 // fly does what fetch waits for.

@@ -314,7 +314,7 @@ func TestVolatile(t *testing.T) {
 				n++
 			}
 		}
-		if n > 1+maxVolatile {
+		if n > 1+2*maxVolatile { // as many may be under way as wait
 			t.Errorf("%d EDUs were kept", n)
 		}
 	})
