@@ -173,10 +173,8 @@ func (a *API) Endpoints() []httpapi.Endpoint {
 func (a *API) Hooks() accounts.Hooks {
 	return accounts.Hooks{
 		DevicesDeleted: a.devicesDeleted,
-		DeviceRenamed: func(tx *storage.Tx, userID, _ string) error {
-			return noteChange(tx, userID)
-		},
-		Deactivated: a.deactivated,
+		DeviceRenamed:  noteNews,
+		Deactivated:    a.deactivated,
 	}
 }
 

@@ -25,8 +25,10 @@ type identity struct {
 	devices []deviceKeys // by id
 	// The cross-signing keys with the owner's signatures; nil where there is none.
 	master, selfSigning, userSigning []byte
-	// fresh tells, of a remote user, that the keys are the current ones; streamID is their version.
+	// fresh tells, of a remote user, that the keys are the current ones, as long as a room has been shared since the
+	// position since; streamID is their version.
 	fresh    bool
+	since    int64
 	streamID int64
 }
 
@@ -51,9 +53,9 @@ func (i *identity) device(id string) *deviceKeys {
 	return nil
 }
 
-// append appends a device's keys, with its name unless another server asks.
-func (d *deviceKeys) append(b []byte, named bool) []byte {
-	if !named || d.name == "" {
+// append appends a device's keys, with its name.
+func (d *deviceKeys) append(b []byte) []byte {
+	if d.name == "" {
 		return append(b, d.keys...)
 	}
 	b = append(b, d.keys[:len(d.keys)-1]...)
@@ -133,13 +135,13 @@ func (a *API) readIdentities(tx *storage.Tx, users []string, asOf int64) (map[st
 	if err := rows.Close(); err != nil {
 		return nil, err
 	}
-	rows = tx.Query(`SELECT user_id, stream_id, fresh FROM remote_device_lists WHERE user_id IN `+in, args...)
+	rows = tx.Query(`SELECT user_id, stream_id, fresh, since FROM remote_device_lists WHERE user_id IN `+in, args...)
 	for rows.Next() {
 		var user string
-		var streamID int64
+		var streamID, since int64
 		var fresh bool
-		rows.Scan(&user, &streamID, &fresh)
-		out[user].streamID, out[user].fresh = streamID, fresh
+		rows.Scan(&user, &streamID, &fresh, &since)
+		out[user].streamID, out[user].fresh, out[user].since = streamID, fresh, since
 	}
 	return out, rows.Close()
 }

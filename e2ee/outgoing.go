@@ -259,7 +259,7 @@ func queueUpdates(tx *storage.Tx, server string, news *news, prev *int64, i *ide
 			if d := i.device(id); d == nil {
 				u.Deleted = true
 			} else {
-				u.Keys = d.keys
+				u.Keys, u.Name = d.keys, d.name
 			}
 			typ, content = "m.device_list_update", u
 			prevIDs = []int64{streamID}

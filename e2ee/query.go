@@ -77,7 +77,7 @@ func (k *keysAnswer) add(user string, i *identity, ids []string, reader string, 
 			}
 			first = false
 			b = append(canonicaljson.AppendString(b, d.id), ':')
-			b = d.append(b, !k.forServer)
+			b = d.append(b)
 		}
 		return append(b, '}')
 	})
@@ -130,10 +130,14 @@ func (a *API) query(ctx context.Context, by *httpapi.Caller, in *queryRequest) (
 	if err != nil {
 		return nil, err
 	}
+	current, err := a.current(ctx, known)
+	if err != nil {
+		return nil, err
+	}
 	elsewhere := map[string]queriedDevices{}
 	for _, user := range users {
 		i := known[user]
-		if a.isLocal(user) || i.fresh {
+		if a.isLocal(user) || current[user] {
 			out.add(user, i, in.DeviceKeys[user], by.UserID, made[user])
 			continue
 		}
@@ -181,7 +185,7 @@ type serverDevicesRequest struct {
 }
 
 // serverDevices: server-server API v1.19, GET /user/devices/{userId}. What the other server learns here is what it
-// is sent changes of from now on. Names of devices are nobody's business there.
+// is sent changes of from now on.
 func (a *API) serverDevices(ctx context.Context, by *httpapi.Caller, in *serverDevicesRequest) (*devicesAnswer, error) {
 	if !a.isLocal(in.UserID) {
 		return nil, mxerr.InvalidParam("That is no user of this server")
@@ -230,7 +234,10 @@ func (d *devicesAnswer) AppendJSON(b []byte) ([]byte, error) {
 		device := &d.identity.devices[n]
 		b = canonicaljson.AppendString(append(b, `{"device_id":`...), device.id)
 		if device.keys != nil {
-			b = device.append(append(b, `,"keys":`...), false)
+			b = append(append(b, `,"keys":`...), device.keys...)
+		}
+		if device.name != "" {
+			b = canonicaljson.AppendString(append(b, `,"device_display_name":`...), device.name)
 		}
 		b = append(b, '}')
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -262,6 +263,49 @@ func (a *API) sharedWithAny(ctx context.Context, user string, aside int64) (bool
 	return false, nil
 }
 
+// current finds those remote users whose stored keys are the current ones: a room has been shared with them since these
+// were read. The follower marks others as stale, but somebody may ask before it does.
+func (a *API) current(ctx context.Context, known map[string]*identity) (map[string]bool, error) {
+	var fresh []string
+	for user, i := range known {
+		if i.fresh && !a.isLocal(user) {
+			fresh = append(fresh, user)
+		}
+	}
+	if len(fresh) == 0 {
+		return nil, nil
+	}
+	in := map[int64][]string{}
+	err := a.rooms.MembershipsOf(ctx, fresh, func(m roomserver.RoomMembership) {
+		if m.Membership == roomserver.Join && m.Pos <= known[m.User].since {
+			in[m.Room] = append(in[m.Room], m.User)
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	current := map[string]bool{}
+	for nid, users := range in {
+		if !slices.ContainsFunc(users, func(user string) bool { return !current[user] }) {
+			continue
+		}
+		room, err := a.rooms.RoomByNID(ctx, nid)
+		if errors.Is(err, roomserver.ErrUnknownRoom) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		if len(room.LocalMembers(nil)) == 0 {
+			continue
+		}
+		for _, user := range users {
+			current[user] = true
+		}
+	}
+	return current, nil
+}
+
 // fetch is a request for a user's devices under way, for all who want its answer.
 type fetch struct {
 	done     chan struct{}
@@ -292,6 +336,7 @@ func (a *API) fetchOnce(ctx context.Context, server, user string) (*identity, er
 
 // fetch gets a user's devices from their server and stores them, so that from now on changes keep them current.
 func (a *API) fetch(ctx context.Context, server, user string) (*identity, error) {
+	since := a.db.Head()
 	var mark int64
 	if _, err := a.db.Get(ctx, `SELECT mark FROM remote_device_lists WHERE user_id = $1`, []any{user}, &mark); err != nil {
 		return nil, fmt.Errorf("look up devices of %s: %w", user, err)
@@ -304,6 +349,7 @@ func (a *API) fetch(ctx context.Context, server, user string) (*identity, error)
 	if err != nil {
 		return nil, err
 	}
+	i.since = since
 	return i, a.store(context.WithoutCancel(ctx), user, i, mark)
 }
 
@@ -358,8 +404,9 @@ func (a *API) store(ctx context.Context, user string, i *identity, mark int64) e
 				return err
 			}
 		}
-		_, err := tx.Exec(`INSERT INTO remote_device_lists (user_id, stream_id, fresh, mark) VALUES ($1, $2, $3, $4)
-			ON CONFLICT (user_id) DO UPDATE SET stream_id = excluded.stream_id, fresh = excluded.fresh`, user, i.streamID, true, mark)
+		_, err := tx.Exec(`INSERT INTO remote_device_lists (user_id, stream_id, fresh, mark, since) VALUES ($1, $2, $3, $4, $5)
+			ON CONFLICT (user_id) DO UPDATE SET stream_id = excluded.stream_id, fresh = excluded.fresh, since = excluded.since`,
+			user, i.streamID, true, mark, i.since)
 		if err != nil {
 			return err
 		}

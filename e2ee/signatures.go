@@ -89,10 +89,14 @@ func (a *API) signable(ctx context.Context, reader string, users []string) (map[
 	if err != nil {
 		return nil, err
 	}
+	current, err := a.current(ctx, known)
+	if err != nil {
+		return nil, err
+	}
 	elsewhere := map[string]queriedDevices{}
-	for user, i := range known {
+	for user := range known {
 		server, ok := serverOf(user)
-		if !ok || a.isLocal(user) || i.fresh {
+		if !ok || a.isLocal(user) || current[user] {
 			continue
 		}
 		if elsewhere[server] == nil {
