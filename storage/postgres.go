@@ -140,7 +140,7 @@ func (p *postgres) beginRead(ctx context.Context) (*Tx, error) {
 func (p *postgres) endRead(tx *Tx) {
 	tx.over = true
 	c := tx.pg
-	c.drain(false)
+	_ = c.drain(false) // nothing was lost that fn wanted to read
 	if c.bad {
 		p.release(c)
 		return
@@ -167,7 +167,7 @@ func (p *postgres) readOne(ctx context.Context, fn func(tx *Tx) error) error {
 		tx := &Tx{ctx: ctx, pg: c}
 		err = fn(tx)
 		tx.over = true
-		c.drain(false)
+		_ = c.drain(false) // nothing was lost that fn wanted to read
 		bad := c.bad
 		p.release(c)
 		if err == nil || !bad || fresh {
@@ -178,12 +178,14 @@ func (p *postgres) readOne(ctx context.Context, fn func(tx *Tx) error) error {
 
 const schemaLock = 0x6d79656c696e0001
 
-func (p *postgres) migrate(_ context.Context, schemas []Schema) error {
+func (p *postgres) migrate(_ context.Context, schemas []Schema) (err error) {
 	c := p.writer.conn
 	if err := c.simple(fmt.Sprintf("SELECT pg_advisory_lock(%d)", int64(schemaLock))); err != nil {
 		return err
 	}
-	defer c.simple(fmt.Sprintf("SELECT pg_advisory_unlock(%d)", int64(schemaLock)))
+	defer func() {
+		err = errors.Join(err, c.simple(fmt.Sprintf("SELECT pg_advisory_unlock(%d)", int64(schemaLock))))
+	}()
 	if err := c.simple(`CREATE TABLE IF NOT EXISTS schema_versions (feature BYTEA PRIMARY KEY, version BIGINT NOT NULL)`); err != nil {
 		return err
 	}
@@ -219,7 +221,7 @@ func (c *pgConn) applyMigration(feature string, step migration) error {
 	if err == nil {
 		return c.simple("COMMIT")
 	}
-	c.simple("ROLLBACK")
+	c.rollback()
 	return err
 }
 
@@ -250,7 +252,7 @@ func (p *postgres) fence() error {
 		UPDATE log_writers SET epoch = epoch + 1; %s; UPDATE log_head SET node = 0 WHERE id = 1; COMMIT`,
 		3*p.opt.ReadTimeout.Milliseconds(), int64(schemaLock), keepOwner))
 	if err != nil && !c.bad {
-		c.simple("ROLLBACK")
+		c.rollback()
 	}
 	return err
 }
@@ -281,7 +283,8 @@ func (p *postgres) close() error {
 	p.free = nil
 	if c := p.writer.conn; c != nil {
 		if !c.bad && p.writer.node != 0 {
-			c.exec(`DELETE FROM log_writers WHERE node = $1`, []any{p.writer.node})
+			// A row that stays is forgotten after a month, like that of a process that was killed.
+			_, _ = c.exec(`DELETE FROM log_writers WHERE node = $1`, []any{p.writer.node})
 		}
 		c.close()
 	}

@@ -74,6 +74,13 @@ func (c *pgConn) simple(sql string) error {
 	return err
 }
 
+// rollback ends a transaction that failed. A connection that cannot do even that is not used again.
+func (c *pgConn) rollback() {
+	if err := c.simple("ROLLBACK"); err != nil {
+		c.bad = true
+	}
+}
+
 // simpleCount is simple, and returns the number of rows the last of the statements changed.
 func (c *pgConn) simpleCount(sql string) (int64, error) {
 	c.uses++
@@ -291,7 +298,7 @@ func (c *pgConn) next(rows *Rows) (bool, error) {
 		return true, nil
 	}
 	values := c.values[:rows.width]
-	switch err := cur.wire.Next(values); err {
+	switch err := cur.wire.Next(values); err { //nolint:errorlint // a driver ends with io.EOF itself; wrapped, it would be a lost connection
 	case nil:
 		rows.current = rows.current[:0]
 		for _, v := range values {
@@ -299,10 +306,9 @@ func (c *pgConn) next(rows *Rows) (bool, error) {
 		}
 		return true, nil
 	case io.EOF:
-		c.closeRows(rows)
-		return false, nil
+		return false, c.closeRows(rows)
 	default:
-		c.closeRows(rows)
+		_ = c.closeRows(rows) // err says it already
 		return false, c.wrap(err)
 	}
 }

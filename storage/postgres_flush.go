@@ -237,12 +237,14 @@ func (w *pgWriter) transaction(units []*Unit, fenceRows, own bool) error {
 		open, err = w.runFenced(units[i], open, len(units) == 1)
 		i++
 	}
-	w.conn.drain(false)
+	if dropped := w.conn.drain(false); err == nil {
+		err = dropped // PostgreSQL would answer COMMIT with a rollback, not with an error
+	}
 	if err == nil {
 		err = w.conn.simple("COMMIT")
 		w.owner = err == nil && (own || w.owner)
 	} else if !w.conn.bad {
-		w.conn.simple("ROLLBACK")
+		w.conn.rollback()
 	}
 	return err
 }
@@ -279,7 +281,9 @@ func (w *pgWriter) runFenced(u *Unit, open, alone bool) (nowOpen bool, err error
 		return true, err
 	}
 	u.err = w.runSteps(u)
-	w.conn.drain(false)
+	if dropped := w.conn.drain(false); u.err == nil {
+		u.err = dropped
+	}
 	if u.err == nil {
 		return true, nil
 	}

@@ -287,7 +287,9 @@ func (s *lite) apply(tx *Tx, feature string, step migration) error {
 	if err == nil {
 		return c.control("COMMIT")
 	}
-	c.control("ROLLBACK")
+	if !c.c.GetAutocommit() { // some failures end the transaction themselves
+		err = errors.Join(err, c.control("ROLLBACK"))
+	}
 	return err
 }
 

@@ -309,7 +309,7 @@ func (s *liteStmt) reset() {
 		}
 	}
 	if s.cached {
-		s.s.Reset()
+		_ = s.s.Reset() // it repeats the error of the last step
 	} else {
 		s.s.Close()
 	}
