@@ -97,7 +97,7 @@ func writeUntilKilled(t *testing.T, url string) {
 					t.Error(err)
 					return
 				}
-				os.Stdout.WriteString(fmt.Sprintf("answered %d %d.\n", nid, base+1))
+				fmt.Fprintf(os.Stdout, "answered %d %d.\n", nid, base+1)
 			}
 		}()
 	}

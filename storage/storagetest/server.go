@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"time"
 )
@@ -18,10 +19,6 @@ var postgresURL = sync.OnceValues(func() (string, error) {
 	}
 	return startServer()
 })
-
-// keepAlive is the writing end of the pipe whose closing, by the end of this process however it
-// ends, stops the server.
-var keepAlive *os.File
 
 // serverScript runs as the server's parent: it makes the cluster, starts the server, waits until
 // standard input ends, stops the server and removes the folder.
@@ -61,11 +58,11 @@ func startServer() (string, error) {
 		return "", fmt.Errorf("start PostgreSQL: %w", err)
 	}
 	r.Close()
-	keepAlive = w
-	ended := make(chan struct{})
+	ended := make(chan error, 1)
 	go func() {
-		cmd.Wait()
-		close(ended)
+		ended <- cmd.Wait()
+		// The end of this process, however it ends, closes the pipe, and that stops the server. Nothing else may.
+		runtime.KeepAlive(w)
 	}()
 	socket := filepath.Join(dir, ".s.PGSQL.5432")
 	for range 1500 {
@@ -75,10 +72,10 @@ func startServer() (string, error) {
 			}
 		}
 		select {
-		case <-ended:
+		case err := <-ended:
 			log, _ := os.ReadFile(filepath.Join(dir, "log"))
 			os.RemoveAll(dir)
-			return "", fmt.Errorf("PostgreSQL did not start:\n%s", log)
+			return "", fmt.Errorf("PostgreSQL did not start: %v\n%s", err, log)
 		case <-time.After(20 * time.Millisecond):
 		}
 	}

@@ -10,6 +10,7 @@ package storagetest
 import (
 	"context"
 	"crypto/rand"
+	"database/sql/driver"
 	"encoding/hex"
 	"net/url"
 	"path/filepath"
@@ -101,10 +102,6 @@ func execute(url, statement string) error {
 		return err
 	}
 	defer c.Close()
-	s, err := c.Prepare(statement)
-	if err != nil {
-		return err
-	}
-	_, err = s.Exec(nil)
+	_, err = c.(driver.ExecerContext).ExecContext(context.Background(), statement, nil)
 	return err
 }
