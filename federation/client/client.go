@@ -233,7 +233,7 @@ func (s *stream) Read(p []byte) (int, error) {
 	s.watch.Reset(stallTimeout)
 	n, err := s.ReadCloser.Read(p)
 	s.watch.Stop()
-	if err != nil && err != io.EOF {
+	if err != nil && !errors.Is(err, io.EOF) {
 		if cause := context.Cause(s.ctx); cause != nil {
 			err = cause
 		}

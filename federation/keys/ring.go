@@ -128,12 +128,12 @@ func (r *Ring) Key(ctx context.Context, server, id string, at int64) (ed25519.Pu
 	if _, ok := client.ParseName(server); !ok || !keyID.MatchString(id) {
 		return nil, fmt.Errorf("%.100q of %.100q: %w", id, server, ErrUnknownKey)
 	}
-	key, found, err := r.look(ctx, server, id, at)
+	key, _, err := r.look(ctx, server, id, at)
 	if err != nil || key != nil {
 		return key, err
 	}
 	fetchErr := r.fetch(ctx, server, need{id, at})
-	key, found, err = r.look(ctx, server, id, at)
+	key, found, err := r.look(ctx, server, id, at)
 	switch {
 	case err != nil || key != nil:
 		return key, err

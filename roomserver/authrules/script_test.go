@@ -287,7 +287,7 @@ func (c *testCase) judge(w *world) (rule, error) {
 	r, err := decide(ev, w)
 	// The exported function says the same.
 	if again := Check(ev, w); (again == nil) != (err == nil) {
-		return noRule, fmt.Errorf("Check says %v and decide %v", again, err)
+		return noRule, fmt.Errorf("Check says %q and decide %q", fmt.Sprint(again), fmt.Sprint(err))
 	}
 	return r, err
 }
@@ -351,7 +351,7 @@ func (c *testCase) judgeCitations(w *world) (rule, error) {
 	}
 	r, err := decideAuthEvents(ev, cited, func(id string) bool { return rejected[id] })
 	if again := CheckStateIndependent(ev, cited, func(id string) bool { return rejected[id] }); (again == nil) != (err == nil) {
-		return noRule, fmt.Errorf("CheckStateIndependent says %v and decideAuthEvents %v", again, err)
+		return noRule, fmt.Errorf("CheckStateIndependent says %q and decideAuthEvents %q", fmt.Sprint(again), fmt.Sprint(err))
 	}
 	return r, err
 }

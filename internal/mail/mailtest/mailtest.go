@@ -83,7 +83,11 @@ func Start(t testing.TB, options Options) *Server {
 	if options.TLS == "tls" {
 		listener = tls.NewListener(listener, config)
 	}
-	go server.Serve(listener)
+	go func() {
+		if err := server.Serve(listener); err != nil {
+			t.Errorf("serve SMTP: %v", err)
+		}
+	}()
 	t.Cleanup(func() { server.Close() })
 	return s
 }
@@ -200,7 +204,7 @@ func (s *session) Data(r io.Reader) error {
 	}
 	for parts := multipart.NewReader(message.Body, params["boundary"]); ; {
 		part, err := parts.NextRawPart()
-		if err == io.EOF {
+		if err == io.EOF { //nolint:errorlint // wrapped, it says that the last boundary is missing
 			break
 		}
 		if err != nil {
