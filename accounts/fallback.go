@@ -97,7 +97,7 @@ func (a *API) ask(at *stageAt, problem string) *page {
 		p.Title, p.Text, p.Button = "Terms", "To go on, read and accept:", "Accept"
 		for _, policy := range a.cfg.Registration.Policies {
 			for _, t := range policy.Translations {
-				p.Links = append(p.Links, link{t.Name, t.URL})
+				p.Links = append(p.Links, link(t))
 			}
 		}
 	case stageToken:

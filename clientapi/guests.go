@@ -57,25 +57,24 @@ func newGuestRemover(a *API) *guestRemover {
 
 // published notes the rooms with new events.
 func (g *guestRemover) published(batch []storage.Notice, _ int64) {
-	found := false
-	for i := range batch {
-		if batch[i].Kind != storage.Event {
+	first := slices.IndexFunc(batch, func(n storage.Notice) bool { return n.Kind == storage.Event })
+	if first < 0 {
+		return
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for i := range batch[first:] {
+		n := &batch[first+i]
+		if n.Kind != storage.Event {
 			continue
 		}
-		if !found {
-			g.mu.Lock()
-			defer g.mu.Unlock()
-			found = true
-		}
 		if len(g.changed) < maxGuestRooms {
-			g.changed[batch[i].Room] = true
+			g.changed[n.Room] = true
 		} else {
 			g.lost = true
 		}
 	}
-	if found {
-		g.wake()
-	}
+	g.wake()
 }
 
 func (g *guestRemover) wake() {

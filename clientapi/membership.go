@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"slices"
 	"strings"
 
 	"github.com/myelin-im/myelin/internal/httpapi"
@@ -49,7 +50,7 @@ func (a *API) knock(ctx context.Context, by *httpapi.Caller, in *joinByRequest) 
 
 // resolve turns a room id or alias into a room id and the servers that may be in the room.
 func (a *API) resolve(ctx context.Context, in *joinByRequest) (roomID string, via []string, err error) {
-	via = append(in.Via, in.Server...)
+	via = slices.Concat(in.Via, in.Server)
 	if !strings.HasPrefix(in.Room, "#") {
 		return in.Room, via, nil
 	}

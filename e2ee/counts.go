@@ -85,7 +85,8 @@ func countKeys(tx *storage.Tx, user string) (map[string]KeyCounts, error) {
 	}
 	for device, b := range fallback {
 		c := countsOf(all, device)
-		c.UnusedFallback = append(b, ']')
+		b = append(b, ']')
+		c.UnusedFallback = b
 		all[device] = c
 	}
 	return all, nil

@@ -95,7 +95,7 @@ func (a *API) follow(ctx context.Context) {
 	}
 	begun := false
 	for {
-		err := error(nil)
+		var err error
 		if !begun {
 			err = a.catchUp(ctx)
 			begun = err == nil

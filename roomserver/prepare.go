@@ -17,21 +17,30 @@ import (
 // aside runs fn on the room's durable state, without taking the room's turn: what it builds cites nothing that a crash
 // could erase, and nothing of it is written. It waits for what earlier turns have written.
 func (s *Server) aside(ctx context.Context, roomID string, fn func(*Turn) error) error {
+	t, err := s.settledTurn(ctx, roomID)
+	if err != nil {
+		return err
+	}
+	defer t.drop()
+	return fn(t)
+}
+
+// settledTurn is settled for the room as it is in memory by then, at its durable head.
+func (s *Server) settledTurn(ctx context.Context, roomID string) (*Turn, error) {
 	for {
 		room, err := s.Room(ctx, roomID)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		t, err := s.settled(ctx, room)
 		if errors.Is(err, errEpoch) { // the room was dropped from memory a moment ago, or a write failed
 			continue
 		}
 		if err != nil {
-			return err
+			return nil, err
 		}
 		t.head = room.durable.Load()
-		defer t.drop()
-		return fn(t)
+		return t, nil
 	}
 }
 

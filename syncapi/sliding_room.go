@@ -492,7 +492,8 @@ func (p *slidingPart) append(ctx context.Context, dm bool) error {
 		b = strconv.AppendInt(append(b, `,"notification_count":`...), p.unread-1, 10)
 		b = strconv.AppendInt(append(b, `,"highlight_count":`...), p.highlights-1, 10)
 	}
-	l.roomsOut = append(b, '}')
+	b = append(b, '}')
+	l.roomsOut = b
 	if p.fresh {
 		if l.shown == nil {
 			l.shown = map[int64][]*roomserver.Event{}
@@ -674,7 +675,8 @@ func (p *slidingPart) rejected(ctx context.Context) (err error) {
 	if b, err = p.appendState(ctx, b, reader); err != nil {
 		return err
 	}
-	l.roomsOut = append(b, '}')
+	b = append(b, '}')
+	l.roomsOut = b
 	l.sent(p.c, sentRoom{nid: p.c.nid, at: l.upTo})
 	return nil
 }
@@ -730,7 +732,8 @@ func (l *slidingLook) closeStripped(c *slidingRoom, b []byte) {
 	if l.data.direct[c.id] {
 		b, s.flags = append(b, `,"is_dm":true`...), sentDM
 	}
-	l.roomsOut = append(b, '}')
+	b = append(b, '}')
+	l.roomsOut = b
 	l.sent(c, s)
 }
 

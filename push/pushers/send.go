@@ -96,7 +96,7 @@ func (a *API) describe(ctx context.Context, user string, n *note, full bool, out
 		out.EventID, out.RoomID, out.Prio = o.Event.ID, o.RoomID, "high"
 		if full {
 			target := true
-			out.Type, out.Sender, out.UserIsTarget, out.Content = o.Event.Type, o.Event.Sender, &target, json.RawMessage(o.Event.Content())
+			out.Type, out.Sender, out.UserIsTarget, out.Content = o.Event.Type, o.Event.Sender, &target, o.Event.Content()
 			out.RoomName = strippedName(o.Stripped)
 		}
 		return nil
@@ -109,7 +109,7 @@ func (a *API) describe(ctx context.Context, user string, n *note, full bool, out
 	if !full {
 		return nil
 	}
-	out.Type, out.Sender, out.Content = e.Type, e.Sender, json.RawMessage(e.Content())
+	out.Type, out.Sender, out.Content = e.Type, e.Sender, e.Content()
 	if e.Type == "m.room.member" && e.StateKey != nil {
 		target := *e.StateKey == user
 		out.UserIsTarget = &target

@@ -46,7 +46,7 @@ func classOf(r rune) class {
 		return joining
 	case r < 0xaa:
 		return gap
-	case r == 'ー' || 'ｰ' == r || r == 'ﾞ' || r == 'ﾟ': // parts of Katakana words, but not of that script alone
+	case r == 'ー' || r == 'ｰ' || r == 'ﾞ' || r == 'ﾟ': // parts of Katakana words, but not of that script alone
 		return paired
 	case r >= 0xe00 && (unicode.IsLetter(r) || unicode.IsMark(r)) && unicode.IsOneOf(pairedScripts, r):
 		return paired
