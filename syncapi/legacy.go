@@ -47,8 +47,11 @@ type roomInfo struct {
 }
 
 type allInitialSyncResponse struct {
-	End         string            `json:"end"`
-	Presence    []json.RawMessage `json:"presence"`
+	End      string            `json:"end"`
+	Presence []json.RawMessage `json:"presence"`
+	// Receipts are the m.receipt events of the rooms that the user is in. Clients of that time expect them, though the
+	// specification does not name them.
+	Receipts    []json.RawMessage `json:"receipts"`
 	Rooms       []*roomInfo       `json:"rooms"`
 	AccountData []json.RawMessage `json:"account_data"`
 }
@@ -68,7 +71,7 @@ func (a *API) initialSync(ctx context.Context, by *httpapi.Caller, in *allInitia
 	answer := gjson.ParseBytes(*raw)
 	out := &allInitialSyncResponse{
 		End: answer.Get("next_batch").Str, Presence: list(answer.Get("presence.events")),
-		AccountData: list(answer.Get("account_data.events")), Rooms: []*roomInfo{},
+		AccountData: list(answer.Get("account_data.events")), Rooms: []*roomInfo{}, Receipts: []json.RawMessage{},
 	}
 	for _, section := range []string{"join", "leave"} {
 		answer.Get("rooms." + section).ForEach(func(id, room gjson.Result) bool {
@@ -76,6 +79,11 @@ func (a *API) initialSync(ctx context.Context, by *httpapi.Caller, in *allInitia
 			if info, err = a.roomInfo(ctx, by.UserID, id.Str, room, in.Limit); err == nil {
 				info.Messages.End = out.End
 				out.Rooms = append(out.Rooms, info)
+			}
+			for _, e := range room.Get("ephemeral.events").Array() {
+				if e.Get("type").Str == receiptType {
+					out.Receipts = append(out.Receipts, inRoom(id.Str, e))
+				}
 			}
 			return err == nil
 		})
@@ -107,15 +115,21 @@ func (a *API) roomInfo(ctx context.Context, user, id string, room gjson.Result, 
 			info.Membership = e.Get("content.membership").Str
 		}
 	}
+	var err error
+	info.Visibility, err = a.visibility(ctx, id)
+	return info, err
+}
+
+// visibility tells whether a room is in the directory.
+func (a *API) visibility(ctx context.Context, id string) (string, error) {
 	public, err := a.rooms.Public(ctx, id)
 	if err != nil {
-		return nil, err
+		return "", err
 	}
-	info.Visibility = "private"
 	if public {
-		info.Visibility = "public"
+		return "public", nil
 	}
-	return info, nil
+	return "private", nil
 }
 
 // list is the elements of an array as they are.

@@ -2,7 +2,6 @@ package syncapi
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 
 	"github.com/myelin-im/myelin/internal/httpapi"
@@ -265,68 +264,4 @@ func (a *API) event(ctx context.Context, by *httpapi.Caller, in *eventRequest) (
 	}
 	out := rawJSON(b)
 	return &out, nil
-}
-
-type initialSyncRequest struct {
-	RoomID string `path:"roomId"`
-	Limit  int    `query:"limit" default:"10" min:"0" max:"1000"`
-}
-
-type initialSyncResponse struct {
-	RoomID      string          `json:"room_id"`
-	Membership  string          `json:"membership"`
-	Visibility  string          `json:"visibility"`
-	Messages    json.RawMessage `json:"messages"`
-	State       json.RawMessage `json:"state"`
-	AccountData []any           `json:"account_data"`
-}
-
-// roomInitialSync: client-server API v1.19, GET /rooms/{roomId}/initialSync.
-func (a *API) roomInitialSync(ctx context.Context, by *httpapi.Caller, in *initialSyncRequest) (*initialSyncResponse, error) {
-	acc, err := a.enter(ctx, by, in.RoomID)
-	if err != nil {
-		return nil, err
-	}
-	v, err := a.rooms.Viewer(ctx, acc.room, by.UserID, acc.upTo)
-	if err != nil {
-		return nil, err
-	}
-	events, _, err := a.rooms.Timeline(ctx, acc.room, 0, acc.upTo, in.Limit)
-	if err != nil {
-		return nil, err
-	}
-	end := roomserver.AfterPosition(acc.upTo)
-	start := end
-	if len(events) > 0 {
-		start = events[0].Token()
-	}
-	if events, err = v.Filter(ctx, events); err != nil {
-		return nil, err
-	}
-	r := a.reader(by, v)
-	chunk, err := a.rooms.AppendClientEvents(ctx, []byte(`{"chunk":`), acc.room, events, r)
-	if err != nil {
-		return nil, err
-	}
-	chunk = append(chunk, `,"start":"`+historyToken(start)+`","end":"`+historyToken(end)+`"}`...)
-	state, err := a.rooms.StateEvents(ctx, acc.room, acc.root)
-	if err != nil {
-		return nil, err
-	}
-	rendered, err := a.rooms.AppendClientEvents(ctx, nil, acc.room, state, r)
-	if err != nil {
-		return nil, err
-	}
-	visibility := "private"
-	public, err := a.rooms.Public(ctx, acc.room.ID)
-	if err != nil {
-		return nil, err
-	}
-	if public {
-		visibility = "public"
-	}
-	return &initialSyncResponse{
-		RoomID: acc.room.ID, Membership: acc.membership, Visibility: visibility,
-		Messages: chunk, State: rendered, AccountData: []any{},
-	}, nil
 }

@@ -90,6 +90,63 @@ func TestBeforeSync(t *testing.T) {
 	})
 }
 
+// TestRoomInitialSync looks into one room with all that belongs to it, as a member and as somebody who was one.
+func TestRoomInitialSync(t *testing.T) {
+	Each(t, func(t *testing.T, s *Server) {
+		alice, bob := s.Register(t, "alice"), s.Register(t, "bob")
+		room := alice.Create(J{"preset": "public_chat", "visibility": "public"})
+		other := alice.Create(J{"preset": "private_chat"})
+		bob.Join(room)
+		read := alice.Text(room, "read this")
+		bob.Must("POST", Path("/rooms/%s/receipt/m.read/%s", room, read), J{})
+		bob.Must("PUT", Path("/presence/%s/status", bob.UserID), J{"presence": "online", "status_msg": "here"})
+		tags := J{"tags": J{"work": J{"order": 0.5}}}
+		alice.Must("PUT", Path("/user/%s/rooms/%s/account_data/m.tag", alice.UserID, room), tags)
+		alice.Must("PUT", Path("/user/%s/rooms/%s/account_data/org.example", alice.UserID, other), J{"a": 1})
+		look := func(c *Client, id string) gjson.Result {
+			t.Helper()
+			return c.Must("GET", Path("/rooms/%s/initialSync", id), nil).JSON
+		}
+		a := look(alice, room)
+		if a.Get("room_id").Str != room || a.Get("membership").Str != "join" || a.Get("visibility").Str != "public" {
+			t.Errorf("the room: %s", a.Raw)
+		}
+		if data := a.Get("account_data"); data.Get("#").Int() != 1 || data.Get("0.type").Str != "m.tag" || data.Get("0.content.tags.work.order").Num != 0.5 {
+			t.Errorf("account data: %s", data.Raw)
+		}
+		hasReceipt := func(receipts gjson.Result) bool {
+			for _, e := range receipts.Array() {
+				for id, by := range e.Get("content").Map() {
+					if _, has := by.Get(`m\.read`).Map()[bob.UserID]; has && id == read && e.Get("type").Str == "m.receipt" && e.Get("room_id").Str == room {
+						return true
+					}
+				}
+			}
+			return false
+		}
+		if !hasReceipt(a.Get("receipts")) {
+			t.Errorf("receipts: %s", a.Get("receipts").Raw)
+		}
+		if p := a.Get(`presence.#(sender=="` + bob.UserID + `")`); p.Get("type").Str != "m.presence" || p.Get("content.status_msg").Str != "here" {
+			t.Errorf("presence: %s", a.Get("presence").Raw)
+		}
+		if b := look(bob, room); b.Get("account_data").Raw != "[]" {
+			t.Errorf("the data of somebody else: %s", b.Get("account_data").Raw)
+		}
+		if all := alice.Must("GET", Path("/initialSync"), nil).JSON; !hasReceipt(all.Get("receipts")) {
+			t.Errorf("receipts of all rooms: %s", all.Get("receipts").Raw)
+		}
+		if v := look(alice, other).Get("visibility").Str; v != "private" {
+			t.Errorf("a room that is not in the directory is %q", v)
+		}
+		// Who has left sees neither who is there nor what they read.
+		alice.Leave(room)
+		if a = look(alice, room); a.Get("membership").Str != "leave" || a.Get("receipts").Raw != "[]" || a.Get("presence").Raw != "[]" || a.Get("account_data.#").Int() != 1 {
+			t.Errorf("after leaving: %s", a.Raw)
+		}
+	})
+}
+
 func hasEvent(answer gjson.Result, id, room string) bool {
 	for _, e := range answer.Get("chunk").Array() {
 		if e.Get("event_id").Str == id && e.Get("room_id").Str == room {
