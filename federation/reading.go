@@ -79,6 +79,15 @@ func (a *API) shown(ctx context.Context, room *roomserver.Room, server string, l
 	return out, nil
 }
 
+// unexpired leaves out messages that have expired.
+func (a *API) unexpired(ctx context.Context, room *roomserver.Room, list []*roomserver.Event) ([]*roomserver.Event, error) {
+	horizon, err := a.rooms.Horizon(ctx, room)
+	if err != nil || horizon == 0 {
+		return list, err
+	}
+	return slices.DeleteFunc(list, func(e *roomserver.Event) bool { return !e.IsState() && e.OriginServerTS < horizon }), nil
+}
+
 type eventRequest struct {
 	EventID string `path:"eventId"`
 }
@@ -95,7 +104,11 @@ func (a *API) event(ctx context.Context, by *httpapi.Caller, in *eventRequest) (
 	if _, err := a.sharedRoom(ctx, by, room.ID); err != nil {
 		return nil, err
 	}
-	if e.Rejected() {
+	kept, err := a.unexpired(ctx, room, []*roomserver.Event{e})
+	if err != nil {
+		return nil, err
+	}
+	if e.Rejected() || len(kept) == 0 {
 		return nil, mxerr.NotFound("Event not found")
 	}
 	out := &pdus{origin: a.name, key: "pdus", list: []json.RawMessage{e.JSON()}}
@@ -215,7 +228,8 @@ type backfillRequest struct {
 	Limit  int      `query:"limit" default:"10" min:"0"`
 }
 
-// backfill: server-server API v1.19, GET /backfill.
+// backfill: server-server API v1.19, GET /backfill. Messages that have expired are left out, as they will be once they are
+// purged.
 func (a *API) backfill(ctx context.Context, by *httpapi.Caller, in *backfillRequest) (*pdus, error) {
 	room, err := a.sharedRoom(ctx, by, in.RoomID)
 	if err != nil {
@@ -226,6 +240,9 @@ func (a *API) backfill(ctx context.Context, by *httpapi.Caller, in *backfillRequ
 	}
 	list, err := a.rooms.Ancestors(ctx, room, in.From, nil, true, min(in.Limit, maxBackfill))
 	if err != nil {
+		return nil, err
+	}
+	if list, err = a.unexpired(ctx, room, list); err != nil {
 		return nil, err
 	}
 	out := &pdus{origin: a.name, key: "pdus"}
@@ -241,7 +258,8 @@ type missingRequest struct {
 	Latest   []string `json:"latest_events"`
 }
 
-// getMissingEvents: server-server API v1.19, POST /get_missing_events. The answer is oldest first.
+// getMissingEvents: server-server API v1.19, POST /get_missing_events. The answer is oldest first. Messages that have
+// expired are redacted and not left out: without them, the asking server could not connect what it has.
 func (a *API) getMissingEvents(ctx context.Context, by *httpapi.Caller, in *missingRequest) (*pdus, error) {
 	room, err := a.sharedRoom(ctx, by, in.RoomID)
 	if err != nil {

@@ -28,10 +28,16 @@ func (s *Server) ServerViewer(room *Room, server string) *ServerViewer {
 	return &ServerViewer{s: s, room: room, server: server, known: map[snapshot.Ref]bool{}}
 }
 
-// Sees tells whether the server may see an event by the history visibility before or after it.
+// Sees tells whether the server may see an event by the history visibility before or after it. Nobody sees messages that
+// have expired.
 func (v *ServerViewer) Sees(ctx context.Context, e *Event) (bool, error) {
 	if e.Outlier() {
 		return false, nil
+	}
+	if !e.IsState() {
+		if expired, err := v.s.Expired(ctx, v.room, e.OriginServerTS); err != nil || expired {
+			return false, err
+		}
 	}
 	if pdu.ServerOf(e.Sender) == v.server {
 		return true, nil

@@ -3,6 +3,7 @@ package counts
 import (
 	"cmp"
 	"encoding/binary"
+	"math"
 	"slices"
 	"sort"
 )
@@ -26,6 +27,8 @@ type checkpoint struct {
 	upTo int64
 	// olderUpTo is the position up to which unread events are numbers only, 0 if none are.
 	olderUpTo int64
+	// olderTS is the latest origin_server_ts among these.
+	olderTS int64
 	// entries are the unread events after olderUpTo, by position.
 	entries []entry
 	// scopes are the main timeline, always the first, and the threads that entries refer to.
@@ -35,9 +38,13 @@ type checkpoint struct {
 // entry is an unread event that notifies.
 type entry struct {
 	pos       int64
+	ts        int64 // origin_server_ts; never for state
 	scope     int32
 	highlight bool
 }
+
+// never is the time stamp of what does not expire.
+const never = math.MaxInt64
 
 func (e *entry) counts() Counts {
 	if e.highlight {
@@ -71,11 +78,11 @@ func (cp *checkpoint) scopeOf(root string) int32 {
 }
 
 // add adds an unread event. Its position is beyond that of all others.
-func (cp *checkpoint) add(pos int64, scope int32, highlight bool) {
+func (cp *checkpoint) add(pos, ts int64, scope int32, highlight bool) {
 	if len(cp.entries) == maxEntries {
 		cp.fold()
 	}
-	e := entry{pos, scope, highlight}
+	e := entry{pos, ts, scope, highlight}
 	cp.entries = append(cp.entries, e)
 	cp.scopes[scope].sum.add(e.counts())
 }
@@ -102,6 +109,7 @@ func (cp *checkpoint) fold() {
 			}
 		}
 		s.older.add(e.counts())
+		cp.olderTS = max(cp.olderTS, e.ts)
 	}
 	cp.olderUpTo = cp.entries[half-1].pos
 	cp.entries = slices.Delete(cp.entries, 0, half)
@@ -146,6 +154,33 @@ func (cp *checkpoint) redact(pos int64) {
 	e := &cp.entries[i]
 	cp.scopes[e.scope].sum.remove(e.counts())
 	cp.entries = slices.Delete(cp.entries, i, i+1)
+}
+
+// any tells whether there is anything unread.
+func (cp *checkpoint) any() bool {
+	if len(cp.entries) > 0 {
+		return true
+	}
+	return slices.ContainsFunc(cp.scopes, func(s scope) bool { return s.older != (Counts{}) })
+}
+
+// expire takes out what is from before a time: of the events of which only numbers are left, all at once, when the last
+// of them is.
+func (cp *checkpoint) expire(horizon int64) {
+	if cp.olderTS < horizon {
+		for i := range cp.scopes {
+			s := &cp.scopes[i]
+			s.sum.remove(s.older)
+			s.older = Counts{}
+		}
+		cp.olderTS = 0
+	}
+	cp.entries = slices.DeleteFunc(cp.entries, func(e entry) bool {
+		if e.ts < horizon {
+			cp.scopes[e.scope].sum.remove(e.counts())
+		}
+		return e.ts < horizon
+	})
 }
 
 // tidy forgets threads without anything unread, when there are many. It changes the indexes of scopes.
@@ -200,7 +235,7 @@ func (cp *checkpoint) before(pos int64) (*Unread, bool) {
 
 // size is about what the checkpoint takes in memory.
 func (cp *checkpoint) size() int {
-	n := 160 + 16*cap(cp.entries) + 64*cap(cp.scopes)
+	n := 160 + 24*cap(cp.entries) + 64*cap(cp.scopes)
 	for i := range cp.scopes {
 		n += len(cp.scopes[i].root)
 	}
@@ -208,7 +243,7 @@ func (cp *checkpoint) size() int {
 }
 
 // encodingVersion begins an encoded checkpoint. Others are not read: they are counted again.
-const encodingVersion = 1
+const encodingVersion = 2
 
 // encode gives the checkpoint for a Store.
 func (cp *checkpoint) encode() []byte {
@@ -219,7 +254,7 @@ func (cp *checkpoint) encode() []byte {
 			b = binary.AppendVarint(b, v)
 		}
 	}
-	put(cp.joined, cp.ignored, cp.upTo, cp.olderUpTo, int64(len(cp.scopes)))
+	put(cp.joined, cp.ignored, cp.upTo, cp.olderUpTo, cp.olderTS, int64(len(cp.scopes)))
 	for i := range cp.scopes {
 		s := &cp.scopes[i]
 		put(int64(len(s.root)))
@@ -234,7 +269,7 @@ func (cp *checkpoint) encode() []byte {
 		if e.highlight {
 			what |= 1
 		}
-		put(e.pos-last, what)
+		put(e.pos-last, e.ts, what)
 		last = e.pos
 	}
 	return b
@@ -256,7 +291,7 @@ func decode(b []byte) *checkpoint {
 		b = b[n:]
 		return v
 	}
-	cp := &checkpoint{joined: next(), ignored: next(), upTo: next(), olderUpTo: next()}
+	cp := &checkpoint{joined: next(), ignored: next(), upTo: next(), olderUpTo: next(), olderTS: next()}
 	for n := next(); ok && n > 0; n-- {
 		size := next()
 		if size < 0 || size > int64(len(b)) {
@@ -270,11 +305,11 @@ func decode(b []byte) *checkpoint {
 	}
 	last := cp.olderUpTo
 	for n := next(); ok && n > 0; n-- {
-		pos, what := last+next(), next()
+		pos, ts, what := last+next(), next(), next()
 		if pos <= last || what>>1 < 0 || what>>1 >= int64(len(cp.scopes)) || len(cp.entries) == maxEntries {
 			return nil
 		}
-		e := entry{pos, int32(what >> 1), what&1 == 1}
+		e := entry{pos, ts, int32(what >> 1), what&1 == 1}
 		cp.entries = append(cp.entries, e)
 		cp.scopes[e.scope].sum.add(e.counts())
 		last = pos

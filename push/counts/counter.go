@@ -105,6 +105,9 @@ func (c *Counter) advance(ctx context.Context, s *slot, r *reader, at int64) (*U
 	if at >= s.cp.upTo {
 		return r.count(ctx, s.cp, at)
 	}
+	if err := r.expire(ctx, s.cp); err != nil {
+		return nil, err
+	}
 	if out, ok := s.cp.before(at); ok {
 		return out, nil
 	}
@@ -187,7 +190,22 @@ func (r *reader) count(ctx context.Context, cp *checkpoint, at int64) (*Unread, 
 	if err := r.scan(ctx, cp, at, false, everywhere); err != nil {
 		return nil, err
 	}
+	if err := r.expire(ctx, cp); err != nil {
+		return nil, err
+	}
 	return cp.unread(), nil
+}
+
+// expire takes out the messages that have expired.
+func (r *reader) expire(ctx context.Context, cp *checkpoint) error {
+	if !cp.any() {
+		return nil
+	}
+	horizon, err := r.Horizon(ctx, r.room)
+	if err == nil && horizon > 0 {
+		cp.expire(horizon)
+	}
+	return err
 }
 
 // scan judges the events from where the checkpoint stands up to a position.
@@ -258,7 +276,11 @@ func (r *reader) judge(ctx context.Context, cp *checkpoint, e *Event, everywhere
 		return err
 	}
 	if actions.Notify {
-		cp.add(e.Pos, i, actions.Highlight)
+		ts := e.TS
+		if e.State {
+			ts = never
+		}
+		cp.add(e.Pos, ts, i, actions.Highlight)
 	}
 	return nil
 }

@@ -180,6 +180,40 @@ func TestRedactedEventsDoNotCount(t *testing.T) {
 	expect(t, c, l, "redaction in what is read", "0/0")
 }
 
+func TestExpiredMessagesDoNotCount(t *testing.T) {
+	l := newFakeLog()
+	c := New(l, Options{})
+	l.join()
+	first := l.say("")
+	l.mention("$t")
+	expect(t, c, l, "before", "1/0 $t 1/1")
+	l.horizon = first + 1
+	expect(t, c, l, "the first has expired", "0/0 $t 1/1")
+	l.horizon = l.head() + 1
+	expect(t, c, l, "both have", "0/0")
+	tombstone := l.put(&Event{Type: "m.room.tombstone", Sender: bob, State: true}, `{"body":"moved"}`)
+	l.say("")
+	l.horizon = l.head()
+	if got := ask(t, c, tombstone).Total(); got.Notifications != 1 {
+		t.Errorf("at an earlier position: %v", got)
+	}
+	l.horizon = l.head() + 1
+	expect(t, c, l, "state does not expire", "1/1")
+	expect(t, New(l, Options{}), l, "counted afresh", "1/1")
+
+	// Those of which only numbers are left go when the last of them has expired.
+	l.receipts[Unthreaded] = l.head()
+	begin := l.head()
+	for range maxEntries + 10 {
+		l.say("")
+		l.say("$t")
+	}
+	l.horizon = begin
+	ask(t, c, l.head())
+	l.horizon = l.head() - 9
+	expect(t, c, l, "all but ten of many", "5/0 $t 5/0")
+}
+
 func TestEditsAndReactionsDoNotCount(t *testing.T) {
 	l := newFakeLog()
 	c := New(l, Options{})
@@ -419,8 +453,8 @@ func TestCheckpointsSurviveRestarts(t *testing.T) {
 
 func FuzzDecode(f *testing.F) {
 	cp := newCheckpoint(1, 2)
-	cp.add(5, cp.scopeOf("$t"), true)
-	cp.add(6, 0, false)
+	cp.add(5, 1, cp.scopeOf("$t"), true)
+	cp.add(6, never, 0, false)
 	f.Add(cp.encode())
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if cp := decode(b); cp != nil {

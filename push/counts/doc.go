@@ -12,6 +12,9 @@
 // the user's own events that came after it may count already. That only ever shows a message read
 // too early, to a reader that is about to hear why, and never one unread that was not there.
 //
+// Messages that have expired are unread no more. What was once taken out for that stays out, also when
+// the room's policy changes: it may have been purged meanwhile.
+//
 // The package knows neither database nor clock; what it reads comes through [Log].
 //
 // spec: client-server-api v1.19 "Receiving notifications", "Marking notifications as read",

@@ -27,6 +27,8 @@ type fakeLog struct {
 	ignored  map[string]bool
 	version  int64
 	name     string
+	// horizon is the time before which messages have expired; the time of an event is its position.
+	horizon int64
 	// redactedAt are the positions of redactions by those of their targets.
 	redactedAt map[int64]int64
 
@@ -50,6 +52,7 @@ func (l *fakeLog) head() int64 { return int64(len(l.events)) }
 // put appends an event and returns its position.
 func (l *fakeLog) put(e *Event, content string) int64 {
 	e.Pos = l.head() + 1
+	e.TS = e.Pos
 	if e.Type == "" {
 		e.Type = "m.room.message"
 	}
@@ -164,6 +167,8 @@ func (l *fakeLog) DisplayName(context.Context, int64, string, int64) (string, er
 	return l.name, nil
 }
 
+func (l *fakeLog) Horizon(context.Context, int64) (int64, error) { return l.horizon, nil }
+
 func (l *fakeLog) Ignored(context.Context, string) (map[string]bool, int64, error) {
 	return l.ignored, l.version, nil
 }
@@ -187,7 +192,7 @@ func (l *fakeLog) naive(at, knownUpTo int64) *Unread {
 		if e == nil || e.Redacted && l.redactedAt[e.Pos] <= knownUpTo || e.Pos <= own[e.Thread] || e.Pos <= l.receipts[Unthreaded] {
 			continue
 		}
-		if l.ignored[e.Sender] && !e.State {
+		if (l.ignored[e.Sender] || e.TS < l.horizon) && !e.State {
 			continue
 		}
 		if e.Thread == "" && e.Pos <= l.receipts[Main] || e.Thread != "" && e.Pos <= l.receipts[e.Thread] {

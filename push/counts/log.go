@@ -16,6 +16,8 @@ type Event struct {
 	// Type and Sender are those of the event; State is whether it is a state event.
 	Type, Sender string
 	State        bool
+	// TS is its origin_server_ts, in milliseconds.
+	TS int64
 	// Thread is the event ID of the root of the thread it belongs to, empty for the main timeline.
 	Thread string
 	// Redacted is whether the event is redacted by now.
@@ -88,6 +90,9 @@ type Log interface {
 	RulesSpan(ctx context.Context, user string, pos int64) (compiled *rules.Compiled, until int64, err error)
 	// DisplayName returns the user's name in the room at a position. It is asked only if a rule asks.
 	DisplayName(ctx context.Context, room int64, user string, pos int64) (string, error)
+	// Horizon returns the origin_server_ts, in milliseconds, before which messages of the room have expired; 0 if they
+	// never do. It is asked only where something is unread.
+	Horizon(ctx context.Context, room int64) (int64, error)
 	// Ignored returns whom the user ignores (not to be changed), and a number that differs when they
 	// do.
 	Ignored(ctx context.Context, user string) (senders map[string]bool, version int64, err error)

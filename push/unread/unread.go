@@ -119,7 +119,7 @@ func (l *log) Events(ctx context.Context, nid, after, upTo int64, _ bool, limit 
 // prepare works out what counting needs of an event, but for what only rules look at.
 func (l *log) prepare(ctx context.Context, room *roomserver.Room, e *roomserver.Event) (prepared, error) {
 	out := prepared{size: uint32(1000 + 2*len(e.Content()) + len(e.JSON())), Event: &counts.Event{
-		Pos: e.Anchor, Type: e.Type, Sender: e.Sender, State: e.IsState(), Redacted: e.Redacted,
+		Pos: e.Anchor, TS: e.OriginServerTS, Type: e.Type, Sender: e.Sender, State: e.IsState(), Redacted: e.Redacted,
 		Facts: counts.NewFacts(func(ctx context.Context) (*rules.Prepared, *rules.Room, error) {
 			facts, err := l.facts(ctx, room, e)
 			if err != nil {
@@ -223,6 +223,15 @@ func (l *log) DisplayName(ctx context.Context, nid int64, user string, pos int64
 	}
 	name, _ := e.ContentString("displayname")
 	return name, nil
+}
+
+// Horizon implements counts.Log.
+func (l *log) Horizon(ctx context.Context, nid int64) (int64, error) {
+	room, err := l.rooms.RoomByNID(ctx, nid)
+	if err != nil {
+		return 0, err
+	}
+	return l.rooms.Horizon(ctx, room)
 }
 
 // Ignored implements counts.Log.

@@ -3,7 +3,9 @@ package scenario
 import (
 	"fmt"
 	"net/http"
+	"net/url"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -61,6 +63,83 @@ func TestExpiredMessagesAreHidden(t *testing.T) {
 			t.Errorf("%d messages are found when they have not expired, want 2", n)
 		}
 	})
+}
+
+// Expired messages are not unread any more, whether they were counted before they expired or not, and also after a restart.
+func TestExpiredMessagesAreNotUnread(t *testing.T) {
+	Each(t, func(t *testing.T, s *Server) {
+		alice, bob, carol := s.Register(t, "alice"), s.Register(t, "bob"), s.Register(t, "carol")
+		id := alice.Create(J{"preset": "public_chat"})
+		bob.Join(id)
+		carol.Join(id)
+		alice.Text(id, "one")
+		alice.Text(id, "two")
+		unread := func(c *Client) int64 {
+			t.Helper()
+			c.SyncFrom("")
+			return Room(c.Sync(nil), "join", id).Get("unread_notifications.notification_count").Int()
+		}
+		if n := unread(bob); n != 2 {
+			t.Fatalf("%d messages are unread, want 2", n)
+		}
+		alice.State(id, "m.room.retention", "", J{"max_lifetime": 1})
+		time.Sleep(2 * time.Millisecond) // the lifetime of the last of them
+		for _, c := range []*Client{bob, carol} {
+			if n := unread(c); n != 0 {
+				t.Errorf("%s: %d expired messages are unread", c.UserID, n)
+			}
+		}
+		s.Restart()
+		if n := unread(bob); n != 0 {
+			t.Errorf("after a restart: %d expired messages are unread", n)
+		}
+		alice.State(id, "m.room.retention", "", J{"max_lifetime": time.Hour.Milliseconds()})
+		alice.Text(id, "three")
+		if n := unread(bob); n < 1 {
+			t.Errorf("a message that has not expired is not unread")
+		}
+	})
+}
+
+// Expired messages are shown to other servers as little as to users. State is.
+func TestExpiredMessagesAreNotServed(t *testing.T) {
+	for _, d := range storagetest.Dialects {
+		t.Run(d.String(), func(t *testing.T) {
+			peer := NewPeer(t, http.NotFoundHandler())
+			s := Start(t, d, Federating(t))
+			alice := s.Register(t, "alice")
+			id := alice.Create(J{"preset": "public_chat"})
+			w := enter(t, peer, s, id)
+			first := w.tip[0].ID
+			old := alice.Text(id, "sesame")
+			topic := alice.State(id, "m.room.topic", "", J{"topic": "kept"})
+			get := func(path string, status int) string {
+				t.Helper()
+				a := peer.Do(s, "GET", path, nil)
+				if a.Status != status {
+					t.Errorf("%s: %v", path, a)
+				}
+				return a.JSON.Raw
+			}
+			backfill := fed("/v1/backfill/%s?limit=20&v=", id) + url.QueryEscape(topic)
+			get(fed("/v1/event/%s", old), 200)
+			if answer := get(backfill, 200); !strings.Contains(answer, "sesame") {
+				t.Errorf("before it expired: %s", answer)
+			}
+			alice.State(id, "m.room.retention", "", J{"max_lifetime": 1})
+			time.Sleep(2 * time.Millisecond) // its lifetime
+			get(fed("/v1/event/%s", old), 404)
+			get(fed("/v1/event/%s", topic), 200)
+			if answer := get(backfill, 200); strings.Contains(answer, "sesame") || !strings.Contains(answer, "kept") {
+				t.Errorf("backfill: %s", answer)
+			}
+			missing := peer.Do(s, "POST", fed("/v1/get_missing_events/%s", id), J{"earliest_events": []string{first}, "latest_events": []string{topic}, "limit": 10})
+			events := missing.JSON.Get("events").Array()
+			if missing.Status != 200 || len(events) != 1 || events[0].Get("content").Raw != "{}" {
+				t.Errorf("get_missing_events: %v", missing)
+			}
+		})
+	}
 }
 
 // quick makes a server purge every second.
