@@ -104,6 +104,7 @@ type API struct {
 	fetching flights[uri, *record]
 	failures failures
 	lives    lives
+	pace     pace // that origins are held to
 
 	tus     *handler.UnroutedHandler
 	partial *partials
@@ -116,7 +117,7 @@ type API struct {
 
 // New opens the store and cleans up what a crash has left.
 func New(cfg Config, d Deps) (*API, error) {
-	a := &API{Config: cfg, db: d.DB, store: d.Store, servers: d.Servers, events: d.Events, sees: d.Sees, log: d.Log, now: d.Now}
+	a := &API{Config: cfg, db: d.DB, store: d.Store, servers: d.Servers, events: d.Events, sees: d.Sees, log: d.Log, now: d.Now, pace: slowest}
 	a.life, a.end = context.WithCancel(context.Background())
 	if a.now == nil {
 		a.now = time.Now

@@ -29,9 +29,6 @@ const (
 	failureFor = time.Minute
 	// maxFailures bounds how many failures are remembered.
 	maxFailures = 10_000
-	// minPace is how slow an origin may send, in bytes per second, once it has had paceAfter.
-	minPace   = 1 << 10
-	paceAfter = 30 * time.Second
 )
 
 var (
@@ -104,11 +101,9 @@ type remote struct {
 
 // fetchNow gets media from its origin and keeps it.
 func (a *API) fetchNow(ctx context.Context, u uri) (*record, error) {
-	ctx, cancel := context.WithCancel(ctx) // for who sends too slowly
-	defer cancel()
 	one, leave := a.lives.join(u)
 	defer leave()
-	rec, err := a.fetchInto(ctx, u, one, cancel)
+	rec, err := a.fetchInto(ctx, u, one)
 	one.finish(err)
 	return rec, err
 }
@@ -126,13 +121,13 @@ func (r *remote) name() *string {
 	return name
 }
 
-func (a *API) fetchInto(ctx context.Context, u uri, one *live, tooSlow func()) (*record, error) {
+func (a *API) fetchInto(ctx context.Context, u uri, one *live) (*record, error) {
 	file, err := a.open(ctx, u)
 	if err != nil {
 		return nil, err
 	}
 	defer file.close()
-	s, err := a.spoolRemote(file, a.MaxRemote, tooSlow, func(s *blob.Spool) {
+	s, err := a.spoolRemote(file, a.MaxRemote, func(s *blob.Spool) {
 		if !file.bounded || file.restriction != nil { // nobody has asked yet who may see it
 			return
 		}
@@ -160,7 +155,7 @@ func (a *API) fetchInto(ctx context.Context, u uri, one *live, tooSlow func()) (
 }
 
 // spoolRemote reads a file, within the bound and what was announced. Who follows is told how far it is.
-func (a *API) spoolRemote(file *remote, limit int64, tooSlow func(), follow func(s *blob.Spool)) (*blob.Spool, error) {
+func (a *API) spoolRemote(file *remote, limit int64, follow func(s *blob.Spool)) (*blob.Spool, error) {
 	if file.length > limit {
 		return nil, errRemoteSize
 	}
@@ -171,7 +166,7 @@ func (a *API) spoolRemote(file *remote, limit int64, tooSlow func(), follow func
 	if follow != nil {
 		s.Tell(func(int64) { follow(s) })
 	}
-	n, err := s.ReadFrom(&paced{r: io.LimitReader(file.body, limit+1), start: time.Now(), tooSlow: tooSlow})
+	n, err := s.ReadFrom(io.LimitReader(file.body, limit+1))
 	switch {
 	case err != nil:
 	case n > limit:
@@ -183,24 +178,6 @@ func (a *API) spoolRemote(file *remote, limit int64, tooSlow func(), follow func
 		return nil, errors.Join(err, s.Close())
 	}
 	return s, nil
-}
-
-// paced gives up a sender that drips.
-type paced struct {
-	r       io.Reader
-	n       int64
-	start   time.Time
-	tooSlow func()
-}
-
-func (p *paced) Read(b []byte) (int, error) {
-	n, err := p.r.Read(b)
-	p.n += int64(n)
-	if took := time.Since(p.start); err == nil && took > paceAfter && p.n < int64(took.Seconds()*minPace) {
-		p.tooSlow()
-		return n, fmt.Errorf("%d bytes in %s: too slow", p.n, took)
-	}
-	return n, err
 }
 
 // open asks the origin: the authenticated endpoint, or the old one where that is not known.
@@ -215,6 +192,7 @@ func (a *API) open(ctx context.Context, u uri) (*remote, error) {
 	if err != nil {
 		return nil, err
 	}
+	a.pace.hold(res)
 	file, err := a.openParts(ctx, res)
 	if err != nil {
 		return nil, errors.Join(err, res.Body.Close())
@@ -234,6 +212,7 @@ func (a *API) openOld(ctx context.Context, u uri) (*remote, error) {
 	if err != nil {
 		return nil, err
 	}
+	a.pace.hold(res)
 	return fileOf(res), nil
 }
 
@@ -276,6 +255,7 @@ func (a *API) openParts(ctx context.Context, res *http.Response) (*remote, error
 		if elsewhere.StatusCode != http.StatusOK {
 			return nil, errors.Join(fmt.Errorf("the redirect leads to status %d", elsewhere.StatusCode), elsewhere.Body.Close())
 		}
+		a.pace.hold(elsewhere)
 		file := fileOf(elsewhere)
 		file.restriction = restricted
 		return file, res.Body.Close()

@@ -15,7 +15,6 @@ import (
 	"sync/atomic"
 	"testing"
 	"testing/iotest"
-	"time"
 
 	"github.com/myelin-im/myelin/federation/client"
 	"github.com/myelin-im/myelin/storage"
@@ -231,21 +230,6 @@ func TestLive(t *testing.T) {
 				t.Errorf("stored: %v", list)
 			}
 		})
-	}
-}
-
-// TestPace gives up a sender that drips, and no other.
-func TestPace(t *testing.T) {
-	gaveUp := 0
-	for bytes, slow := range map[int]bool{1: true, 1 << 10: true, 1 << 20: false} {
-		p := &paced{r: strings.NewReader(strings.Repeat("x", bytes)), start: time.Now().Add(-2 * paceAfter), tooSlow: func() { gaveUp++ }}
-		n, err := p.Read(make([]byte, 1<<20))
-		if n != bytes || (err != nil) != slow {
-			t.Errorf("%d bytes in a minute: %v", bytes, err)
-		}
-	}
-	if gaveUp != 2 {
-		t.Errorf("gave up %d times", gaveUp)
 	}
 }
 

@@ -242,7 +242,7 @@ func (a *API) addImage(ctx context.Context, address string, out map[string]any) 
 
 // keepImage stores a picture and says so.
 func (a *API) keepImage(ctx context.Context, file *remote, out map[string]any) {
-	s, err := a.spoolRemote(file, a.Previews.MaxImage, func() {}, nil)
+	s, err := a.spoolRemote(file, a.Previews.MaxImage, nil)
 	if err != nil {
 		return
 	}
