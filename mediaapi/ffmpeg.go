@@ -3,6 +3,7 @@ package mediaapi
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os/exec"
@@ -59,7 +60,7 @@ func (a *API) frameOf(ctx context.Context, src io.ReadSeeker, spec thumbnail.Spe
 	}
 	picture := bytes.NewReader(still.Bytes())
 	r, err := thumbnail.Make(ctx, picture, spec, limits)
-	if err == thumbnail.ErrOriginal { // smaller than asked for: the frame itself
+	if errors.Is(err, thumbnail.ErrOriginal) { // smaller than asked for: the frame itself
 		var info *thumbnail.Info
 		if info, err = thumbnail.Probe(picture); err == nil {
 			r = &thumbnail.Result{Type: info.Type, Data: still.Bytes(), Width: info.Width, Height: info.Height}

@@ -2,6 +2,7 @@ package mediaapi
 
 import (
 	"context"
+	"errors"
 	"runtime"
 	"strings"
 	"testing"
@@ -38,7 +39,7 @@ func TestSlots(t *testing.T) {
 		t.Errorf("a third one: %v, %v", ok, err)
 	}
 	cancel()
-	if err := <-given; err != context.Canceled {
+	if err := <-given; !errors.Is(err, context.Canceled) {
 		t.Errorf("who gave up: %v", err)
 	}
 	s.leave()

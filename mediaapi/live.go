@@ -181,7 +181,7 @@ func (a *API) serveLive(ctx context.Context, w http.ResponseWriter, one *followe
 	}
 	for have := int64(0); ; {
 		n, err := one.readable(ctx, have)
-		if err == io.EOF {
+		if err == io.EOF { //nolint:errorlint // wrapped, it says how the fetch failed
 			return nil
 		}
 		if err != nil {

@@ -157,7 +157,7 @@ func TestCut(t *testing.T) {
 	}
 	for _, broken := range []error{io.ErrUnexpectedEOF, errors.New("reset")} {
 		r := io.MultiReader(strings.NewReader("content"), iotest.ErrReader(broken))
-		if _, err := s.ReadFrom(r); err != broken {
+		if _, err := s.ReadFrom(r); !errors.Is(err, broken) {
 			t.Errorf("%v became %v", broken, err)
 		}
 	}

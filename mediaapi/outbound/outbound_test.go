@@ -74,10 +74,14 @@ func TestRedirects(t *testing.T) {
 	target := httptest.NewServer(nil)
 	defer target.Close()
 	mux := http.NewServeMux()
-	mux.HandleFunc("/loop", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/loop", 302) })
-	mux.HandleFunc("/file", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "file:///etc/passwd", 302) })
-	mux.HandleFunc("/denied", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "http://denied.example/", 302) })
-	mux.HandleFunc("/fine", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/end", 302) })
+	mux.HandleFunc("/loop", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/loop", http.StatusFound) })
+	mux.HandleFunc("/file", func(w http.ResponseWriter, r *http.Request) {
+		http.Redirect(w, r, "file:///etc/passwd", http.StatusFound)
+	})
+	mux.HandleFunc("/denied", func(w http.ResponseWriter, r *http.Request) {
+		http.Redirect(w, r, "http://denied.example/", http.StatusFound)
+	})
+	mux.HandleFunc("/fine", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/end", http.StatusFound) })
 	mux.HandleFunc("/end", func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get("Referer") != "" || r.UserAgent() != "agent" {
 			w.WriteHeader(400)

@@ -19,7 +19,7 @@ import (
 type frames struct {
 	n    int
 	loop int // as in gif.GIF
-	// next returns the next frame and how long it is shown, in hundredths of a second; io.EOF after the last. The
+	// read returns the next frame and how long it is shown, in hundredths of a second; io.EOF after the last. The
 	// picture is valid until the next call.
 	read func() (img *image.RGBA, delay int, err error)
 }
@@ -55,7 +55,7 @@ func animate(ctx context.Context, f *frames, fit fitting) (*Result, error) {
 			return nil, err
 		}
 		img, delay, err := f.read()
-		if err == io.EOF && len(out.Image) > 0 {
+		if err == io.EOF && len(out.Image) > 0 { //nolint:errorlint // wrapped, it says that the file is cut
 			break
 		}
 		if err != nil {

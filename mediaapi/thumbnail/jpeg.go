@@ -352,7 +352,7 @@ func (d *jpegDecoder) need() error {
 // entropy reads a byte of the scan: 0xff stands for itself before a zero, otherwise a marker begins.
 func (d *jpegDecoder) entropy() (byte, error) {
 	for d.end-d.pos < 2 && !d.over {
-		if err := d.fill(); err == io.EOF {
+		if err := d.fill(); errors.Is(err, io.EOF) {
 			d.over = true
 		} else if err != nil {
 			return 0, err
@@ -528,7 +528,7 @@ func (d *jpegDecoder) resume() error {
 		d.components[i].last = 0
 	}
 	m, err := d.marker()
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		d.over = true
 		return nil
 	}

@@ -95,7 +95,7 @@ func resample(row func(y int) []byte, width, height, channels int, f fitting) []
 		}
 		from = max(from, t.first)
 		for from+len(kept) < t.first+len(t.weights) {
-			line := make([]byte, 0)
+			var line []byte
 			if n := len(spare); n > 0 {
 				line, spare = spare[n-1], spare[:n-1]
 			} else {

@@ -87,8 +87,9 @@ func Probe(r io.ReadSeeker) (*Info, error) {
 	if err := rewind(r); err != nil {
 		return nil, err
 	}
-	info, err := &Info{orientation: 1}, error(nil)
+	info := &Info{orientation: 1}
 	var c image.Config
+	var err error
 	switch head = head[:n]; {
 	case bytes.HasPrefix(head, []byte("\xff\xd8")):
 		info.Type = "image/jpeg"
