@@ -13,7 +13,6 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"io"
 	"math/big"
 	mathrand "math/rand/v2"
 	"net"
@@ -189,7 +188,11 @@ func NewPeer(t testing.TB, handler http.Handler) *Peer {
 		t.Fatal(err)
 	}
 	p.server = &http.Server{Handler: http.HandlerFunc(p.answer), ReadHeaderTimeout: time.Minute}
-	go p.server.Serve(socket)
+	go func() {
+		if err := p.server.Serve(socket); !errors.Is(err, http.ErrServerClosed) {
+			t.Errorf("serve the peer: %v", err)
+		}
+	}()
 	t.Cleanup(func() {
 		p.server.Close()
 		p.Client.Close()
@@ -215,7 +218,7 @@ func (p *Peer) answer(w http.ResponseWriter, r *http.Request) {
 		handler.ServeHTTP(w, r)
 	default:
 		w.WriteHeader(http.StatusNotFound)
-		io.WriteString(w, `{"errcode":"M_UNRECOGNIZED","error":"The peer does not do this"}`)
+		w.Write([]byte(`{"errcode":"M_UNRECOGNIZED","error":"The peer does not do this"}`))
 	}
 }
 

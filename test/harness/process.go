@@ -106,8 +106,10 @@ func (p *Process) Kill() {
 	if p.cmd == nil {
 		return
 	}
-	p.cmd.Process.Kill()
-	p.cmd.Wait()
+	if err := p.cmd.Process.Kill(); err != nil {
+		p.t.Errorf("kill the server: %v", err)
+	}
+	_ = p.cmd.Wait() // it says that the server was killed
 	p.cmd = nil
 	p.http.CloseIdleConnections()
 }
@@ -116,7 +118,9 @@ func (p *Process) Kill() {
 func (p *Process) End() {
 	p.t.Helper()
 	begin := time.Now()
-	p.cmd.Process.Signal(syscall.SIGTERM)
+	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		p.t.Errorf("end the server: %v", err)
+	}
 	if err := p.cmd.Wait(); err != nil {
 		p.t.Errorf("the server ended with %v:\n%s", err, p.out.String())
 	}
