@@ -12,9 +12,10 @@ import (
 const memberType = "m.room.member"
 
 // DeviceLists tells of whose devices a local user has to know anew after going from one position of the log to a later
-// one. changed are those, the user included, whose identity changed and who share a room with the user at the end, and
-// those who share a room at the end and did not at the beginning, or not all the time. left are those who share none any
-// more. Both are sorted, and nobody is in both. Rooms that are known to have no news can be left out of rooms.
+// one. changed are those, the user included, whose identity changed or was signed by the user and who share a room with
+// the user at the end, and those who share a room at the end and did not at the beginning, or not all the time. left are
+// those who share none any more. Both are sorted, and nobody is in both. Rooms that are known to have no news can be left
+// out of rooms.
 //
 // Spec: client-server API v1.19, "Extensions to /sync" of the module.
 func (a *API) DeviceLists(ctx context.Context, user string, from, to int64, rooms []roomserver.UserRoom) (changed, left []string, err error) {
@@ -31,6 +32,11 @@ func (a *API) DeviceLists(ctx context.Context, user string, from, to int64, room
 	if err != nil {
 		return nil, nil, err
 	}
+	signed, err := a.signedBetween(ctx, user, from, to)
+	if err != nil {
+		return nil, nil, err
+	}
+	users = append(users, signed...)
 	if len(users) == 0 && len(d.sure) == 0 && len(d.came) == 0 && len(d.went) == 0 {
 		return nil, nil, nil
 	}

@@ -223,11 +223,16 @@ func decodeKey(public string) ed25519.PublicKey {
 // write stores the signatures. Those of one's own keys are for everybody who knows one's devices; those of others' keys
 // for oneself.
 func (s *signatureUpload) write(tx *storage.Tx) error {
+	pos, err := tx.Position()
+	if err != nil {
+		return err
+	}
 	others := false
 	news := map[string]bool{}
 	for _, made := range s.accepted {
-		_, err := tx.Exec(`INSERT INTO key_signatures (signer, user_id, target, key_id, signature) VALUES ($1, $2, $3, $4, $5)
-			ON CONFLICT (signer, user_id, target, key_id) DO UPDATE SET signature = excluded.signature`, s.by, made.user, made.target, made.keyID, made.value)
+		_, err := tx.Exec(`INSERT INTO key_signatures (signer, user_id, target, key_id, signature, pos) VALUES ($1, $2, $3, $4, $5, $6)
+			ON CONFLICT (signer, user_id, target, key_id) DO UPDATE SET signature = excluded.signature, pos = excluded.pos`,
+			s.by, made.user, made.target, made.keyID, made.value, pos)
 		if err != nil {
 			return err
 		}
@@ -250,4 +255,25 @@ func (s *signatureUpload) write(tx *storage.Tx) error {
 		return noteChange(tx, s.by)
 	}
 	return nil
+}
+
+// signedBetween returns the users whose keys a user signed in (from, to], which none but the user's devices have to know.
+func (a *API) signedBetween(ctx context.Context, signer string, from, to int64) (users []string, err error) {
+	if a.changes.unchanged(signer, from) { // write notes the signer's change
+		return nil, nil
+	}
+	err = a.db.Read(ctx, func(tx *storage.Tx) error {
+		users = nil
+		rows := tx.Query(`SELECT DISTINCT user_id FROM key_signatures WHERE signer = $1 AND user_id <> $1 AND pos > $2 AND pos <= $3`, signer, from, to)
+		var user string
+		for rows.Next() {
+			rows.Scan(&user)
+			users = append(users, user)
+		}
+		return rows.Close()
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read new signatures: %w", err)
+	}
+	return users, nil
 }

@@ -135,11 +135,16 @@ func TestSignatures(t *testing.T) {
 
 		// Others' master keys with the user-signing key, which only the signer sees.
 		alice.Sync(nil)
+		bob.Sync(nil)
 		if f := upload(alice, J{bob.UserID: J{y.master.public: x.our.sign(t, alice.UserID, x.our.public, y.key(y.master, "master"))}}); f.Raw != "{}" {
 			t.Fatalf("failures %s", f)
 		}
-		if got := changed(alice.Sync(nil)); !slices.Equal(got, []string{alice.UserID}) {
+		// Her other devices must fetch bob's key again to see that he is verified.
+		if got := changed(alice.Sync(nil)); !slices.Equal(got, []string{alice.UserID, bob.UserID}) {
 			t.Errorf("alice's devices hear of changes of %v", got)
+		}
+		if got := changed(bob.Sync(nil)); slices.Contains(got, bob.UserID) {
+			t.Errorf("bob hears of changes of %v", got)
 		}
 		sees := func(c *Client) bool {
 			return query(c, bob.UserID).Get("master_keys").Get(Key(bob.UserID)).Get("signatures").Get(Key(alice.UserID)).Exists()
