@@ -91,7 +91,7 @@ func fetchError(err error) error {
 // remote is a file on its way from its origin.
 type remote struct {
 	body        io.Reader
-	close       func() error
+	closer      io.Closer // ends the request
 	typ         string
 	disposition string
 	length      int64 // as announced; negative: not at all
@@ -126,7 +126,7 @@ func (a *API) fetchInto(ctx context.Context, u uri, one *live) (*record, error) 
 	if err != nil {
 		return nil, err
 	}
-	defer file.close()
+	defer file.closer.Close()
 	s, err := a.spoolRemote(file, a.MaxRemote, func(s *blob.Spool) {
 		if !file.bounded || file.restriction != nil { // nobody has asked yet who may see it
 			return
@@ -207,6 +207,7 @@ func unknown(answer *client.Error) bool {
 
 // openOld asks a server that knows the unauthenticated endpoint alone.
 func (a *API) openOld(ctx context.Context, u uri) (*remote, error) {
+	//nolint:bodyclose // whoever takes the file closes it
 	res, err := a.servers.Stream(ctx, client.Request{Server: u.origin, Method: "GET", Timeout: fetchStart, Unsigned: true,
 		Path: client.Path("/_matrix/media/v3/download/%s/%s", u.origin, u.id) + "?allow_remote=false&timeout_ms=20000"})
 	if err != nil {
@@ -218,7 +219,7 @@ func (a *API) openOld(ctx context.Context, u uri) (*remote, error) {
 
 // fileOf takes the body of an answer for a file.
 func fileOf(res *http.Response) *remote {
-	return &remote{res.Body, res.Body.Close, res.Header.Get("Content-Type"), res.Header.Get("Content-Disposition"), res.ContentLength, nil, res.ContentLength >= 0}
+	return &remote{res.Body, res.Body, res.Header.Get("Content-Type"), res.Header.Get("Content-Disposition"), res.ContentLength, nil, res.ContentLength >= 0}
 }
 
 // maxMetadata bounds the first part of an answer, in bytes.
@@ -264,7 +265,7 @@ func (a *API) openParts(ctx context.Context, res *http.Response) (*remote, error
 	if n, err := strconv.ParseInt(second.Header.Get("Content-Length"), 10, 64); err == nil && n >= 0 {
 		length = n
 	}
-	return &remote{second, res.Body.Close, second.Header.Get("Content-Type"), second.Header.Get("Content-Disposition"), length, restricted, res.ContentLength >= 0}, nil
+	return &remote{second, res.Body, second.Header.Get("Content-Type"), second.Header.Get("Content-Disposition"), length, restricted, res.ContentLength >= 0}, nil
 }
 
 // failures remembers for a while what could not be fetched.

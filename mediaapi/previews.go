@@ -196,9 +196,7 @@ func (a *API) makePreview(ctx context.Context, u *url.URL) (map[string]any, erro
 		}
 	case strings.HasPrefix(base, "image/"):
 		out["og:title"] = path.Base(at.Path)
-		remote := fileOf(res)
-		remote.close = func() error { return nil } // closed here
-		a.keepImage(ctx, remote, out)
+		a.keepImage(ctx, fileOf(res), out)
 	case base == "text/plain":
 		body, err := io.ReadAll(io.LimitReader(res.Body, maxPage))
 		if err != nil && len(body) == 0 {
