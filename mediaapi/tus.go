@@ -117,16 +117,19 @@ func (p *partials) path(id string) (string, error) {
 	return filepath.Join(p.folder, id), nil
 }
 
-// NewUpload starts an upload of a known length.
-func (p *partials) NewUpload(_ context.Context, info handler.FileInfo) (handler.Upload, error) {
+// NewUpload starts an upload of a known length, over what a crash may have left of one.
+func (p *partials) NewUpload(ctx context.Context, info handler.FileInfo) (handler.Upload, error) {
 	path, err := p.path(info.ID)
 	if err != nil {
 		return nil, err
 	}
-	if _, err := os.Stat(path); err == nil {
+	switch _, err := p.GetUpload(ctx, info.ID); {
+	case err == nil:
 		return nil, handler.NewError("ERR_EXISTS", "the upload has begun already", http.StatusConflict)
+	case !errors.Is(err, handler.ErrNotFound):
+		return nil, err
 	}
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600) // #nosec G304: the path is made of a checked id
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600) // #nosec G304: the path is made of a checked id
 	if err == nil {
 		err = f.Close()
 	}
@@ -149,23 +152,20 @@ func (p *partials) failed(what string, err error) error {
 	return handler.NewError("ERR_INTERNAL", "the upload could not be stored", http.StatusInternalServerError)
 }
 
-// GetUpload finds an upload.
+// GetUpload finds an upload. One of which a crash has left a part alone is not found, and so begins anew.
 func (p *partials) GetUpload(_ context.Context, id string) (handler.Upload, error) {
 	path, err := p.path(id)
 	if err != nil {
 		return nil, err
 	}
 	raw, err := os.ReadFile(path + ".json") // #nosec G304: the path is made of a checked id
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, handler.ErrNotFound
-	}
-	u := &partial{store: p}
-	if err == nil {
-		err = json.Unmarshal(raw, &u.info)
-	}
 	var file os.FileInfo
 	if err == nil {
 		file, err = os.Stat(path)
+	}
+	u := &partial{store: p}
+	if errors.Is(err, fs.ErrNotExist) || err == nil && json.Unmarshal(raw, &u.info) != nil {
+		return nil, handler.ErrNotFound
 	}
 	if err != nil {
 		return nil, p.failed("find an upload", err)
