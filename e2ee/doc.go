@@ -9,7 +9,7 @@
 // A user's identity (keys of devices, cross-signing keys, the signatures on them) is rendered once and kept in memory
 // until it changes; asking for keys joins such pieces. One-time keys are given out once each, in the order of their
 // uploads; claiming is a write, so that no two claims see the same key. Keys of remote users are stored while a room is
-// shared with them, since only then their server tells of changes; otherwise their server is asked each time.
+// shared with them, since only then does their server tell of changes; otherwise their server is asked each time.
 //
 // # Lists of devices
 //

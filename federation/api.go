@@ -26,8 +26,8 @@ import (
 	"github.com/myelin-im/myelin/storage"
 )
 
-// EDUHandler takes an EDU of its type that a server sent. Whether the server may speak for those whom the content names,
-// is for the handler to check. An error is logged; the sender is not told.
+// EDUHandler takes an EDU of its type that a server sent. Whether the server may speak for those whom the content names is
+// for the handler to check. An error is logged; the sender is not told.
 type EDUHandler func(ctx context.Context, origin string, content json.RawMessage) error
 
 // Deps are the other parts of the server that federation stands on.

@@ -57,6 +57,7 @@ type Config struct {
 
 // Servers makes requests to other servers.
 type Servers interface {
+	// Stream is client.Client.Stream.
 	Stream(ctx context.Context, r client.Request) (*http.Response, error)
 }
 

@@ -8,7 +8,7 @@
 // blobs as well, known by what they are thumbnails of.
 //
 // An upload is written to a temporary file while it is hashed, flushed to the disk, put into the store, and then the
-// row is written; only then it is answered. If the process ends before the row is there, the next start finds the
+// row is written; only then is it answered. If the process ends before the row is there, the next start finds the
 // temporary file, which bears the blob's name, and removes both. A blob is removed by removing its row in media_blobs,
 // in a transaction that sees that nothing names it, and then the file; its name is random in part, so that equal content
 // that comes at the same time is stored beside it.

@@ -3,7 +3,7 @@
 //
 // The user is invited and cannot reject that, but may leave once they have joined; the next notice invites them again.
 // Clients know the room by its tag, m.server_notice. Administrators send notices at /_synapse/admin/v1/send_server_notice,
-// where the tools for it look for them.
+// where existing tools look for that.
 //
 // Spec: client-server API v1.19, "Server Notices".
 package notices

@@ -37,7 +37,9 @@ type Hooks struct {
 
 // Deps are the other parts of the server.
 type Deps struct {
-	DB    *storage.DB
+	// DB is the database that Rooms is on.
+	DB *storage.DB
+	// Rooms has the rooms and their policies.
 	Rooms *roomserver.Server
 	// Hooks are those of all features that keep something about events or rooms.
 	Hooks []Hooks

@@ -2,7 +2,7 @@
 // push services of browsers (Web Push), Apple (APNs) and Google (FCM). An operator who has keys for an app needs no second
 // program, and browsers need no keys at all: the server makes its own (VAPID).
 //
-// Which of its pushkeys are void, a homeserver learns from the answer. What a push service did not take is an
+// A homeserver learns from the answer which of its pushkeys are void. What a push service did not take is an
 // error, and the homeserver tries again.
 //
 // Spec: push gateway API v1.19. Pushers of kind webpush: MSC4174.

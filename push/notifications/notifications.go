@@ -28,10 +28,13 @@ import (
 
 // Deps are the other parts of the server that notifications stand on.
 type Deps struct {
-	DB       *storage.DB
-	Rooms    *roomserver.Server
+	DB *storage.DB
+	// Rooms has the events.
+	Rooms *roomserver.Server
+	// Receipts tell what has been read.
 	Receipts *ephemeral.API
-	Unread   *unread.Counts
+	// Unread judges what notifies.
+	Unread *unread.Counts
 }
 
 // API answers the endpoint.
