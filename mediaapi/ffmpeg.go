@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os/exec"
+	"strconv"
 	"strings"
 
 	"github.com/myelin-im/myelin/mediaapi/thumbnail"
@@ -36,6 +38,7 @@ func (a *API) frameOf(ctx context.Context, src io.ReadSeeker, spec thumbnail.Spe
 		return nil, err
 	}
 	cmd := exec.CommandContext(ctx, a.Thumbnails.FFmpeg, "-v", "error", "-nostdin", "-threads", "1", // #nosec G204: the operator names it
+		"-max_pixels", strconv.FormatInt(min(limits.Pixels, math.MaxInt32), 10),
 		"-protocol_whitelist", "file", "-format_whitelist", "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,ogg,avi,flv,mpeg,mpegts,avif,heif",
 		"-i", "file:"+s.Path(), "-an", "-frames:v", "1", "-vf", "scale='min(4096,iw)':-2", "-f", "image2pipe", "-c:v", "png", "pipe:1")
 	cmd.Env = []string{}
