@@ -298,14 +298,14 @@ func (c *pgConn) next(rows *Rows) (bool, error) {
 		return true, nil
 	}
 	values := c.values[:rows.width]
-	switch err := cur.wire.Next(values); err { //nolint:errorlint // a driver ends with io.EOF itself; wrapped, it would be a lost connection
+	switch err := cur.wire.Next(values); err {
 	case nil:
 		rows.current = rows.current[:0]
 		for _, v := range values {
 			rows.current = append(rows.current, v)
 		}
 		return true, nil
-	case io.EOF:
+	case io.EOF: //nolint:errorlint // a driver ends with io.EOF itself; wrapped, it would be a lost connection
 		return false, c.closeRows(rows)
 	default:
 		_ = c.closeRows(rows) // err says it already

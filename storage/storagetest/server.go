@@ -75,7 +75,7 @@ func startServer() (string, error) {
 		case err := <-ended:
 			log, _ := os.ReadFile(filepath.Join(dir, "log"))
 			os.RemoveAll(dir)
-			return "", fmt.Errorf("PostgreSQL did not start: %v\n%s", err, log)
+			return "", fmt.Errorf("PostgreSQL did not start: %w\n%s", err, log)
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
