@@ -342,11 +342,7 @@ func (p *roomPart) appendTimelineAndState(ctx context.Context, b []byte) ([]byte
 		b = append(b, "false"...)
 	}
 	b = append(append(append(b, `,"prev_batch":"`...), historyTokenAt(p.prev, p.to)...), '"', '}')
-	if p.look.stateAfter {
-		b = append(b, `,"state_after":{"events":`...)
-	} else {
-		b = append(b, `,"state":{"events":`...)
-	}
+	b = append(append(append(b, `,"`...), p.look.stateName()...), `":{"events":`...)
 	if b, err = p.appendEvents(ctx, b, p.state, reader); err != nil {
 		return nil, err
 	}

@@ -31,7 +31,7 @@ const maxTimeout = 10 * time.Minute
 func (a *API) sync(ctx context.Context, by *httpapi.Caller, in *syncRequest) (*rawJSON, error) {
 	l := &look{
 		api: a, user: by.UserID, device: by.DeviceID,
-		stateAfter: in.StateAfter || in.UnstableStateAfter, fullState: in.FullState,
+		stateAfter: in.StateAfter || in.UnstableStateAfter, unstableName: !in.StateAfter, fullState: in.FullState,
 	}
 	var err error
 	if l.filter, err = a.filter(ctx, by, in.Filter); err != nil {
@@ -91,6 +91,7 @@ type look struct {
 	filter       *filter.Filter
 	since        Token
 	stateAfter   bool
+	unstableName bool // of state_after, for clients that ask for it by that
 	fullState    bool
 
 	upTo    int64
@@ -406,4 +407,15 @@ func (l *look) joined(ctx context.Context, s *sections, room *roomserver.Room, m
 	}
 	s[sectionJoin] = append(b, '}')
 	return nil
+}
+
+// stateName is the name of the member with a room's state.
+func (l *look) stateName() string {
+	switch {
+	case !l.stateAfter:
+		return "state"
+	case l.unstableName:
+		return "org.matrix.msc4222.state_after"
+	}
+	return "state_after"
 }
