@@ -340,6 +340,8 @@ func (c *roomCheck) members(ctx context.Context) error {
 			rows.Scan(&user, &membership, &nid, &pos, &local)
 			e := current[user]
 			switch {
+			case e == nil && membership == Leave: // state resolution took their membership back
+				continue
 			case e == nil:
 				c.bad("%s is listed as %s without a membership event", user, membership)
 				continue

@@ -8,6 +8,12 @@
 //   - state is the comparison of the room's resolved state at both ends, never a list of events;
 //   - memberships are those of the user at both ends.
 //
+// State resolution may remove state without a replacement. Neither state nor state_after can say so, not even by telling
+// all of it again: clients keep what they are not told otherwise, and there is no event to tell. So a room that has lost
+// state comes with its summary, in which the members are counted without those who are gone, and a room that has lost
+// the user's own membership is among those that they left. Sliding sync as it was accepted has stubs for state that is
+// gone; its drafts have not.
+//
 // Which rooms are worth a look is decided by what memory knows (the tracker: the last position of each room), what
 // they contain by the log. A request that finds nothing waits for a wake-up and looks again: losing a
 // wake-up costs latency, never data.

@@ -28,6 +28,7 @@ type roomPart struct {
 	prev     roomserver.HistoryToken
 	state    []*roomserver.Event
 	members  bool // memberships changed
+	gone     bool // state resolution has removed state without a replacement
 	counted  bool // the user has read something, so that fewer messages are unread
 }
 
@@ -211,8 +212,11 @@ func (p *roomPart) readState(ctx context.Context, begin, end snapshot.Ref) error
 		start = p.timeline[0].StateBefore
 	}
 	for _, d := range deltas {
+		if d.New == nil {
+			p.gone, p.members = true, p.members || d.Old.Type == memberType
+		}
 		if e := d.New; e != nil {
-			p.members = p.members || e.Type == "m.room.member"
+			p.members = p.members || e.Type == memberType
 			if !inTimeline[stateKey{e.Type, *e.StateKey}] {
 				p.state = append(p.state, e)
 			}
@@ -320,7 +324,7 @@ func (p *roomPart) lazyLoad(ctx context.Context, start, end snapshot.Ref) error 
 
 // empty tells that neither timeline nor state has anything new.
 func (p *roomPart) empty() bool {
-	return len(p.timeline) == 0 && len(p.state) == 0 && !p.limited && !p.fresh
+	return len(p.timeline) == 0 && len(p.state) == 0 && !p.gone && !p.limited && !p.fresh
 }
 
 // appendTimelineAndState appends the members timeline and state (or state_after).

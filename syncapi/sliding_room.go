@@ -65,8 +65,11 @@ func (l *slidingLook) room(ctx context.Context, c *slidingRoom) error {
 	if p.end, err = l.api.rooms.StateAt(ctx, room, l.upTo); err != nil {
 		return err
 	}
-	if p.membership, err = l.api.rooms.StateEvent(ctx, room, p.end, memberType, l.user); err != nil || p.membership == nil {
-		return err // nil: the membership is newer than the look
+	if p.membership, err = l.api.rooms.StateEvent(ctx, room, p.end, memberType, l.user); err != nil {
+		return err
+	}
+	if p.membership == nil {
+		return p.lost(ctx)
 	}
 	switch p.membership.Membership() {
 	case roomserver.Join:
@@ -678,6 +681,24 @@ func (p *slidingPart) rejected(ctx context.Context) (err error) {
 	b = append(b, '}')
 	l.roomsOut = b
 	l.sent(p.c, sentRoom{nid: p.c.nid, at: l.upTo})
+	return nil
+}
+
+// lost tells of a room in which state resolution has left the user without a membership. A client that does not know the
+// room is told nothing: the membership is newer than the look.
+func (p *slidingPart) lost(ctx context.Context) error {
+	l, c := p.look, p.c
+	if !c.known || c.sent.at >= c.since {
+		return nil
+	}
+	b := append(l.open(c, roomserver.Leave, c.since), `,"initial":true`...)
+	p.gone = []stateKey{{memberType, l.user}}
+	b, err := p.appendState(ctx, b, &roomserver.Reader{User: l.user, Device: l.device, Now: l.now})
+	if err != nil {
+		return err
+	}
+	l.roomsOut = append(b, '}')
+	l.sent(c, sentRoom{nid: c.nid, at: l.upTo})
 	return nil
 }
 

@@ -340,6 +340,10 @@ func (l *look) stripped(ctx context.Context, s *sections, room *roomserver.Room,
 // left adds a room that the user has left since, with the timeline up to the leave. Of what happened after their stay
 // in the room, only their own membership is theirs to see.
 func (l *look) left(ctx context.Context, s *sections, room *roomserver.Room, r roomserver.UserRoom, m membership) error {
+	if m.event == nil && m.changed {
+		l.lost(s, room)
+		return nil
+	}
 	// A client that knows the room is told of the leave also after another device has forgotten it.
 	if m.event == nil || l.initial() && r.Forgotten || !m.changed {
 		return nil
@@ -372,6 +376,15 @@ func (l *look) left(ctx context.Context, s *sections, room *roomserver.Room, r r
 	}
 	s[sectionLeave] = append(b, '}')
 	return nil
+}
+
+// lost adds a room in which state resolution has left the user without a membership. No event says so, and the room's
+// state, in which they have never been, is not theirs to see.
+func (l *look) lost(s *sections, room *roomserver.Room) {
+	b := append(s.begin(sectionLeave, room.ID), `{"timeline":{"events":[],"limited":false,"prev_batch":"`...)
+	b = append(b, historyToken(roomserver.AfterPosition(l.since.Pos))...)
+	b = append(append(append(b, `"},"`...), l.stateName()...), `":{"events":[]}}`...)
+	s[sectionLeave] = b
 }
 
 // joined adds a room that the user is in, if anything in it changed.
