@@ -35,7 +35,7 @@ func TestFetch(t *testing.T) {
 		return answer(200, io.MultiReader(strings.NewReader("--b\r\n\r\n{}\r\n--b\r\nContent-Type: text/plain\r\n\r\nhalf of"), iotest.ErrReader(io.ErrUnexpectedEOF)),
 			"Content-Type", "multipart/mixed; boundary=b")
 	}
-	for id, test := range map[string]struct {
+	tests := map[string]struct {
 		answer      func() (*http.Response, error)
 		old         func() (*http.Response, error) // of the unauthenticated endpoint
 		status      int
@@ -80,22 +80,26 @@ func TestFetch(t *testing.T) {
 		"endless-json": {answer: func() (*http.Response, error) {
 			return answer(200, io.MultiReader(strings.NewReader("--b\r\n\r\n"), zeros{}), "Content-Type", "multipart/mixed; boundary=b"), nil
 		}, status: 404, code: "M_NOT_FOUND"},
-	} {
-		t.Run(id, func(t *testing.T) {
-			var asked atomic.Int32
-			eachDB(t, origins(func(r client.Request) (*http.Response, error) {
-				asked.Add(1)
-				switch {
-				case r.Server != "there" || r.Method != "GET":
-				case strings.HasPrefix(r.Path, "/_matrix/federation/v1/media/download/"+id+"?") && !r.Unsigned:
-					return test.answer()
-				case strings.HasPrefix(r.Path, "/_matrix/media/v3/download/there/"+id+"?") && r.Unsigned && test.old != nil:
-					return test.old()
-				}
-				t.Errorf("unexpected: %+v", r)
-				return nil, errors.New("unexpected")
-			}), func(t *testing.T, a *API) {
-				asked.Store(0)
+	}
+	var ask atomic.Pointer[origins] // what the origin answers at the moment
+	eachDB(t, origins(func(r client.Request) (*http.Response, error) { return (*ask.Load())(r) }), func(t *testing.T, a *API) {
+		for id, test := range tests {
+			t.Run(id, func(t *testing.T) {
+				var asked atomic.Int32
+				origin := origins(func(r client.Request) (*http.Response, error) {
+					asked.Add(1)
+					switch {
+					case r.Server != "there" || r.Method != "GET":
+					case strings.HasPrefix(r.Path, "/_matrix/federation/v1/media/download/"+id+"?") && !r.Unsigned:
+						return test.answer()
+					case strings.HasPrefix(r.Path, "/_matrix/media/v3/download/there/"+id+"?") && r.Unsigned && test.old != nil:
+						return test.old()
+					}
+					t.Errorf("unexpected: %+v", r)
+					return nil, errors.New("unexpected")
+				})
+				ask.Store(&origin)
+				before := len(stored(t, a))
 				for range 2 { // the second time from here, or not at all
 					w, err := get(a.download, "there", id, "")
 					switch {
@@ -113,9 +117,9 @@ func TestFetch(t *testing.T) {
 				if asked.Load() != want {
 					t.Errorf("the origin was asked %d times", asked.Load())
 				}
-				files := 0
+				files := before
 				if test.code == "" {
-					files = 1
+					files++
 				}
 				if list := stored(t, a); len(list) != files {
 					t.Errorf("stored: %v", list)
@@ -126,8 +130,8 @@ func TestFetch(t *testing.T) {
 					}
 				}
 			})
-		})
-	}
+		}
+	})
 }
 
 type zeros struct{}
