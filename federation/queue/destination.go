@@ -250,7 +250,7 @@ func (q *Queue) failed(ctx context.Context, d *destination, t *transaction, err 
 	if keep && saveErr == nil {
 		d.kept, d.flight = true, nil
 		q.drop(d, t) // what it holds comes with it
-	} else {
+	} else if ctx.Err() == nil || !keep { // else it is written down at the end
 		d.flight = nil
 		if t != nil && t.covers.EDUs { // the Source still has them
 			d.split, d.due = nil, max(d.due, q.pos)

@@ -171,7 +171,10 @@ func TestUnansweredTransactionIsRepeated(t *testing.T) {
 				break
 			}
 		}
-		if texts := box.texts(); texts[0] != "first" || slices.Index(texts, "third") != len(texts)-1 {
+		// It may have been about alice's devices, which the server hears of if it joins soon after her. Then the messages
+		// waited behind it, and after an outage the last one is enough.
+		begins := strings.Contains(first.body, `"first"`)
+		if texts := box.texts(); begins && texts[0] != "first" || slices.Index(texts, "third") != len(texts)-1 {
 			t.Errorf("messages in the order %q", texts)
 		}
 		ids := map[string]string{}
