@@ -78,10 +78,10 @@ func TestStateAfterAndFullState(t *testing.T) {
 		bob.Sync(nil)
 		alice.State(id, "m.room.name", "", J{"name": "two"})
 		since := bob.Since()
-		for _, parameter := range []string{"use_state_after", "org.matrix.msc4222.use_state_after"} {
+		for parameter, answer := range map[string]string{"use_state_after": "state_after", "org.matrix.msc4222.use_state_after": `org\.matrix\.msc4222\.state_after`} {
 			bob.SyncFrom(since)
 			part := room(bob.Sync(url.Values{parameter: {"true"}}), id)
-			after := part.Get("state_after.events")
+			after := part.Get(answer + ".events")
 			if Find(after, "m.room.name", "").Get("content.name").Str != "two" || len(after.Array()) != 1 || part.Get("state").Exists() {
 				t.Errorf("%s: %s", parameter, part)
 			}
