@@ -69,12 +69,15 @@ func (a *API) ReceivePresence(ctx context.Context, said Presence) error {
 // without those that were seen, to which it adds them.
 func (a *API) roomsOfRemote(ctx context.Context, user string, seen map[int64]struct{}) (nids []int64) {
 	var rooms []int64
-	_ = a.rooms.MembershipsOf(ctx, []string{user}, func(m roomserver.RoomMembership) { // else they hear of it with the next look
+	err := a.rooms.MembershipsOf(ctx, []string{user}, func(m roomserver.RoomMembership) {
 		if _, ok := seen[m.Room]; !ok && m.Membership == roomserver.Join {
 			seen[m.Room] = struct{}{}
 			rooms = append(rooms, m.Room)
 		}
 	})
+	if err != nil { // they hear of it when they look next
+		a.log.WithError(err).WithField("user_id", user).Warn("cannot tell at once of somebody's presence")
+	}
 	for _, nid := range rooms {
 		room := a.rooms.ActiveRoom(nid) // one that is not in memory has nobody waiting
 		if room == nil {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/myelin-im/myelin/federation/client"
 	"github.com/myelin-im/myelin/storage"
+	"github.com/myelin-im/myelin/storage/storagetest"
 )
 
 // connected asks an HTTP server in place of all origins. For one file that redirects to it.
@@ -31,6 +32,12 @@ func (c connected) Stream(ctx context.Context, r client.Request) (*http.Response
 
 // TestSlowOrigins has origins that stop in the middle, or send a byte now and then without end, on connections that live.
 func TestSlowOrigins(t *testing.T) {
+	for _, d := range storagetest.Dialects {
+		t.Run(d.String(), func(t *testing.T) { testSlowOrigins(t, d) })
+	}
+}
+
+func testSlowOrigins(t *testing.T, d storage.Dialect) {
 	const begin = "--b\r\nContent-Type: application/json\r\n\r\n{}\r\n--b\r\n"
 	hungUp := make(chan string, 10)
 	origin := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -64,7 +71,7 @@ func TestSlowOrigins(t *testing.T) {
 		hungUp <- what
 	}))
 	defer origin.Close()
-	a := newAPI(t, storage.SQLite, connected(origin.URL))
+	a := newAPI(t, d, connected(origin.URL))
 	a.pace = pace{64 << 10, 200 * time.Millisecond}
 	for _, id := range []string{"silent", "metadata", "half", "much", "drips", "redirects"} {
 		if w, err := get(a.download, "there", id, ""); err == nil || err.Code != "M_NOT_FOUND" {

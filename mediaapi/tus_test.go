@@ -105,6 +105,12 @@ func skipTusdRace(t *testing.T) {
 // TestResume breaks an upload ten times at any place, restarts the server twice in between, and compares hashes.
 func TestResume(t *testing.T) {
 	skipTusdRace(t)
+	for _, d := range storagetest.Dialects {
+		t.Run(d.String(), func(t *testing.T) { testResume(t, d) })
+	}
+}
+
+func testResume(t *testing.T, d storage.Dialect) {
 	size := int64(200 << 20)
 	if testing.Short() {
 		size = 12 << 20
@@ -120,11 +126,11 @@ func TestResume(t *testing.T) {
 	if _, err := io.Copy(sum, content(0)); err != nil {
 		t.Fatal(err)
 	}
-	database := storagetest.URL(t, storage.SQLite)
+	database := storagetest.URL(t, d)
 	folder := t.TempDir()
 	start := func() (*API, *httptest.Server, *storage.DB) {
 		db := storagetest.OpenURL(t, database, Schema)
-		a := newAPI(t, storage.SQLite, nil, func(c *Config, d *Deps) { c.Folder, c.MaxUpload, d.DB = folder, 1<<30, db })
+		a := newAPI(t, d, nil, func(c *Config, deps *Deps) { c.Folder, c.MaxUpload, deps.DB = folder, 1<<30, db })
 		return a, serveTus(t, a), db
 	}
 	a, server, db := start()
@@ -204,13 +210,19 @@ func settled(t *testing.T, url string, before int64) (offset int64) {
 // arrived is the beginning of the file, and in the end the file is whole.
 func TestResumeAnyhow(t *testing.T) {
 	skipTusdRace(t)
+	for _, d := range storagetest.Dialects {
+		t.Run(d.String(), func(t *testing.T) { testResumeAnyhow(t, d) })
+	}
+}
+
+func testResumeAnyhow(t *testing.T, d storage.Dialect) {
 	rounds := uint64(10)
 	if testing.Short() {
 		rounds = 4
 	}
-	folder, db := t.TempDir(), storagetest.Open(t, storage.SQLite, Schema)
+	folder, db := t.TempDir(), storagetest.Open(t, d, Schema)
 	start := func() (*API, *httptest.Server) {
-		a := newAPI(t, storage.SQLite, nil, func(c *Config, d *Deps) { c.Folder, d.DB = folder, db })
+		a := newAPI(t, d, nil, func(c *Config, deps *Deps) { c.Folder, deps.DB = folder, db })
 		return a, serveTus(t, a)
 	}
 	a, server := start()

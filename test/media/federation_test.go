@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/myelin-im/myelin/storage"
+	"github.com/myelin-im/myelin/storage/storagetest"
 	. "github.com/myelin-im/myelin/test/harness"
 )
 
@@ -56,6 +57,12 @@ func TestFederation(t *testing.T) {
 
 // TestPeers has origins that lie and one that takes its time.
 func TestPeers(t *testing.T) {
+	for _, d := range storagetest.Dialects {
+		t.Run(d.String(), func(t *testing.T) { testPeers(t, d) })
+	}
+}
+
+func testPeers(t *testing.T, d storage.Dialect) {
 	release, begun := make(chan struct{}), make(chan struct{}, 1)
 	parts := func(w http.ResponseWriter, header, content string) {
 		w.Header().Set("Content-Type", "multipart/mixed; boundary=b")
@@ -100,7 +107,7 @@ func TestPeers(t *testing.T) {
 			io.WriteString(w, `{"errcode":"M_UNRECOGNIZED"}`)
 		}
 	}))
-	s, folder := start(t, storage.SQLite, Federating(t))
+	s, folder := start(t, d, Federating(t))
 	alice := s.Register(t, "alice")
 	get := func(id string) *Answer { return do(t, alice, "GET", v1+"/download/"+peer.Name+"/"+id, nil) }
 	slow := make(chan *Answer, 2)
