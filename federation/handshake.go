@@ -27,6 +27,8 @@ func (a *API) handshakeEndpoints() []httpapi.Endpoint {
 		httpapi.New("GET", v1+"/make_knock/{roomId}/{userId}", httpapi.Server, ratelimit.Federation, a.makeKnock),
 		httpapi.New("PUT", v2+"/send_join/{roomId}/{eventId}", httpapi.Server, ratelimit.Federation, a.sendJoin).WithMaxBody(maxEventBody),
 		httpapi.New("PUT", v2+"/send_leave/{roomId}/{eventId}", httpapi.Server, ratelimit.Federation, a.sendLeave).WithMaxBody(maxEventBody),
+		httpapi.New("PUT", v1+"/send_join/{roomId}/{eventId}", httpapi.Server, ratelimit.Federation, a.sendJoinV1).WithMaxBody(maxEventBody),
+		httpapi.New("PUT", v1+"/send_leave/{roomId}/{eventId}", httpapi.Server, ratelimit.Federation, a.sendLeaveV1).WithMaxBody(maxEventBody),
 		httpapi.New("PUT", v1+"/send_knock/{roomId}/{eventId}", httpapi.Server, ratelimit.Federation, a.sendKnock).WithMaxBody(maxEventBody),
 	}
 }
@@ -104,6 +106,26 @@ func (a *API) sendJoin(ctx context.Context, by *httpapi.Caller, in *sendJoinRequ
 	}
 	out.event = e
 	return out, a.describe(ctx, room, out)
+}
+
+// sendJoinV1: server-server API v1.12, PUT /v1/send_join, the last version that has it. Older servers fall back to it.
+func (a *API) sendJoinV1(ctx context.Context, by *httpapi.Caller, in *sendRequest) (*paired, error) {
+	out, err := a.sendJoin(ctx, by, &sendJoinRequest{RoomID: in.RoomID, EventID: in.EventID, Event: in.Event})
+	if err != nil {
+		return nil, err
+	}
+	return &paired{out}, nil
+}
+
+// paired is an answer in the form of the first endpoints of this API: [200, {…}].
+type paired struct {
+	answer interface{ AppendJSON([]byte) ([]byte, error) }
+}
+
+// AppendJSON appends the answer.
+func (p *paired) AppendJSON(dst []byte) ([]byte, error) {
+	dst, err := p.answer.AppendJSON(append(dst, "[200,"...))
+	return append(dst, ']'), err
 }
 
 // admit takes a membership event of another server's own user into a room, to send it on to the others.
@@ -237,6 +259,14 @@ func (a *API) sendLeave(ctx context.Context, by *httpapi.Caller, in *sendRequest
 		_, err = a.admit(ctx, by, room, in, roomserver.Leave)
 	}
 	return nil, err
+}
+
+// sendLeaveV1: server-server API v1.12, PUT /v1/send_leave, the last version that has it.
+func (a *API) sendLeaveV1(ctx context.Context, by *httpapi.Caller, in *sendRequest) (*jsonAnswer, error) {
+	if _, err := a.sendLeave(ctx, by, in); err != nil {
+		return nil, err
+	}
+	return new(jsonAnswer("[200,{}]")), nil
 }
 
 type sendKnockAnswer struct {
