@@ -4,17 +4,19 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 
 	"github.com/tidwall/gjson"
 
 	"github.com/myelin-im/myelin/internal/mxerr"
+	"github.com/myelin-im/myelin/roomserver"
 	"github.com/myelin-im/myelin/storage"
 )
 
 // ReceiveDeviceList takes an EDU m.device_list_update from another server. If it follows what is stored of the user's
 // devices, it is applied; otherwise what is stored is out of date, and asked for when somebody wants it. Either way the
-// users who share rooms with theirs hear of a change.
+// users who share rooms with theirs hear of a change, unless it only introduces somebody of whom they have just heard.
 func (a *API) ReceiveDeviceList(ctx context.Context, origin string, content json.RawMessage) error {
 	var in struct {
 		deviceListUpdate
@@ -27,11 +29,22 @@ func (a *API) ReceiveDeviceList(ctx context.Context, origin string, content json
 	if in.DeviceID == "" || len(in.DeviceID) > maxKeyName {
 		return mxerr.InvalidParam("m.device_list_update has no usable device_id")
 	}
+	introduces := false
+	if len(in.PrevID) == 0 {
+		var err error
+		if introduces, err = a.cameToUs(ctx, in.UserID); err != nil {
+			return err
+		}
+	}
 	return a.receiveChange(ctx, origin, in.UserID, func(tx *storage.Tx) error {
 		var stream int64
 		var fresh bool
-		if _, err := tx.Get(`SELECT stream_id, fresh FROM remote_device_lists WHERE user_id = $1`, []any{in.UserID}, &stream, &fresh); err != nil {
+		found, err := tx.Get(`SELECT stream_id, fresh FROM remote_device_lists WHERE user_id = $1`, []any{in.UserID}, &stream, &fresh)
+		if err != nil {
 			return err
+		}
+		if !found && introduces {
+			return nil // clients heard of the user at the join, and nobody has asked since
 		}
 		if !fresh {
 			return a.outdated(tx, in.UserID)
@@ -57,6 +70,54 @@ func (a *API) ReceiveDeviceList(ctx context.Context, origin string, content json
 		}
 		return noteChange(tx, in.UserID)
 	})
+}
+
+// maxWitnesses bounds the local members whose presence at a join is looked up.
+const maxWitnesses = 20
+
+// cameToUs tells whether a remote user came into a room that local users were in. Their server then introduces them with
+// a first update that has no predecessor.
+func (a *API) cameToUs(ctx context.Context, user string) (bool, error) {
+	var joins []roomserver.RoomMembership
+	err := a.rooms.MembershipsOf(ctx, []string{user}, func(m roomserver.RoomMembership) {
+		if m.Membership == roomserver.Join {
+			joins = append(joins, m)
+		}
+	})
+	if err != nil {
+		return false, err
+	}
+	for _, m := range joins {
+		room, err := a.rooms.RoomByNID(ctx, m.Room)
+		if errors.Is(err, roomserver.ErrUnknownRoom) {
+			continue
+		}
+		if err != nil {
+			return false, err
+		}
+		if came, err := a.joinedAmongUs(ctx, room, m); err != nil || came {
+			return came, err
+		}
+	}
+	return false, nil
+}
+
+// joinedAmongUs tells whether local users were in a room when a remote user came.
+func (a *API) joinedAmongUs(ctx context.Context, room *roomserver.Room, m roomserver.RoomMembership) (bool, error) {
+	before, err := a.rooms.StateAt(ctx, room, m.Pos-1)
+	if err != nil {
+		return false, err
+	}
+	if was, err := a.rooms.MembershipAt(ctx, room, before, m.User); err != nil || was == roomserver.Join {
+		return false, err
+	}
+	here := room.LocalMembers(nil)
+	for _, user := range here[:min(len(here), maxWitnesses)] {
+		if was, err := a.rooms.MembershipAt(ctx, room, before, user); err != nil || was == roomserver.Join {
+			return err == nil, err
+		}
+	}
+	return false, nil
 }
 
 // applyUpdate stores a changed device; ok is false if its keys cannot be used, changed is false if they are what they were before.

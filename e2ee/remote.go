@@ -105,7 +105,7 @@ func failure(err error) json.RawMessage {
 }
 
 // queryRemote asks other servers for keys and adds what they say, or that they failed.
-func (a *API) queryRemote(ctx context.Context, patience time.Duration, wanted map[string]queriedDevices, reader string, made map[string][]signature, out *keysAnswer) {
+func (a *API) queryRemote(ctx context.Context, patience time.Duration, wanted map[string]queriedDevices, out *keysAnswer) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	servers := make([]string, 0, len(wanted))
@@ -123,7 +123,7 @@ func (a *API) queryRemote(ctx context.Context, patience time.Duration, wanted ma
 			out.failures[server] = failure(err)
 		}
 		for user, i := range found {
-			out.add(user, i, wanted[server][user], reader, made[user])
+			out.add(user, i, wanted[server][user])
 		}
 	})
 }
@@ -338,19 +338,28 @@ func (a *API) fetchOnce(ctx context.Context, server, user string) (*identity, er
 func (a *API) fetch(ctx context.Context, server, user string) (*identity, error) {
 	since := a.db.Head()
 	var mark int64
-	if _, err := a.db.Get(ctx, `SELECT mark FROM remote_device_lists WHERE user_id = $1`, []any{user}, &mark); err != nil {
+	known, err := a.db.Get(ctx, `SELECT mark FROM remote_device_lists WHERE user_id = $1`, []any{user}, &mark)
+	if err != nil {
 		return nil, fmt.Errorf("look up devices of %s: %w", user, err)
 	}
-	answer, err := a.remote.UserDevices(ctx, server, user)
+	i, err := a.askDevices(ctx, server, user)
 	if err != nil {
-		return nil, fmt.Errorf("devices of %s: %w", user, err)
-	}
-	i, err := parseDevices(user, answer)
-	if err != nil {
+		if !known { // the client that asked is to hear when their server tells of them
+			err = errors.Join(err, a.db.Write(context.WithoutCancel(ctx), func(tx *storage.Tx) error { return markStale(tx, user) }))
+		}
 		return nil, err
 	}
 	i.since = since
 	return i, a.store(context.WithoutCancel(ctx), user, i, mark)
+}
+
+// askDevices asks a server for a user's devices.
+func (a *API) askDevices(ctx context.Context, server, user string) (*identity, error) {
+	answer, err := a.remote.UserDevices(ctx, server, user)
+	if err != nil {
+		return nil, fmt.Errorf("devices of %s: %w", user, err)
+	}
+	return parseDevices(user, answer)
 }
 
 // parseDevices reads an answer of /user/devices.

@@ -343,6 +343,55 @@ func TestFollowingARemoteUser(t *testing.T) {
 	}
 }
 
+// TestIntroduction checks that clients hear once of somebody who joins, although the join tells of them and so does their
+// server; and again if their server could not be asked in between.
+func TestIntroduction(t *testing.T) {
+	for _, d := range storagetest.Dialects {
+		t.Run(d.String(), func(t *testing.T) {
+			server := Start(t, d, Federating(t))
+			alice := server.Register(t, "alice")
+			room := alice.Create(J{"preset": "public_chat"})
+			alice.Sync(nil)
+			s := newStranger(t, server, room)
+			follow(alice, "the stranger", s.user)
+			introduce := func(s *stranger, stream int, prev ...int) {
+				t.Helper()
+				s.sends(t, server, "m.device_list_update", J{"user_id": s.user, "device_id": "A", "stream_id": stream, "prev_id": append([]int{}, prev...), "keys": s.keys("A")})
+			}
+			// named counts how often the stranger is named until a later message of theirs has come.
+			named := func(s *stranger, id string) (n int) {
+				t.Helper()
+				s.sends(t, server, "m.direct_to_device", J{"sender": s.user, "type": "m.test", "message_id": id, "messages": J{alice.UserID: J{"*": J{"body": id}}}})
+				alice.Until("the message "+id, func(r gjson.Result) bool {
+					if slices.Contains(changed(r), s.user) {
+						n++
+					}
+					return slices.Contains(bodies(r.Get("to_device.events")), id)
+				})
+				return n
+			}
+			introduce(s, 1)
+			if n := named(s, "introduced"); n != 0 {
+				t.Errorf("after the introduction the stranger is named %d times more", n)
+			}
+			introduce(s, 2, 1)
+			if n := named(s, "changed"); n != 1 {
+				t.Errorf("after a change the stranger is named %d times", n)
+			}
+
+			other := newStranger(t, server, room)
+			follow(alice, "the other one", other.user)
+			if got := deviceIDs(alice, other.user); len(got) != 0 { // the answer is empty, which is none
+				t.Errorf("devices %v", got)
+			}
+			introduce(other, 1)
+			if n := named(other, "introduced too"); n != 1 {
+				t.Errorf("after a query that failed the introduction names the other one %d times", n)
+			}
+		})
+	}
+}
+
 // TestUpdatesForOtherServers checks what another server is told of a local user's devices.
 func TestUpdatesForOtherServers(t *testing.T) {
 	for _, d := range storagetest.Dialects {
