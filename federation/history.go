@@ -40,29 +40,50 @@ type gapKey struct {
 // Fill gets what is missing of a room's history among the last limit events before a place, as far as other servers
 // have it. That they do not is no error.
 func (a *API) Fill(ctx context.Context, room *roomserver.Room, before roomserver.HistoryToken, limit int) error {
+	return a.fillNext(ctx, room, max(limit, 20), func() (roomserver.Gap, bool, error) {
+		gap, ok := room.GapBefore(before)
+		if !ok {
+			return gap, false, nil
+		}
+		have, err := a.rooms.HistoryBefore(ctx, room, before, limit)
+		within := len(have) < limit || !gap.Place.Before(have[limit-1].Token())
+		return gap, err == nil && within, err
+	})
+}
+
+// FillAfter is Fill for the first limit events after a place. A gap is filled from its newer end, so all of it has to be
+// before a reader who comes from the older end reads on in order. A large one may not be filled at once; then the
+// reader goes on behind it.
+func (a *API) FillAfter(ctx context.Context, room *roomserver.Room, after roomserver.HistoryToken, limit int) error {
+	return a.fillNext(ctx, room, maxBackfill, func() (roomserver.Gap, bool, error) {
+		gap, ok := room.GapAfter(after)
+		if !ok {
+			return gap, false, nil
+		}
+		have, err := a.rooms.HistoryAfter(ctx, room, after, room.Head().Pos, limit)
+		within := len(have) < limit || !have[limit-1].Token().Before(gap.Place)
+		return gap, err == nil && within, err
+	})
+}
+
+// fillNext fills gaps, a number of events at a time, as long as next finds one that is in the way.
+func (a *API) fillNext(ctx context.Context, room *roomserver.Room, events int, next func() (roomserver.Gap, bool, error)) error {
 	if !room.Resident() {
 		return nil
 	}
 	for range backfillRounds {
-		gap, ok := room.GapBefore(before)
-		if !ok {
-			return nil
-		}
-		have, err := a.rooms.HistoryBefore(ctx, room, before, limit)
-		if err != nil {
+		gap, ok, err := next()
+		if err != nil || !ok {
 			return err
 		}
 		if purged, err := a.rooms.Purged(ctx, room); err != nil || !purged.Floor.Before(gap.Place) {
 			return err // what was there was deleted on purpose
 		}
-		if len(have) == limit && gap.Place.Before(have[limit-1].Token()) {
-			return nil // the gap is further back
-		}
 		key := gapKey{room.NID, gap.Place}
 		if since, resting := a.rests.Get(key); resting && time.Since(since) < gapRest {
 			return nil
 		}
-		n, err := a.fill(ctx, room, gap, max(limit, 20))
+		n, err := a.fill(ctx, room, gap, events)
 		if err != nil || n == 0 {
 			if ctx.Err() == nil {
 				a.rests.Put(key, time.Now(), 1)

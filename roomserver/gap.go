@@ -95,6 +95,16 @@ func (r *Room) GapBefore(t HistoryToken) (g Gap, ok bool) {
 	return Gap{}, false
 }
 
+// GapAfter returns the oldest gap among the events after a place: reading forward from there comes to it first.
+func (r *Room) GapAfter(t HistoryToken) (g Gap, ok bool) {
+	for _, g := range *r.gaps.Load() {
+		if t.Before(g.Place) {
+			return g, true
+		}
+	}
+	return Gap{}, false
+}
+
 // Contiguous cuts a piece of the timeline, oldest first, so that no gap lies within it: what is before the newest gap
 // does not belong to it. gap tells that there is one right before what is left.
 func (r *Room) Contiguous(events []*Event) (rest []*Event, gap bool) {

@@ -37,6 +37,8 @@ type Deps struct {
 type History interface {
 	// Fill gets what is missing among the last limit events before a place, as far as it can be had.
 	Fill(ctx context.Context, room *roomserver.Room, before roomserver.HistoryToken, limit int) error
+	// FillAfter is Fill for the first limit events after a place.
+	FillAfter(ctx context.Context, room *roomserver.Room, after roomserver.HistoryToken, limit int) error
 	// FillNear gets the event closest to a time, if others have one that is closer than have (or nil).
 	FillNear(ctx context.Context, room *roomserver.Room, ts int64, forward bool, have *roomserver.Event) error
 }

@@ -100,14 +100,12 @@ func (a *API) fill(ctx context.Context, p *page, from, to roomserver.HistoryToke
 		want := limit - len(p.events)
 		var events []*roomserver.Event
 		var err error
+		if err = a.complete(ctx, p, want, forward); err != nil {
+			return err
+		}
 		if forward {
 			events, err = a.rooms.HistoryAfter(ctx, p.acc.room, p.end, to.Anchor, want)
 		} else {
-			if a.history != nil {
-				if err = a.history.Fill(ctx, p.acc.room, p.end, want); err != nil {
-					return err
-				}
-			}
 			events, err = a.rooms.HistoryBefore(ctx, p.acc.room, p.end, want)
 		}
 		if err != nil {
@@ -142,6 +140,18 @@ func (a *API) fill(ctx context.Context, p *page, from, to roomserver.HistoryToke
 		}
 	}
 	return nil
+}
+
+// complete gets what is missing of the history where the page goes on, if other servers have it.
+func (a *API) complete(ctx context.Context, p *page, want int, forward bool) error {
+	switch {
+	case a.history == nil:
+		return nil
+	case forward:
+		return a.history.FillAfter(ctx, p.acc.room, p.end, want)
+	default:
+		return a.history.Fill(ctx, p.acc.room, p.end, want)
+	}
 }
 
 // appendPage renders a page.
