@@ -48,6 +48,12 @@ func HasDevice(tx *storage.Tx, userID, deviceID string) (bool, error) {
 	return tx.Get(`SELECT created_ts FROM devices WHERE user_id = $1 AND device_id = $2`, []any{userID, deviceID}, new(int64))
 }
 
+// DevicesOf is the query for the devices of the local users in a list of placeholders: user_id, device_id and
+// display_name. It is for those who read devices together with what is theirs.
+func DevicesOf(in string) string {
+	return `SELECT user_id, device_id, display_name FROM devices WHERE user_id IN ` + in
+}
+
 // EachDevice calls fn with the names of all devices of local users, in the order of users and devices. There must be
 // few users, and fn must not use the database.
 func EachDevice(tx *storage.Tx, userIDs []string, fn func(userID string, d Device)) error {
@@ -55,7 +61,7 @@ func EachDevice(tx *storage.Tx, userIDs []string, fn func(userID string, d Devic
 	for i, id := range userIDs {
 		args[i] = id
 	}
-	rows := tx.Query(`SELECT user_id, device_id, display_name FROM devices WHERE user_id IN `+storage.In(len(args), 1)+` ORDER BY user_id, device_id`, args...)
+	rows := tx.Query(DevicesOf(storage.In(len(args), 1))+` ORDER BY user_id, device_id`, args...)
 	for rows.Next() {
 		var userID string
 		var d Device

@@ -72,9 +72,12 @@ type API struct {
 }
 
 const (
-	// maxIdentities bounds the users whose keys are kept in memory, maxCounted those whose one-time keys were counted.
-	maxIdentities = 20_000
-	maxCounted    = 20_000
+	// maxIdentities bounds the keys of users that are kept in memory, in bytes.
+	maxIdentities = 64 << 20
+	// maxSigners bounds the users whose signatures of others' keys are kept in memory, maxCounted those whose one-time keys
+	// were counted.
+	maxSigners = 20_000
+	maxCounted = 20_000
 )
 
 // New makes the API. It must be called before the first write to the database. SetAccounts completes it.
@@ -87,7 +90,7 @@ func New(deps Deps) (*API, error) {
 	}
 	a := &API{db: deps.DB, rooms: deps.Rooms, remote: deps.Remote, log: deps.Log, now: deps.Now, changes: newChangeLog(deps.DB.Head())}
 	a.identities = cache.New[string, *identity](maxIdentities)
-	a.signatures = memo.New(maxIdentities, a.readSignatures)
+	a.signatures = memo.New(maxSigners, a.readSignatures)
 	a.counts = memo.New(maxCounted, a.readCounts)
 	a.inboxes = newInboxes(deps.DB.Head())
 	a.follower.init(deps.DB.Head())

@@ -290,11 +290,11 @@ func (a *API) introduce(ctx context.Context, user string, servers []string) erro
 			if err != nil {
 				return err
 			}
-			news, err := a.everything(tx, user, pos)
+			news, err := everything(tx, user, pos)
 			if err != nil || len(news.devices) == 0 {
 				return err
 			}
-			return a.writeUpdates(tx, news, strangers[:n], true)
+			return writeUpdates(tx, news, strangers[:n], true)
 		})
 		if err != nil {
 			return fmt.Errorf("tell of devices of %s: %w", user, err)
@@ -305,8 +305,8 @@ func (a *API) introduce(ctx context.Context, user string, servers []string) erro
 }
 
 // everything is all that there is to tell of a user.
-func (a *API) everything(tx *storage.Tx, user string, pos int64) (*news, error) {
-	read, err := a.readIdentities(tx, []string{user}, 0)
+func everything(tx *storage.Tx, user string, pos int64) (*news, error) {
+	read, err := readIdentities(tx, []string{user}, 0)
 	if err != nil {
 		return nil, err
 	}

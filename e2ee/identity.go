@@ -2,9 +2,15 @@ package e2ee
 
 import (
 	"context"
+	"database/sql"
 	"fmt"
+	"maps"
+	"math/bits"
+	"slices"
+	"strings"
 
 	"github.com/myelin-im/myelin/accounts"
+	"github.com/myelin-im/myelin/internal/cache"
 	"github.com/myelin-im/myelin/internal/canonicaljson"
 	"github.com/myelin-im/myelin/internal/signing"
 	"github.com/myelin-im/myelin/storage"
@@ -63,8 +69,18 @@ func (d *deviceKeys) append(b []byte) []byte {
 	return append(canonicaljson.AppendString(b, d.name), '}', '}')
 }
 
-// maxUsersPerRead bounds the users that one query of the database is about.
-const maxUsersPerRead = 100
+// size is about how many bytes of memory an identity takes.
+func (i *identity) size() int {
+	n := cache.Overhead + 256 + len(i.master) + len(i.selfSigning) + len(i.userSigning)
+	for k := range i.devices {
+		d := &i.devices[k]
+		n += 64 + len(d.id) + len(d.keys) + len(d.name)
+	}
+	return n
+}
+
+// maxUsersPerRead bounds the users that one query of the database is about. It is a power of two.
+const maxUsersPerRead = 256
 
 // identitiesOf returns the identities of users, from memory or the database. Each of them has an entry.
 func (a *API) identitiesOf(ctx context.Context, users []string) (map[string]*identity, error) {
@@ -78,111 +94,129 @@ func (a *API) identitiesOf(ctx context.Context, users []string) (map[string]*ide
 			missing = append(missing, user)
 		}
 	}
-	for len(missing) > 0 {
-		n := min(len(missing), maxUsersPerRead)
-		asOf := a.db.Head()
-		var read map[string]*identity
-		err := a.db.Read(ctx, func(tx *storage.Tx) (err error) {
-			read, err = a.readIdentities(tx, missing[:n], asOf)
-			return err
-		})
-		if err != nil {
-			return nil, fmt.Errorf("read keys: %w", err)
+	if len(missing) == 0 {
+		return found, nil
+	}
+	asOf := a.db.Head()
+	err := a.db.Read(ctx, func(tx *storage.Tx) error {
+		for part := range slices.Chunk(missing, maxUsersPerRead) {
+			read, err := readIdentities(tx, part, asOf)
+			if err != nil {
+				return err
+			}
+			maps.Copy(found, read)
 		}
-		for user, i := range read {
-			found[user] = i
-			a.identities.Put(user, i, 1) // if it has changed meanwhile, asOf tells
-		}
-		missing = missing[n:]
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read keys: %w", err)
+	}
+	for _, user := range missing {
+		a.identities.Put(user, found[user], found[user].size()) // if it has changed meanwhile, asOf tells
 	}
 	return found, nil
 }
 
-// readIdentities reads the identities of up to maxUsersPerRead users.
-func (a *API) readIdentities(tx *storage.Tx, users []string, asOf int64) (map[string]*identity, error) {
+// What the rows of identityQueries are about.
+const (
+	rowKeys         int64 = iota // keys of a device: id, name if it is remote, content
+	rowDevice                    // a local device, with or without keys: id, name
+	rowCrossSigning              // usage, -, content
+	rowSignature                 // target, key id, signature
+	rowRemote                    // -, -, -, stream id, since or -1 if it is not fresh
+)
+
+// identityQueries are the queries for all that there is of 1, 2, 4, … maxUsersPerRead users. One statement is one round
+// trip to PostgreSQL, and a few different ones are prepared once for good.
+var identityQueries = func() (texts []string) {
+	for n := 1; n <= maxUsersPerRead; n *= 2 {
+		in := storage.In(n, 1)
+		texts = append(texts, fmt.Sprintf(`SELECT %d, user_id, device_id, display_name, content, 0, 0 FROM device_keys WHERE user_id IN %s
+			UNION ALL SELECT %d, user_id, device_id, display_name, NULL, 0, 0 FROM (%s) AS local
+			UNION ALL SELECT %d, user_id, usage, NULL, content, 0, 0 FROM cross_signing_keys WHERE user_id IN %s
+			UNION ALL SELECT %d, user_id, target, key_id, signature, 0, 0 FROM key_signatures WHERE signer = user_id AND user_id IN %s
+			UNION ALL SELECT %d, user_id, NULL, NULL, NULL, stream_id, CASE WHEN fresh THEN since ELSE -1 END FROM remote_device_lists WHERE user_id IN %s`,
+			rowKeys, in, rowDevice, accounts.DevicesOf(in), rowCrossSigning, in, rowSignature, in, rowRemote, in))
+	}
+	return texts
+}()
+
+// readIdentities reads the identities of up to maxUsersPerRead users. Local devices without keys are there as well,
+// because other servers are told of them.
+func readIdentities(tx *storage.Tx, users []string, asOf int64) (map[string]*identity, error) {
 	out := make(map[string]*identity, len(users))
-	args := make([]any, len(users))
-	for n, user := range users {
-		out[user], args[n] = &identity{asOf: asOf}, user
+	for _, user := range users {
+		out[user] = &identity{asOf: asOf}
 	}
-	in := storage.In(len(users), 1)
-	if err := a.readDevices(tx, users, in, args, out); err != nil {
-		return nil, err
+	power := bits.Len(uint(len(users) - 1))
+	args := make([]any, 1<<power)
+	for n := range args {
+		args[n] = users[min(n, len(users)-1)] // the last one fills the list
 	}
-	rows := tx.Query(`SELECT user_id, usage, content FROM cross_signing_keys WHERE user_id IN `+in, args...)
+	var signatures []signature
+	rows := tx.Query(identityQueries[power], args...)
 	for rows.Next() {
-		var user, usage string
+		var kind, streamID, since int64
+		var user, id, name sql.RawBytes
 		var content []byte
-		rows.Scan(&user, &usage, &content)
-		switch usage {
-		case usageMaster:
-			out[user].master = content
-		case usageSelfSigning:
-			out[user].selfSigning = content
-		case usageUserSigning:
-			out[user].userSigning = content
+		rows.Scan(&kind, &user, &id, &name, &content, &streamID, &since)
+		i := out[string(user)]
+		if i == nil { // a scan failed, which Close tells
+			break
+		}
+		switch kind {
+		case rowKeys, rowDevice:
+			i.devices = append(i.devices, deviceKeys{string(id), content, string(name)})
+		case rowCrossSigning:
+			i.setKey(string(id), content)
+		case rowSignature:
+			signatures = append(signatures, signature{string(user), string(id), string(name), string(content)})
+		case rowRemote:
+			i.streamID, i.since, i.fresh = streamID, since, since >= 0
 		}
 	}
 	if err := rows.Close(); err != nil {
 		return nil, err
 	}
-	rows = tx.Query(`SELECT user_id, target, key_id, signature FROM key_signatures WHERE signer = user_id AND user_id IN `+in, args...)
-	for rows.Next() {
-		var s signature
-		rows.Scan(&s.user, &s.target, &s.keyID, &s.value)
+	for _, i := range out {
+		i.sortDevices()
+	}
+	for _, s := range signatures {
 		out[s.user].sign(s)
 	}
-	if err := rows.Close(); err != nil {
-		return nil, err
-	}
-	rows = tx.Query(`SELECT user_id, stream_id, fresh, since FROM remote_device_lists WHERE user_id IN `+in, args...)
-	for rows.Next() {
-		var user string
-		var streamID, since int64
-		var fresh bool
-		rows.Scan(&user, &streamID, &fresh, &since)
-		out[user].streamID, out[user].fresh, out[user].since = streamID, fresh, since
-	}
-	return out, rows.Close()
+	return out, nil
 }
 
-// readDevices reads devices with their keys. Local devices without keys are there as well, because other servers are
-// told of them.
-func (a *API) readDevices(tx *storage.Tx, users []string, in string, args []any, out map[string]*identity) error {
-	rows := tx.Query(`SELECT user_id, device_id, content, display_name FROM device_keys WHERE user_id IN `+in+` ORDER BY user_id, device_id`, args...)
-	for rows.Next() {
-		var user string
-		var d deviceKeys
-		var name *string
-		rows.Scan(&user, &d.id, &d.keys, &name)
-		if name != nil {
-			d.name = *name
-		}
-		out[user].devices = append(out[user].devices, d)
+// setKey sets the cross-signing key of a usage.
+func (i *identity) setKey(usage string, key []byte) {
+	switch usage {
+	case usageMaster:
+		i.master = key
+	case usageSelfSigning:
+		i.selfSigning = key
+	case usageUserSigning:
+		i.userSigning = key
 	}
-	if err := rows.Close(); err != nil {
-		return err
-	}
-	local := make([]string, 0, len(users))
-	for _, user := range users {
-		if a.isLocal(user) {
-			local = append(local, user)
+}
+
+// sortDevices sorts the devices by id and puts together what two rows say of one.
+func (i *identity) sortDevices() {
+	slices.SortFunc(i.devices, func(a, b deviceKeys) int { return strings.Compare(a.id, b.id) })
+	sorted := i.devices[:0]
+	for _, d := range i.devices {
+		last := len(sorted) - 1
+		if last < 0 || sorted[last].id != d.id {
+			sorted = append(sorted, d)
+			continue
+		}
+		if d.keys != nil {
+			sorted[last].keys = d.keys
+		}
+		if d.name != "" {
+			sorted[last].name = d.name
 		}
 	}
-	if len(local) == 0 {
-		return nil
-	}
-	return accounts.EachDevice(tx, local, func(user string, d accounts.Device) {
-		i := out[user]
-		known := i.device(d.ID)
-		if known == nil {
-			i.devices = append(i.devices, deviceKeys{id: d.ID})
-			known = &i.devices[len(i.devices)-1]
-		}
-		if d.DisplayName != nil {
-			known.name = *d.DisplayName
-		}
-	})
+	i.devices = sorted
 }
 
 // sign adds a signature of the owner to the key that it is for.

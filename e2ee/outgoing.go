@@ -152,7 +152,7 @@ func (a *API) tell(ctx context.Context, news *news) error {
 		n := min(len(servers), destinationsPerWrite)
 		last := n == len(servers)
 		err := a.db.Write(ctx, func(tx *storage.Tx) error {
-			if err := a.writeUpdates(tx, news, servers[:n], false); err != nil || !last {
+			if err := writeUpdates(tx, news, servers[:n], false); err != nil || !last {
 				return err
 			}
 			_, err := tx.Exec(`DELETE FROM device_list_news WHERE pos = $1 AND user_id = $2`, news.pos, news.user)
@@ -203,11 +203,11 @@ func (a *API) serversOf(ctx context.Context, user string) ([]string, error) {
 
 // writeUpdates queues EDUs about devices of a user, as they are now, for servers. Those that know of this already are
 // passed over; with first, also those that know anything of the user.
-func (a *API) writeUpdates(tx *storage.Tx, news *news, servers []string, first bool) error {
+func writeUpdates(tx *storage.Tx, news *news, servers []string, first bool) error {
 	if len(servers) == 0 {
 		return nil
 	}
-	read, err := a.readIdentities(tx, []string{news.user}, 0)
+	read, err := readIdentities(tx, []string{news.user}, 0)
 	if err != nil {
 		return err
 	}

@@ -26,23 +26,51 @@ type queryRequest struct {
 	DeviceKeys queriedDevices `json:"device_keys" required:"true"`
 }
 
-// keysAnswer is an answer about keys, as bytes.
+// keysAnswer is an answer about keys. It is put together from pieces that are kept in memory as they are shown.
 type keysAnswer struct {
-	devices                          []byte // members of device_keys
-	master, selfSigning, userSigning []byte // members of these objects
-	failures                         map[string]json.RawMessage
-	forServer                        bool
+	reader string // a local user; empty: another server
+	// made are the signatures of the reader, by whose keys they are on.
+	made     map[string][]signature
+	users    []answered
+	failures map[string]json.RawMessage
+	size     int // about
+}
+
+// answered is what is known of a user, and which devices are asked for; none means all.
+type answered struct {
+	user string
+	*identity
+	ids []string
+}
+
+// add adds a user's keys: those of the devices with these ids, or of all.
+func (k *keysAnswer) add(user string, i *identity, ids []string) {
+	k.users = append(k.users, answered{user, i, ids})
+	if len(ids) == 0 {
+		k.size += i.size() + len(user)
+	}
 }
 
 // AppendJSON appends the answer.
 func (k *keysAnswer) AppendJSON(b []byte) ([]byte, error) {
-	b = append(append(append(b, `{"device_keys":{`...), k.devices...), '}')
-	b = append(append(append(b, `,"master_keys":{`...), k.master...), '}')
-	b = append(append(append(b, `,"self_signing_keys":{`...), k.selfSigning...), '}')
-	if k.forServer {
+	b = append(slices.Grow(b, k.size), `{"device_keys":{`...)
+	for n := range k.users {
+		if n > 0 {
+			b = append(b, ',')
+		}
+		b = k.users[n].appendDevices(b)
+	}
+	b = k.appendKeys(append(b, `},"master_keys":`...), func(u *answered) []byte { return withSignatures(u.master, k.reader, k.made[u.user]) })
+	b = k.appendKeys(append(b, `,"self_signing_keys":`...), func(u *answered) []byte { return u.selfSigning })
+	if k.reader == "" {
 		return append(b, '}'), nil
 	}
-	b = append(append(append(b, `,"user_signing_keys":{`...), k.userSigning...), '}')
+	b = k.appendKeys(append(b, `,"user_signing_keys":`...), func(u *answered) []byte {
+		if u.user != k.reader {
+			return nil
+		}
+		return u.userSigning
+	})
 	failures, err := json.Marshal(k.failures)
 	if err != nil {
 		return nil, fmt.Errorf("encode failures: %w", err)
@@ -50,46 +78,40 @@ func (k *keysAnswer) AppendJSON(b []byte) ([]byte, error) {
 	return append(append(append(b, `,"failures":`...), failures...), '}'), nil
 }
 
-// member appends a member of an object; value appends its value.
-func member(b []byte, name string, value func([]byte) []byte) []byte {
-	if len(b) > 0 {
+// appendKeys appends an object with a key of each user who has it.
+func (k *keysAnswer) appendKeys(b []byte, key func(u *answered) []byte) []byte {
+	b = append(b, '{')
+	first := true
+	for n := range k.users {
+		value := key(&k.users[n])
+		if value == nil {
+			continue
+		}
+		b = append(appendName(b, k.users[n].user, &first), value...)
+	}
+	return append(b, '}')
+}
+
+// appendDevices appends the member of a user in device_keys.
+func (u *answered) appendDevices(b []byte) []byte {
+	b = append(canonicaljson.AppendString(b, u.user), ":{"...)
+	first := true
+	for n := range u.devices {
+		d := &u.devices[n]
+		if d.keys != nil && (len(u.ids) == 0 || slices.Contains(u.ids, d.id)) {
+			b = d.append(appendName(b, d.id, &first))
+		}
+	}
+	return append(b, '}')
+}
+
+// appendName appends the name of an object's next member.
+func appendName(b []byte, name string, first *bool) []byte {
+	if !*first {
 		b = append(b, ',')
 	}
-	return value(append(canonicaljson.AppendString(b, name), ':'))
-}
-
-func raw(value []byte) func([]byte) []byte {
-	return func(b []byte) []byte { return append(b, value...) }
-}
-
-// add adds a user's keys: those of the devices with these ids, or of all.
-func (k *keysAnswer) add(user string, i *identity, ids []string, reader string, made []signature) {
-	k.devices = member(k.devices, user, func(b []byte) []byte {
-		b = append(b, '{')
-		first := true
-		for n := range i.devices {
-			d := &i.devices[n]
-			if d.keys == nil || len(ids) > 0 && !slices.Contains(ids, d.id) {
-				continue
-			}
-			if !first {
-				b = append(b, ',')
-			}
-			first = false
-			b = append(canonicaljson.AppendString(b, d.id), ':')
-			b = d.append(b)
-		}
-		return append(b, '}')
-	})
-	if i.master != nil {
-		k.master = member(k.master, user, raw(withSignatures(i.master, reader, made)))
-	}
-	if i.selfSigning != nil {
-		k.selfSigning = member(k.selfSigning, user, raw(i.selfSigning))
-	}
-	if i.userSigning != nil && user == reader {
-		k.userSigning = member(k.userSigning, user, raw(i.userSigning))
-	}
+	*first = false
+	return append(canonicaljson.AppendString(b, name), ':')
 }
 
 // withSignatures adds those signatures of the reader that are on a master key. Nobody else sees them.
@@ -114,7 +136,6 @@ func (a *API) query(ctx context.Context, by *httpapi.Caller, in *queryRequest) (
 	if len(in.DeviceKeys) > maxQueried {
 		return nil, mxerr.TooLarge("These are too many users at once")
 	}
-	out := &keysAnswer{failures: map[string]json.RawMessage{}}
 	made, err := a.signatures.Get(ctx, by.UserID)
 	if err != nil {
 		return nil, err
@@ -134,11 +155,12 @@ func (a *API) query(ctx context.Context, by *httpapi.Caller, in *queryRequest) (
 	if err != nil {
 		return nil, err
 	}
+	out := &keysAnswer{reader: by.UserID, made: made, users: make([]answered, 0, len(users)), failures: map[string]json.RawMessage{}}
 	elsewhere := map[string]queriedDevices{}
 	for _, user := range users {
 		i := known[user]
 		if a.isLocal(user) || current[user] {
-			out.add(user, i, in.DeviceKeys[user], by.UserID, made[user])
+			out.add(user, i, in.DeviceKeys[user])
 			continue
 		}
 		server, _ := serverOf(user)
@@ -148,7 +170,7 @@ func (a *API) query(ctx context.Context, by *httpapi.Caller, in *queryRequest) (
 		elsewhere[server][user] = in.DeviceKeys[user]
 	}
 	if len(elsewhere) > 0 {
-		a.queryRemote(ctx, patience(in.Timeout), elsewhere, by.UserID, made, out)
+		a.queryRemote(ctx, patience(in.Timeout), elsewhere, out)
 	}
 	return out, nil
 }
@@ -173,9 +195,9 @@ func (a *API) serverQuery(ctx context.Context, _ *httpapi.Caller, in *serverQuer
 	if err != nil {
 		return nil, err
 	}
-	out := &keysAnswer{forServer: true}
+	out := &keysAnswer{users: make([]answered, 0, len(users))}
 	for _, user := range users {
-		out.add(user, known[user], in.DeviceKeys[user], "", nil)
+		out.add(user, known[user], in.DeviceKeys[user])
 	}
 	return out, nil
 }
@@ -205,7 +227,7 @@ func (a *API) serverDevices(ctx context.Context, by *httpapi.Caller, in *serverD
 			return err
 		}
 		out.streamID = out.streamID*streamsPerPosition + streamsPerPosition - 1
-		read, err := a.readIdentities(tx, []string{in.UserID}, 0)
+		read, err := readIdentities(tx, []string{in.UserID}, 0)
 		out.identity = read[in.UserID]
 		return err
 	})
