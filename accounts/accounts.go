@@ -73,13 +73,15 @@ type Translation struct {
 	URL  string `json:"url"`
 }
 
-// Rooms is what accounts ask of the rooms. Both may be called again for what is done already, and must then do
-// nothing. An error means: try again later.
+// Rooms is what accounts ask of the rooms. What changes something may be called again for what is done already, and must
+// then do nothing. An error means: try again later.
 type Rooms interface {
 	// ProfileChanged puts a user's new display name or avatar into their memberships of the rooms they are joined to.
 	ProfileChanged(ctx context.Context, userID string, change ProfileChange) error
 	// LeaveAll makes a user leave all rooms and reject all invites and knocks.
 	LeaveAll(ctx context.Context, userID string) error
+	// Known tells whether a user of another server is in a room with somebody of this one.
+	Known(ctx context.Context, userID string) (bool, error)
 }
 
 // ProfileChange is a changed member of membership events.

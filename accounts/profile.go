@@ -122,8 +122,7 @@ type putFieldRequest struct {
 func (a *API) getProfile(ctx context.Context, _ *httpapi.Caller, in *profileRequest) (*Profile, error) {
 	var p *Profile
 	if _, local := a.localpart(in.UserID); !local && a.profile != nil {
-		fields, err := a.profile(ctx, in.UserID)
-		return &Profile{fields}, err
+		return a.remoteProfile(ctx, in.UserID)
 	} else if local {
 		err := a.db.Read(ctx, func(tx *storage.Tx) (err error) {
 			p, err = ReadProfile(tx, in.UserID)

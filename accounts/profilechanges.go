@@ -40,14 +40,18 @@ type ChangedField struct {
 // profilePage is how many changes of profiles are read at a time.
 const profilePage = 1000
 
-// ProfileChanges calls fn for each profile field of a local user that changed last at a position in (after, upTo], in the
-// order of the changes.
+// ProfileChanges calls fn for each profile field that changed last at a position in (after, upTo], in the order of the
+// changes: all fields of local users, and those of users of other servers that memberships do not tell, as far as they
+// are known.
 func ProfileChanges(tx *storage.Tx, after, upTo int64, fn func(*ChangedField)) error {
 	last := ChangedField{pos: after + 1} // an empty user id comes before all others
 	for {
 		rows := tx.Query(`SELECT c.user_id, c.field, p.value, c.pos FROM profile_changes c
 			LEFT JOIN profiles p ON p.user_id = c.user_id AND p.field = c.field
-			WHERE (c.pos, c.user_id, c.field) > ($1, $2, $3) AND c.pos <= $4 ORDER BY c.pos, c.user_id, c.field LIMIT $5`,
+			WHERE (c.pos, c.user_id, c.field) > ($1, $2, $3) AND c.pos <= $4
+			UNION ALL SELECT r.user_id, r.field, r.value, r.pos FROM remote_profiles r
+			WHERE (r.pos, r.user_id, r.field) > ($1, $2, $3) AND r.pos <= $4
+			ORDER BY 4, 1, 2 LIMIT $5`,
 			last.pos, last.UserID, last.Field, upTo, int64(profilePage))
 		n := 0
 		for rows.Next() {
@@ -63,7 +67,7 @@ func ProfileChanges(tx *storage.Tx, after, upTo int64, fn func(*ChangedField)) e
 	}
 }
 
-// EachProfile calls fn for the profile fields of local users.
+// EachProfile calls fn for the profile fields of users, with those of users of other servers as ProfileChanges tells them.
 func EachProfile(tx *storage.Tx, users []string, fn func(userID, field string, value json.RawMessage)) error {
 	const batch = 64
 	for len(users) > 0 {
@@ -72,7 +76,9 @@ func EachProfile(tx *storage.Tx, users []string, fn func(userID, field string, v
 			args[i] = users[min(i, len(users)-1)]
 		}
 		users = users[min(batch, len(users)):]
-		rows := tx.Query(`SELECT user_id, field, value FROM profiles WHERE user_id IN `+storage.In(batch, 1), args...)
+		in := storage.In(batch, 1)
+		rows := tx.Query(`SELECT user_id, field, value FROM profiles WHERE user_id IN `+in+`
+			UNION ALL SELECT user_id, field, value FROM remote_profiles WHERE value IS NOT NULL AND user_id IN `+in, args...)
 		for rows.Next() {
 			var user, field string
 			var value json.RawMessage

@@ -71,6 +71,8 @@ func (f *fakeRooms) LeaveAll(_ context.Context, userID string) error {
 	return f.fail
 }
 
+func (f *fakeRooms) Known(context.Context, string) (bool, error) { return true, nil }
+
 func (f *fakeRooms) setFail(err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -23,6 +23,7 @@ type noRooms struct{}
 
 func (noRooms) ProfileChanged(context.Context, string, accounts.ProfileChange) error { return nil }
 func (noRooms) LeaveAll(context.Context, string) error                               { return nil }
+func (noRooms) Known(context.Context, string) (bool, error)                          { return false, nil }
 
 // newAPI makes the API on a database.
 func newAPI(t testing.TB, db *storage.DB) *API {

@@ -358,6 +358,26 @@ func (r roomsOfAccounts) LeaveAll(ctx context.Context, userID string) error {
 	return r.rooms.LeaveAll(ctx, userID)
 }
 
+// Known implements accounts.Rooms.
+func (r roomsOfAccounts) Known(ctx context.Context, userID string) (bool, error) {
+	var rooms []int64
+	err := r.rooms.MembershipsOf(ctx, []string{userID}, func(m roomserver.RoomMembership) {
+		if m.Membership == roomserver.Join {
+			rooms = append(rooms, m.Room)
+		}
+	})
+	for _, nid := range rooms {
+		room, err := r.rooms.RoomByNID(ctx, nid)
+		if err != nil {
+			return false, err
+		}
+		if room.Resident() {
+			return true, nil
+		}
+	}
+	return false, err
+}
+
 // profiles is what membership events ask of accounts.
 type profiles struct {
 	db *storage.DB

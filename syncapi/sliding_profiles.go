@@ -53,7 +53,7 @@ func (l *slidingLook) profiles(ctx context.Context) ([]byte, error) {
 		return nil, nil
 	}
 	if all {
-		l.people.add(l.user)
+		l.people.add(l.user, nil)
 	}
 	for i := range l.rooms {
 		c := &l.rooms[i]
@@ -68,12 +68,9 @@ func (l *slidingLook) profiles(ctx context.Context) ([]byte, error) {
 			return nil, err
 		}
 	}
-	after := l.upTo
-	if !all && l.api.tracker.profilesChanged(l.token.pos) {
-		after = l.token.pos
-	}
-	if after == l.upTo && len(l.people.new)+len(l.people.gone) == 0 {
-		return nil, nil
+	after := l.token.pos
+	if all {
+		after = l.upTo
 	}
 	news, err := l.api.profileNews(ctx, l.user, &l.people, after, l.upTo, x.wants)
 	if err != nil || len(news) == 0 {
@@ -108,20 +105,36 @@ func (l *slidingLook) profiles(ctx context.Context) ([]byte, error) {
 
 // meet adds the members of a room whom the client knows: all, or with lazily loaded members those it was sent.
 func (l *slidingLook) meet(ctx context.Context, c *slidingRoom) error {
-	if c.config.state.lazy() {
-		for member := range l.turn.members {
-			if member.room == c.nid && member.user != "" && l.api.rooms.IsLocal(member.user) {
-				l.people.add(member.user)
-			}
-		}
-		return nil
-	}
 	room, err := l.api.rooms.RoomByNID(ctx, c.nid)
 	if err != nil {
 		return err
 	}
-	for _, user := range room.LocalMembers(nil) {
-		l.people.add(user)
+	if c.config.state.lazy() {
+		for member := range l.turn.members {
+			if member.room != c.nid || member.user == "" {
+				continue
+			}
+			e, err := l.api.rooms.StateEvent(ctx, room, room.Head().State, memberType, member.user)
+			if err != nil {
+				return err
+			}
+			if e != nil {
+				l.people.note(l.api, e)
+			}
+		}
+		return nil
 	}
-	return nil
+	members, err := l.api.rooms.JoinedMembers(ctx, room, "", maxNewPeople)
+	if err != nil {
+		return err
+	}
+	nids := make([]int64, len(members))
+	for i, m := range members {
+		nids[i] = m.EventNID
+	}
+	events, err := l.api.rooms.EventsByNID(ctx, room, nids)
+	for _, e := range events {
+		l.people.note(l.api, e)
+	}
+	return err
 }

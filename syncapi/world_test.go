@@ -54,6 +54,7 @@ type noRooms struct{}
 
 func (noRooms) ProfileChanged(context.Context, string, accounts.ProfileChange) error { return nil }
 func (noRooms) LeaveAll(context.Context, string) error                               { return nil }
+func (noRooms) Known(context.Context, string) (bool, error)                          { return false, nil }
 
 func newWorld(t testing.TB, db *storage.DB) *world {
 	t.Helper()

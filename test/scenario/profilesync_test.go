@@ -2,6 +2,7 @@ package scenario
 
 import (
 	"testing"
+	"time"
 
 	"github.com/tidwall/gjson"
 
@@ -158,6 +159,94 @@ func TestProfilesBySliding(t *testing.T) {
 		carol.Leave(below)
 		if x = ask(1); !user(x, carol).Exists() || user(x, carol).Type != gjson.Null {
 			t.Errorf("who has left: %s", x)
+		}
+	})
+}
+
+// TestProfilesOfOtherServers checks that streams of profiles tell of users of other servers what is known of them: names
+// and avatars by their memberships in any shared room, other fields once their server was asked.
+func TestProfilesOfOtherServers(t *testing.T) {
+	EachFederation(t, 2, func(t *testing.T, servers []*Server) {
+		here, there := servers[0], servers[1]
+		bob, alice := here.Register(t, "bob"), there.Register(t, "alice")
+		setField(alice, "displayname", "Alice")
+		setField(alice, "m.status", J{"text": "away"})
+		id, above := bob.Create(J{"preset": "public_chat"}), bob.Create(J{})
+		joinThrough(t, alice, id, here)
+		bob.Text(above, "above")
+
+		filter := Filter(J{"room": J{"timeline": J{"not_types": []string{"m.room.member"}}}, "org.matrix.msc4429.profile_fields": J{"ids": []string{"displayname", "avatar_url", "m.status"}}})
+		byV3 := func(r gjson.Result) gjson.Result {
+			return r.Get(`org\.matrix\.msc4429\.users`).Get(Key(alice.UserID)).Get("profile_updates")
+		}
+		until := func(what string, done func(gjson.Result) bool) {
+			t.Helper()
+			patient := Filter(nil)
+			patient.Set("filter", filter.Get("filter"))
+			patient.Set("timeout", "1000")
+			for end := time.Now().Add(20 * time.Second); !done(byV3(bob.Sync(patient))); {
+				if time.Now().After(end) {
+					t.Fatalf("not told in time: %s", what)
+				}
+			}
+		}
+		const name = "org.matrix.msc4262.profiles"
+		c := &slider{Client: bob}
+		sliding := func(last int) gjson.Result {
+			return c.sync(J{"lists": list(0, last, 1, J{}), "extensions": J{name: J{"enabled": true}}}).Get("extensions").Get(Key(name)).Get("users").Get(Key(alice.UserID))
+		}
+
+		if p := byV3(bob.Sync(filter)); p.Get("displayname").Str != "Alice" || p.Get("avatar_url").Exists() {
+			t.Errorf("at the beginning: %s", p)
+		}
+		if u := sliding(0); u.Exists() {
+			t.Errorf("before the room is in the window: %s", u)
+		}
+		if u := sliding(1); u.Get("updated.displayname").Str != "Alice" || u.Get("removed").Exists() {
+			t.Errorf("the room enters the window: %s", u)
+		}
+		// The name changes while no filter and no window shows it.
+		setField(alice, "displayname", "Alicia")
+		setField(alice, "avatar_url", "mxc://example.org/a")
+		bob.Text(above, "above")
+		news := J{}
+		until("the new name and avatar", func(p gjson.Result) bool {
+			for field, value := range p.Map() {
+				news[field] = value.Str
+			}
+			return len(news) == 2
+		})
+		if news["displayname"] != "Alicia" || news["avatar_url"] != "mxc://example.org/a" {
+			t.Errorf("changed: %v", news)
+		}
+		if u := sliding(0); u.Get("updated.displayname").Str != "Alicia" || u.Get("updated.avatar_url").Str != "mxc://example.org/a" {
+			t.Errorf("changed: %s", u)
+		}
+		// What memberships do not tell is told when the user's server was asked for it, and again when it is another.
+		bob.Must("GET", Path("/profile/%s", alice.UserID), nil)
+		if p := byV3(bob.Sync(filter)); p.Get(`m\.status.text`).Str != "away" || p.Get("displayname").Exists() {
+			t.Errorf("asked for: %s", p)
+		}
+		if u := sliding(0); u.Get(`updated.m\.status.text`).Str != "away" || u.Get("updated.displayname").Exists() {
+			t.Errorf("asked for: %s", u)
+		}
+		bob.Must("GET", Path("/profile/%s", alice.UserID), nil)
+		if p := byV3(bob.Sync(filter)); p.Exists() {
+			t.Errorf("nothing has changed: %s", p)
+		}
+		setField(alice, "m.status", nil)
+		here.Restart() // which forgets the answer of a moment ago
+		bob.Must("GET", Path("/profile/%s", alice.UserID), nil)
+		if p := byV3(bob.Sync(filter)); !p.Get(`m\.status`).Exists() || p.Get(`m\.status`).Type != gjson.Null {
+			t.Errorf("deleted: %s", p)
+		}
+		if u := sliding(0); u.Get("removed.0").Str != "m.status" {
+			t.Errorf("deleted: %s", u)
+		}
+		alice.Leave(id)
+		until("that she has left", func(p gjson.Result) bool { return p.Exists() && p.Type == gjson.Null })
+		if u := sliding(0); !u.Exists() || u.Type != gjson.Null {
+			t.Errorf("left: %s", u)
 		}
 	})
 }
