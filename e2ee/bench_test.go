@@ -13,6 +13,7 @@ import (
 
 	"github.com/myelin-im/myelin/accounts"
 	"github.com/myelin-im/myelin/internal/httpapi"
+	"github.com/myelin-im/myelin/internal/signing"
 	"github.com/myelin-im/myelin/roomserver"
 	"github.com/myelin-im/myelin/storage"
 	"github.com/myelin-im/myelin/storage/storagetest"
@@ -126,16 +127,31 @@ func BenchmarkQuery(b *testing.B) {
 	})
 }
 
-// BenchmarkUpload stores fifty one-time keys.
+// BenchmarkUpload stores fifty one-time keys, whose signatures are checked.
 func BenchmarkUpload(b *testing.B) {
 	eachDB(b, func(b *testing.B, a *API) {
 		populate(b, a, 1, 1)
 		by := &httpapi.Caller{UserID: benchUser(0), DeviceID: "DEVICE0000"}
+		const keyID = "ed25519:DEVICE0000"
+		private := ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize))
+		sign := func(text string) json.RawMessage {
+			signed, err := signing.SignJSON([]byte(text), by.UserID, keyID, private)
+			if err != nil {
+				b.Fatal(err)
+			}
+			return signed
+		}
+		public := signing.EncodeBase64(private.Public().(ed25519.PublicKey))
+		identity := sign(fmt.Sprintf(`{"user_id":"%s","device_id":"%s","algorithms":[],"keys":{"%s":"%s"}}`, by.UserID, by.DeviceID, keyID, public))
+		if _, err := a.upload(b.Context(), by, &uploadRequest{DeviceKeys: identity}); err != nil {
+			b.Fatal(err)
+		}
+		key := sign(`{"key":"zKbLg+NrIjpnagy+pIY6uPL4ZwEG2v+8F9lmgsnlZzs"}`)
 		n := 0
 		for b.Loop() {
 			in := &uploadRequest{OneTimeKeys: map[string]json.RawMessage{}}
 			for i := range 50 {
-				in.OneTimeKeys[fmt.Sprintf("signed_curve25519:%d_%d", n, i)] = json.RawMessage(`{"key":"zKbLg+NrIjpnagy+pIY6uPL4ZwEG2v+8F9lmgsnlZzs","signatures":{}}`)
+				in.OneTimeKeys[fmt.Sprintf("signed_curve25519:%d_%d", n, i)] = key
 			}
 			n++
 			if _, err := a.upload(b.Context(), by, in); err != nil {

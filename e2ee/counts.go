@@ -18,10 +18,8 @@ type KeyCounts struct {
 	UnusedFallback json.RawMessage
 }
 
-// usualAlgorithm is always counted, because clients take its absence for an old server.
-const usualAlgorithm = "signed_curve25519"
-
-var noKeys = KeyCounts{OneTime: json.RawMessage(`{"` + usualAlgorithm + `":0}`), UnusedFallback: json.RawMessage(`[]`)}
+// noKeys counts signedCurve25519 as well, because clients take its absence for an old server.
+var noKeys = KeyCounts{OneTime: json.RawMessage(`{"` + signedCurve25519 + `":0}`), UnusedFallback: json.RawMessage(`[]`)}
 
 // KeyCounts counts the keys of a local device.
 func (a *API) KeyCounts(ctx context.Context, user, device string) (KeyCounts, error) {
@@ -61,7 +59,7 @@ func countKeys(tx *storage.Tx, user string) (map[string]KeyCounts, error) {
 	var n int64
 	for rows.Next() {
 		rows.Scan(&device, &algorithm, &n)
-		usual[device] = usual[device] || algorithm == usualAlgorithm
+		usual[device] = usual[device] || algorithm == signedCurve25519
 		b := canonicaljson.AppendString(separate(oneTime[device], '{'), algorithm)
 		oneTime[device] = strconv.AppendInt(append(b, ':'), n, 10)
 	}
@@ -79,7 +77,7 @@ func countKeys(tx *storage.Tx, user string) (map[string]KeyCounts, error) {
 	all := make(map[string]KeyCounts, len(oneTime)+len(fallback))
 	for device, b := range oneTime {
 		if !usual[device] {
-			b = append(b, `,"`+usualAlgorithm+`":0`...)
+			b = append(b, `,"`+signedCurve25519+`":0`...)
 		}
 		all[device] = KeyCounts{append(b, '}'), noKeys.UnusedFallback}
 	}

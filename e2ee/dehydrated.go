@@ -46,6 +46,9 @@ func (a *API) putDehydrated(ctx context.Context, by *httpapi.Caller, in *dehydra
 	if err := u.parse(in.DeviceKeys, in.OneTimeKeys, in.FallbackKeys); err != nil {
 		return nil, err
 	}
+	if err := a.checkUpload(ctx, u); err != nil {
+		return nil, err
+	}
 	err := a.db.Write(ctx, func(tx *storage.Tx) error {
 		var old string
 		found, err := tx.Get(`SELECT device_id FROM dehydrated_devices WHERE user_id = $1`, []any{by.UserID}, &old)

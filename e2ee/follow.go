@@ -306,15 +306,15 @@ func (a *API) introduce(ctx context.Context, user string, servers []string) erro
 
 // everything is all that there is to tell of a user.
 func everything(tx *storage.Tx, user string, pos int64) (*news, error) {
-	read, err := readIdentities(tx, []string{user}, 0)
+	identity, err := localIdentity(tx, user)
 	if err != nil {
 		return nil, err
 	}
 	n := &news{pos: pos, user: user}
-	for _, d := range read[user].devices {
+	for _, d := range identity.devices {
 		n.devices = append(n.devices, d.id)
 	}
-	if read[user].master != nil {
+	if identity.master != nil {
 		n.devices = append(n.devices, "")
 	}
 	return n, nil

@@ -4,7 +4,6 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
-	"maps"
 	"math/bits"
 	"slices"
 	"strings"
@@ -99,14 +98,19 @@ func (a *API) identitiesOf(ctx context.Context, users []string) (map[string]*ide
 	}
 	asOf := a.db.Head()
 	err := a.db.Read(ctx, func(tx *storage.Tx) error {
-		for part := range slices.Chunk(missing, maxUsersPerRead) {
-			read, err := readIdentities(tx, part, asOf)
-			if err != nil {
-				return err
+		var local, remote []string
+		for _, user := range missing {
+			found[user] = &identity{asOf: asOf}
+			if a.isLocal(user) {
+				local = append(local, user)
+			} else {
+				remote = append(remote, user)
 			}
-			maps.Copy(found, read)
 		}
-		return nil
+		if err := readLocal(tx, local, found); err != nil {
+			return err
+		}
+		return readRemote(tx, remote, found)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("read keys: %w", err)
@@ -117,74 +121,125 @@ func (a *API) identitiesOf(ctx context.Context, users []string) (map[string]*ide
 	return found, nil
 }
 
-// What the rows of identityQueries are about.
+// What the rows of a usersQuery are about.
 const (
-	rowKeys         int64 = iota // keys of a device: id, name if it is remote, content
-	rowDevice                    // a local device, with or without keys: id, name
-	rowCrossSigning              // usage, -, content
+	rowDevice       int64 = iota // id, name, keys or NULL
+	rowCrossSigning              // usage, NULL, key
 	rowSignature                 // target, key id, signature
-	rowRemote                    // -, -, -, stream id, since or -1 if it is not fresh
 )
 
-// identityQueries are the queries for all that there is of 1, 2, 4, … maxUsersPerRead users. One statement is one round
-// trip to PostgreSQL, and a few different ones are prepared once for good.
-var identityQueries = func() (texts []string) {
-	for n := 1; n <= maxUsersPerRead; n *= 2 {
-		in := storage.In(n, 1)
-		texts = append(texts, fmt.Sprintf(`SELECT %d, user_id, device_id, display_name, content, 0, 0 FROM device_keys WHERE user_id IN %s
-			UNION ALL SELECT %d, user_id, device_id, display_name, NULL, 0, 0 FROM (%s) AS local
-			UNION ALL SELECT %d, user_id, usage, NULL, content, 0, 0 FROM cross_signing_keys WHERE user_id IN %s
-			UNION ALL SELECT %d, user_id, target, key_id, signature, 0, 0 FROM key_signatures WHERE signer = user_id AND user_id IN %s
-			UNION ALL SELECT %d, user_id, NULL, NULL, NULL, stream_id, CASE WHEN fresh THEN since ELSE -1 END FROM remote_device_lists WHERE user_id IN %s`,
-			rowKeys, in, rowDevice, accounts.DevicesOf(in), rowCrossSigning, in, rowSignature, in, rowRemote, in))
-	}
-	return texts
-}()
+// usersQuery is a query for what there is of 1, 2, 4, … maxUsersPerRead users. One statement is one round trip to
+// PostgreSQL, and a few different ones are prepared once for good.
+type usersQuery []string
 
-// readIdentities reads the identities of up to maxUsersPerRead users. Local devices without keys are there as well,
-// because other servers are told of them.
-func readIdentities(tx *storage.Tx, users []string, asOf int64) (map[string]*identity, error) {
-	out := make(map[string]*identity, len(users))
-	for _, user := range users {
-		out[user] = &identity{asOf: asOf}
+func newUsersQuery(text func(in string) string) (q usersQuery) {
+	for n := 1; n <= maxUsersPerRead; n *= 2 {
+		q = append(q, text(storage.In(n, 1)))
 	}
+	return q
+}
+
+// of returns the query for users, and its arguments.
+func (q usersQuery) of(users []string) (sql string, args []any) {
 	power := bits.Len(uint(len(users) - 1))
-	args := make([]any, 1<<power)
+	args = make([]any, 1<<power)
 	for n := range args {
 		args[n] = users[min(n, len(users)-1)] // the last one fills the list
 	}
+	return q[power], args
+}
+
+var (
+	localKeys = newUsersQuery(func(in string) string {
+		return fmt.Sprintf(`SELECT %d, d.user_id, d.device_id, d.display_name, k.content FROM (%s) AS d
+				LEFT JOIN device_keys k ON k.user_id = d.user_id AND k.device_id = d.device_id
+			UNION ALL SELECT %d, user_id, usage, NULL, content FROM cross_signing_keys WHERE user_id IN %s
+			UNION ALL SELECT %d, user_id, target, key_id, signature FROM key_signatures WHERE signer = user_id AND user_id IN %s`,
+			rowDevice, accounts.DevicesOf(in), rowCrossSigning, in, rowSignature, in)
+	})
+	remoteKeys = newUsersQuery(func(in string) string {
+		return fmt.Sprintf(`SELECT %d, user_id, device_id, display_name, content FROM device_keys WHERE user_id IN %s
+			UNION ALL SELECT %d, user_id, usage, NULL, content FROM cross_signing_keys WHERE user_id IN %s`,
+			rowDevice, in, rowCrossSigning, in)
+	})
+	remoteLists = newUsersQuery(func(in string) string {
+		return `SELECT user_id, stream_id, fresh, since FROM remote_device_lists WHERE user_id IN ` + in
+	})
+)
+
+// readLocal reads the identities of local users into out, which has an entry for each. Devices without keys are there as
+// well, because other servers are told of them.
+func readLocal(tx *storage.Tx, users []string, out map[string]*identity) error {
+	for part := range slices.Chunk(users, maxUsersPerRead) {
+		if err := readKeys(tx, localKeys, part, out); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// localIdentity reads the identity of a local user.
+func localIdentity(tx *storage.Tx, user string) (*identity, error) {
+	i := &identity{}
+	return i, readLocal(tx, []string{user}, map[string]*identity{user: i})
+}
+
+// readRemote reads what is stored of users of other servers into out, which has an entry for each.
+func readRemote(tx *storage.Tx, users []string, out map[string]*identity) error {
+	for part := range slices.Chunk(users, maxUsersPerRead) {
+		if err := readKeys(tx, remoteKeys, part, out); err != nil {
+			return err
+		}
+		sql, args := remoteLists.of(part)
+		rows := tx.Query(sql, args...)
+		for rows.Next() {
+			var user string
+			var list identity
+			rows.Scan(&user, &list.streamID, &list.fresh, &list.since)
+			if i := out[user]; i != nil {
+				i.streamID, i.fresh, i.since = list.streamID, list.fresh, list.since
+			}
+		}
+		if err := rows.Close(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// readKeys reads the keys of up to maxUsersPerRead users.
+func readKeys(tx *storage.Tx, query usersQuery, users []string, out map[string]*identity) error {
+	text, args := query.of(users)
 	var signatures []signature
-	rows := tx.Query(identityQueries[power], args...)
+	rows := tx.Query(text, args...)
 	for rows.Next() {
-		var kind, streamID, since int64
+		var kind int64
 		var user, id, name sql.RawBytes
 		var content []byte
-		rows.Scan(&kind, &user, &id, &name, &content, &streamID, &since)
+		rows.Scan(&kind, &user, &id, &name, &content)
 		i := out[string(user)]
-		if i == nil { // a scan failed, which Close tells
-			break
+		if i == nil { // the scan failed, which Close tells
+			continue
 		}
 		switch kind {
-		case rowKeys, rowDevice:
+		case rowDevice:
 			i.devices = append(i.devices, deviceKeys{string(id), content, string(name)})
 		case rowCrossSigning:
 			i.setKey(string(id), content)
 		case rowSignature:
 			signatures = append(signatures, signature{string(user), string(id), string(name), string(content)})
-		case rowRemote:
-			i.streamID, i.since, i.fresh = streamID, since, since >= 0
 		}
 	}
 	if err := rows.Close(); err != nil {
-		return nil, err
+		return err
 	}
-	for _, i := range out {
-		i.sortDevices()
+	for _, user := range users {
+		slices.SortFunc(out[user].devices, func(a, b deviceKeys) int { return strings.Compare(a.id, b.id) })
 	}
 	for _, s := range signatures {
 		out[s.user].sign(s)
 	}
-	return out, nil
+	return nil
 }
 
 // setKey sets the cross-signing key of a usage.
@@ -197,26 +252,6 @@ func (i *identity) setKey(usage string, key []byte) {
 	case usageUserSigning:
 		i.userSigning = key
 	}
-}
-
-// sortDevices sorts the devices by id and puts together what two rows say of one.
-func (i *identity) sortDevices() {
-	slices.SortFunc(i.devices, func(a, b deviceKeys) int { return strings.Compare(a.id, b.id) })
-	sorted := i.devices[:0]
-	for _, d := range i.devices {
-		last := len(sorted) - 1
-		if last < 0 || sorted[last].id != d.id {
-			sorted = append(sorted, d)
-			continue
-		}
-		if d.keys != nil {
-			sorted[last].keys = d.keys
-		}
-		if d.name != "" {
-			sorted[last].name = d.name
-		}
-	}
-	i.devices = sorted
 }
 
 // sign adds a signature of the owner to the key that it is for.

@@ -207,7 +207,7 @@ func writeUpdates(tx *storage.Tx, news *news, servers []string, first bool) erro
 	if len(servers) == 0 {
 		return nil
 	}
-	read, err := readIdentities(tx, []string{news.user}, 0)
+	identity, err := localIdentity(tx, news.user)
 	if err != nil {
 		return err
 	}
@@ -221,7 +221,7 @@ func writeUpdates(tx *storage.Tx, news *news, servers []string, first bool) erro
 			continue
 		}
 		written = true
-		streamID, err := queueUpdates(tx, server, news, prev, read[news.user])
+		streamID, err := queueUpdates(tx, server, news, prev, identity)
 		if err != nil {
 			return err
 		}

@@ -227,8 +227,7 @@ func (a *API) serverDevices(ctx context.Context, by *httpapi.Caller, in *serverD
 			return err
 		}
 		out.streamID = out.streamID*streamsPerPosition + streamsPerPosition - 1
-		read, err := readIdentities(tx, []string{in.UserID}, 0)
-		out.identity = read[in.UserID]
+		out.identity, err = localIdentity(tx, in.UserID)
 		return err
 	})
 	if err != nil {

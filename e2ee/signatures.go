@@ -197,14 +197,7 @@ func (s *signatureUpload) signer(user string, device bool, keyID string) ed25519
 		if d == nil {
 			return nil
 		}
-		for w := canonicaljson.Walk(canonicaljson.Member(d.keys, "keys")); w.Next(); {
-			name, ok := w.DecodedName()
-			value, isText := canonicaljson.DecodeString(w.Value)
-			if ok && isText && string(name) == keyID {
-				return decodeKey(string(value))
-			}
-		}
-		return nil
+		return signingKey(d.keys, d.id)
 	}
 	if public == "" || keyID != signing.Algorithm+public {
 		return nil

@@ -253,3 +253,46 @@ func TestNewIdentity(t *testing.T) {
 		}
 	})
 }
+
+// TestSignedKeys checks that a device hears of a wrong signature, before others turn away from its keys.
+func TestSignedKeys(t *testing.T) {
+	Each(t, func(t *testing.T, s *Server) {
+		alice, bob := s.Register(t, "alice"), s.Register(t, "bob")
+		keys, device := deviceKeys(t, alice)
+		forger := newSigner("forger")
+		oneTimeBy := func(by signer, id string) J {
+			return J{"signed_curve25519:" + id: by.sign(t, alice.UserID, alice.DeviceID, J{"key": "key " + id})}
+		}
+		fallbackBy := func(by signer) J {
+			return J{"signed_curve25519:f": by.sign(t, alice.UserID, alice.DeviceID, J{"key": "fallback", "fallback": true})}
+		}
+		var unsigned J
+		if err := json.Unmarshal(keys, &unsigned); err != nil {
+			t.Fatal(err)
+		}
+		delete(unsigned, "signatures")
+		upload := Path("/keys/upload")
+		refused := func(body J) {
+			t.Helper()
+			alice.Refused(400, "M_INVALID_SIGNATURE", "POST", upload, body)
+		}
+		refused(J{"device_keys": forger.sign(t, alice.UserID, alice.DeviceID, unsigned)})
+		refused(J{"device_keys": keys, "one_time_keys": oneTimeBy(forger, "1")})
+		refused(J{"device_keys": keys, "fallback_keys": fallbackBy(forger)})
+		if got := query(bob, alice.UserID).Get("device_keys").Get(Key(alice.UserID)).Raw; got != "{}" {
+			t.Errorf("a refused upload left %s", got)
+		}
+		alice.Must("POST", upload, J{"one_time_keys": oneTimeBy(forger, "0")}) // by what key, nobody knows yet
+		alice.Must("POST", upload, J{"device_keys": keys, "one_time_keys": oneTimeBy(device, "1"), "fallback_keys": fallbackBy(device)})
+		refused(J{"one_time_keys": oneTimeBy(forger, "2")})
+		refused(J{"fallback_keys": fallbackBy(forger)})
+		alice.Refused(400, "M_BAD_JSON", "POST", upload, J{"one_time_keys": J{"signed_curve25519:3": "nothing to sign"}})
+		alice.Must("POST", upload, J{"one_time_keys": oneTimeBy(device, "2")})
+		counts(t, alice.Sync(nil), 3, `["signed_curve25519"]`)
+
+		// The same keys with more signatures, as after cross-signing, are no new identity: what was uploaded stays.
+		x := newCrossSigning(alice.UserID, "1")
+		alice.Must("POST", upload, J{"device_keys": x.self.sign(t, alice.UserID, x.self.public, keys)})
+		counts(t, alice.Sync(nil), 3, `["signed_curve25519"]`)
+	})
+}
