@@ -139,3 +139,104 @@ func FuzzInvite(f *testing.F) {
 		}
 	})
 }
+
+// FuzzStateAnswer takes events whose unknown past another server describes in any way: the events of its answer are
+// signed as they must be, and are whatever they are. The room goes on with its m.room.create, and nothing of it is an
+// error of this server.
+func FuzzStateAnswer(f *testing.F) {
+	a, roomID := newAPI(f)
+	ctx := context.Background()
+	room, err := a.rooms.Room(ctx, roomID)
+	if err != nil {
+		f.Fatal(err)
+	}
+	state, err := a.rooms.StateEvents(ctx, room, room.Head().State)
+	if err != nil {
+		f.Fatal(err)
+	}
+	for _, seed := range []string{
+		`[]`, `[{"type":"m.room.topic","state_key":"","content":{"topic":"x"},"auth":[0,1,2,3]}]`,
+		`[{"type":"m.room.member","state_key":"@creator:hs","content":{"membership":"leave"},"auth":[1,2]},{"type":"m.room.power_levels","state_key":"","content":{"users":{"@a:hs":1e9}},"auth":[0,1]}]`,
+		`[{"type":"m.room.create","state_key":"","content":{}},{"type":"m.room.create","content":{"room_version":"1"},"auth":[0]}]`,
+		`[{"type":"m.room.member","sender":"@x:hs","state_key":"@x:hs","content":{"membership":"join"},"auth":[1,2,3]},{"type":"m.room.member","sender":"@x:hs","state_key":"@x:hs","content":{"membership":"ban"},"auth":[9,9,-1]}]`,
+		`[{"type":"","state_key":"` + strings.Repeat("k", 300) + `","auth":[0,0,0]},{"type":"m.room.join_rules","state_key":"","content":{"join_rule":[]},"prev":[5,6]}]`,
+	} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, answer []byte) {
+		given := describedState(t, a, room, state, answer)
+		lost := pdu.Ref{ID: "$" + strings.Repeat("A", 43)}
+		p := localEvent(a, room, &pdu.Proto{Type: "m.room.message", PrevEvents: []pdu.Ref{lost}, AuthEvents: refsTo(state, []int{1, 2})})
+		if p == nil {
+			t.Fatal("the event cannot be built")
+		}
+		if _, err := a.rooms.Take(ctx, roomID, []roomserver.Incoming{{Event: p, Before: given}}); err != nil {
+			t.Errorf("%.500s: %v", answer, err)
+		}
+		if err := a.rooms.Tidy(ctx, roomID); err != nil {
+			t.Fatal(err)
+		}
+		if e, err := a.rooms.StateEvent(ctx, room, room.Head().State, "m.room.create", ""); err != nil || e == nil {
+			t.Errorf("%.500s: the room has lost its beginning: %v", answer, err)
+		}
+	})
+}
+
+// describedState makes of an array of objects the events of an answer, each of which cites by number events of the room
+// or earlier ones of the answer.
+func describedState(t *testing.T, a *API, room *roomserver.Room, state []*roomserver.Event, answer []byte) *roomserver.Given {
+	t.Helper()
+	var list []struct {
+		Type, Sender string
+		Key          *string `json:"state_key"`
+		Content      json.RawMessage
+		Auth, Prev   []int
+	}
+	if json.Unmarshal(answer, &list) != nil {
+		t.Skip()
+	}
+	known := state[:len(state):len(state)]
+	given := &roomserver.Given{}
+	var ids []string
+	for _, e := range state {
+		ids = append(ids, e.ID)
+	}
+	for _, one := range list[:min(len(list), 20)] {
+		p := localEvent(a, room, &pdu.Proto{
+			Type: one.Type, Sender: one.Sender, StateKey: one.Key, Content: one.Content, AuthEvents: refsTo(known, one.Auth), PrevEvents: refsTo(known, one.Prev),
+		})
+		if p == nil {
+			continue
+		}
+		known = append(known, &roomserver.Event{Event: p})
+		given.Events, ids = append(given.Events, p), append(ids, p.ID)
+	}
+	given.States = [][]string{ids}
+	return given
+}
+
+// localEvent builds and signs an event of the room; nil if that is not possible.
+func localEvent(a *API, room *roomserver.Room, p *pdu.Proto) *pdu.Event {
+	if p.RoomID = room.ID; p.Sender == "" {
+		p.Sender = "@creator:hs"
+	}
+	if len(p.Content) == 0 {
+		p.Content = json.RawMessage(`{}`)
+	}
+	p.Depth, p.OriginServerTS = 100, fuzzed.Add(1)
+	e, err := a.rooms.Complete(room.Version, p)
+	if err != nil {
+		return nil
+	}
+	return e
+}
+
+// refsTo cites events by their numbers in a list.
+func refsTo(list []*roomserver.Event, numbers []int) (refs []pdu.Ref) {
+	for _, n := range numbers[:min(len(numbers), pdu.MaxAuthEvents)] {
+		if n >= 0 && n < len(list) {
+			refs = append(refs, list[n].Ref())
+		}
+	}
+	return refs
+}

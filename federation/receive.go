@@ -39,15 +39,32 @@ func (a *API) receive(ctx context.Context, origin, roomID string, list []*pdu.Ev
 	if err != nil {
 		return err
 	}
+	lost := 0
 	for i := range got {
 		if got[i].Err != nil {
-			if got[i], err = a.complete(ctx, origin, room, in[i]); err != nil {
+			if got[i], err = a.again(ctx, origin, room, in[i], lost < maxLost); err != nil {
 				return err
+			}
+			if got[i].Err != nil {
+				lost++
 			}
 		}
 		note(log, in[i].Event, got[i])
 	}
 	return a.rooms.Tidy(ctx, roomID)
+}
+
+// maxLost is after how many events of one transaction and room that came to nothing, although their server was asked for
+// what they refer to, it is not asked any more: it has nothing, or means to keep us busy.
+const maxLost = 5
+
+// again tries an event again that could not be judged, with what its server tells if it is to be asked.
+func (a *API) again(ctx context.Context, origin string, room *roomserver.Room, in roomserver.Incoming, ask bool) (roomserver.Received, error) {
+	if ask {
+		return a.complete(ctx, origin, room, in)
+	}
+	got, _, err := a.retake(ctx, room, in)
+	return got, err
 }
 
 // note logs what an operator may want to know of the fate of an event.
