@@ -52,6 +52,9 @@ type Deps struct {
 	MayInvite func(ctx context.Context, user, by string) error
 	// Backfilled hears of events that were put into a room's past, which no position in the log tells of. Nil: nobody.
 	Backfilled func(ctx context.Context, room *roomserver.Room, events []*roomserver.Event)
+	// Whole hears of rooms that were entered without most members, once these are known: servers are those that were in the
+	// room at some time since. It is called again if it fails or the server stops meanwhile. Nil: nobody.
+	Whole func(ctx context.Context, room *roomserver.Room, servers []string) error
 	// Log gets what operators should know.
 	Log *logrus.Entry
 }
@@ -74,12 +77,16 @@ type API struct {
 
 	mayInvite  func(ctx context.Context, user, by string) error
 	backfilled func(ctx context.Context, room *roomserver.Room, events []*roomserver.Event)
+	whole      func(ctx context.Context, room *roomserver.Room, servers []string) error
 
 	inbox    *inbox.Inbox
 	lanes    *inbox.Lanes
 	entering entries
-	rests    *cache.Cache[gapKey, time.Time] // when filling it came to nothing
-	filling  [64]sync.Mutex                  // of the rooms whose number has this remainder
+
+	completions completions
+
+	rests   *cache.Cache[gapKey, time.Time] // when filling it came to nothing
+	filling [64]sync.Mutex                  // of the rooms whose number has this remainder
 
 	// background is for work that goes on after the answer to a request, until stop.
 	background context.Context
@@ -93,7 +100,7 @@ func New(d Deps) (*API, error) {
 		queue: queue.New(queue.Config{
 			Name: d.Name, DB: d.DB, Rooms: d.Rooms, Client: d.Client, Source: d.Source, Allowed: d.Policy.Allows, Log: d.Log,
 		}),
-		mayInvite: d.MayInvite, backfilled: d.Backfilled, inbox: inbox.New(d.DB, nil), lanes: inbox.NewLanes(runningLanes),
+		mayInvite: d.MayInvite, backfilled: d.Backfilled, whole: d.Whole, inbox: inbox.New(d.DB, nil), lanes: inbox.NewLanes(runningLanes),
 	}
 	if a.mayInvite == nil {
 		a.mayInvite = func(context.Context, string, string) error { return nil }
@@ -102,6 +109,7 @@ func New(d Deps) (*API, error) {
 	maps.Copy(a.edus, d.EDUs)
 	a.news.listen(a)
 	a.profiles = cache.New[string, knownProfile](maxProfiles)
+	a.db.Subscribe(a.forgetProfiles)
 	a.rests = cache.New[gapKey, time.Time](maxRests)
 	a.background, a.stop = context.WithCancel(context.Background())
 	return a, nil
@@ -125,6 +133,7 @@ func (a *API) Run(ctx context.Context) {
 	group.Go(func() { a.queue.Run(ctx) })
 	group.Go(func() { a.tellEphemeral(ctx) })
 	group.Go(func() { a.runInbound(ctx) })
+	group.Go(func() { a.runCompletions(ctx) })
 	group.Wait()
 }
 

@@ -141,6 +141,23 @@ type knownProfile struct {
 	until  time.Time
 }
 
+// forgetProfiles forgets what servers told of the profiles of users who join a room, which is also how a new name
+// arrives: what the room shows and what the profile says would differ. It is a subscriber of the log.
+func (a *API) forgetProfiles(batch []storage.Notice, _ int64) {
+	for i := range batch {
+		if batch[i].Kind != storage.Event {
+			continue
+		}
+		room := a.rooms.ActiveRoom(batch[i].Room)
+		if room == nil {
+			continue
+		}
+		if e := room.Latest(batch[i].Pos); e != nil && e.Type == pdu.TypeMember && e.Membership() == roomserver.Join {
+			a.profiles.Delete(*e.StateKey)
+		}
+	}
+}
+
 var errNoProfile = mxerr.NotFound("There is no profile of this user")
 
 // Profile asks the server of a user for the user's profile, or remembers what it said a moment ago. Nobody may change

@@ -3,6 +3,7 @@ package scenario
 import (
 	"net/url"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/tidwall/gjson"
@@ -72,6 +73,13 @@ func TestProfilesAndAliasesOfOtherServers(t *testing.T) {
 		}
 		bob.Refused(404, "M_NOT_FOUND", "GET", harness.Path("/directory/room/%s", "#none:"+servers[0].Name), nil)
 		bob.Join("#room:" + servers[0].Name)
+		alice.Must("PUT", harness.Path("/profile/%s/displayname", alice.UserID), harness.J{"displayname": "Alice B."})
+		bob.Until("the new name in the room", func(sync gjson.Result) bool {
+			return strings.Contains(sync.Get("rooms.join").Raw, `"Alice B."`)
+		})
+		if got := bob.Must("GET", harness.Path("/profile/%s", alice.UserID), nil).JSON.Get("displayname").Str; got != "Alice B." {
+			t.Errorf("display name %q after it changed in a room", got)
+		}
 	})
 }
 
