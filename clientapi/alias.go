@@ -2,6 +2,7 @@ package clientapi
 
 import (
 	"context"
+	"net/http"
 	"strings"
 
 	"github.com/myelin-im/myelin/internal/httpapi"
@@ -77,7 +78,40 @@ func (a *API) putAlias(ctx context.Context, by *httpapi.Caller, in *putAliasRequ
 	if !strings.HasPrefix(in.RoomID, "!") {
 		return nil, mxerr.InvalidParam("room_id is not a room ID")
 	}
+	if err := a.mayMakeAlias(ctx, by, in.RoomID, in.Alias); err != nil {
+		return nil, err
+	}
 	return nil, a.rooms.SetAlias(ctx, roomserver.Alias{Alias: in.Alias, RoomID: in.RoomID, Creator: by.UserID})
+}
+
+// mayMakeAlias refuses aliases of rooms that the caller is not in, unless they run the server or a bridge, and aliases
+// that another application service keeps for itself.
+func (a *API) mayMakeAlias(ctx context.Context, by *httpapi.Caller, roomID, alias string) error {
+	if err := a.aliasFree(by, alias); err != nil || by.Admin || by.Appservice != nil {
+		return err
+	}
+	room, err := a.rooms.Room(ctx, roomID)
+	if err == nil && room.HasLocalMember(by.UserID) {
+		return nil
+	}
+	if err == nil || isUnknown(err) {
+		err = mxerr.Forbidden("You are not in that room")
+	}
+	return err
+}
+
+// aliasFree refuses aliases in the exclusive namespace of an application service to everybody else.
+//
+// Spec: application service API v1.19, "Registration".
+func (a *API) aliasFree(by *httpapi.Caller, alias string) error {
+	if a.options.Appservices == nil {
+		return nil
+	}
+	owner := a.options.Appservices.ReservedAlias(alias)
+	if owner == nil || by.Appservice != nil && by.Appservice.ID == owner.ID {
+		return nil
+	}
+	return mxerr.New(http.StatusBadRequest, "M_EXCLUSIVE", "This room alias is reserved by an application service")
 }
 
 // deleteAlias: client-server API v1.19, DELETE /directory/room/{roomAlias}. Allowed are who made the alias, who may

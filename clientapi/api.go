@@ -6,6 +6,7 @@ import (
 
 	"github.com/sirupsen/logrus"
 
+	"github.com/myelin-im/myelin/appservice"
 	"github.com/myelin-im/myelin/internal/httpapi"
 	"github.com/myelin-im/myelin/internal/mxerr"
 	"github.com/myelin-im/myelin/internal/ratelimit"
@@ -38,6 +39,8 @@ type Options struct {
 	Remote Remote
 	// NoticeRoom tells whether a room is the one in which the server talks to a user. Nil: there are none.
 	NoticeRoom func(ctx context.Context, userID, roomID string) (bool, error)
+	// Appservices keep aliases for themselves. Nil: there are none.
+	Appservices *appservice.Set
 	// Attach attaches media to an event that is being sent (MSC3911). Nil: it cannot be.
 	Attach func(ctx context.Context, userID string, uris []string) (func(u *storage.Unit, eventID string), error)
 	// Delay schedules an event that is to be sent after so many milliseconds (MSC4140), and returns its delay id.

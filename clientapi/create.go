@@ -48,6 +48,11 @@ func (a *API) createRoom(ctx context.Context, by *httpapi.Caller, in *createRoom
 	if err != nil {
 		return nil, err
 	}
+	if n.Alias != "" {
+		if err := a.aliasFree(by, n.Alias); err != nil {
+			return nil, err
+		}
+	}
 	if err := a.mayInvite(ctx, by.UserID, n.Invite...); err != nil {
 		return nil, err
 	}

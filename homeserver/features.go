@@ -160,6 +160,7 @@ func newFeatures(cfg *config.Config, db *storage.DB, key signingkey.Key, limits 
 	}, notices.Deps{DB: db, Rooms: f.rooms, Accounts: f.accounts})
 	f.client = clientapi.New(db, f.rooms, profiles{db}, clientapi.Options{
 		DefaultVersion: cfg.Rooms.DefaultVersion, NoticeRoom: f.notices.IsRoom, Delay: f.scheduleByQuery, Attach: f.attachMedia, Remote: f.federation,
+		Appservices: services,
 	}, part("client"))
 	f.sync, err = syncapi.New(syncapi.Deps{DB: db, Rooms: f.rooms, Ephemeral: f.ephemeral, Push: f.push, Unread: f.unread, Accounts: f.accounts, E2EE: f.e2ee, History: f.federation})
 	if err != nil {

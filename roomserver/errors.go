@@ -25,12 +25,18 @@ var malformed = map[string]bool{
 	"power.integer": true, "power.maps": true, "power.users": true, "power.creators": true,
 }
 
+// notInRoom are the rules that refuse an event because its sender is not in the room.
+var notInRoom = map[string]bool{"sender": true, "invite.sender": true, "leave.sender": true, "ban.sender": true}
+
 // authError is the answer to a client whose event the room's rules refuse.
 func authError(err error) error {
 	var refused *authrules.Error
 	if errors.As(err, &refused) {
 		if malformed[refused.Name] {
 			return mxerr.BadJSON(refused.Reason).With(err)
+		}
+		if notInRoom[refused.Name] {
+			return errNotInRoom().With(err)
 		}
 		return mxerr.Forbidden(refused.Reason).With(err)
 	}

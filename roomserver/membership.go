@@ -74,7 +74,7 @@ func (t *Turn) membershipDraft(m *MembershipChange) (d Draft, old *Event, err er
 	if old != nil && m.Sender == m.Target && m.Membership == current && (current == Join || current == Leave) {
 		return d, old, nil
 	}
-	if err := m.checkFrom(current); err != nil {
+	if err := t.checkFrom(m, current); err != nil {
 		return d, nil, err
 	}
 	via := ""
@@ -87,12 +87,20 @@ func (t *Turn) membershipDraft(m *MembershipChange) (d Draft, old *Event, err er
 	return d, nil, err
 }
 
-// checkFrom refuses a change from a membership that is not among those expected.
-func (m *MembershipChange) checkFrom(current string) error {
-	if len(m.From) > 0 && !slices.Contains(m.From, current) {
-		return mxerr.Forbidden(fmt.Sprintf("%s has membership %q in this room", m.Target, current))
+// checkFrom refuses a change from a membership that is not among those expected. Who is not in the room learns nothing of
+// who is.
+func (t *Turn) checkFrom(m *MembershipChange, current string) error {
+	if len(m.From) == 0 || slices.Contains(m.From, current) {
+		return nil
 	}
-	return nil
+	sender, err := t.Membership(m.Sender)
+	if err != nil {
+		return err
+	}
+	if m.Sender == m.Target && sender == Leave || m.Sender != m.Target && sender != Join {
+		return errNotInRoom()
+	}
+	return mxerr.Forbidden(fmt.Sprintf("%s has membership %q in this room", m.Target, current))
 }
 
 // authoriseRestricted finds the local user in whose name a join to a restricted room is allowed: someone

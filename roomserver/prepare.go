@@ -108,7 +108,7 @@ func (t *Turn) mayChange(m *MembershipChange) error {
 	if err != nil {
 		return err
 	}
-	return m.checkFrom(current)
+	return t.checkFrom(m, current)
 }
 
 // draft is the membership event; via, if not empty, authorises a join.

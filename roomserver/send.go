@@ -9,11 +9,9 @@ import (
 	"github.com/myelin-im/myelin/roomserver/pdu"
 )
 
-// errNotInRoom answers requests about rooms that the user is not in; unknown rooms get the same answer, so
+// errNotInRoom answers requests about rooms that the user is not in; unknown rooms get the same answer to the letter, so
 // that nobody learns which rooms exist.
-func errNotInRoom(user string) error {
-	return mxerr.Forbidden("User " + user + " is not in the room")
-}
+func errNotInRoom() *mxerr.Error { return mxerr.Forbidden("You are not in that room") }
 
 // Send appends an event of a local user to a room and returns its id once it is on disk. A state event
 // that would change nothing returns the id of the one that stands.
@@ -38,7 +36,7 @@ func (s *Server) Send(ctx context.Context, roomID string, d Draft) (string, erro
 			})
 		}
 		if errors.Is(err, ErrUnknownRoom) {
-			err = errNotInRoom(d.Sender)
+			err = errNotInRoom()
 		}
 		return id, err
 	})

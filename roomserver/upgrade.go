@@ -42,7 +42,7 @@ func (s *Server) UpgradeRoom(ctx context.Context, u Upgrade) (string, error) {
 	defer s.upgrades.lock(u.RoomID)()
 	room, err := s.Room(ctx, u.RoomID)
 	if errors.Is(err, ErrUnknownRoom) {
-		return "", errNotInRoom(u.User)
+		return "", errNotInRoom()
 	}
 	if err != nil {
 		return "", err
@@ -55,7 +55,10 @@ func (s *Server) UpgradeRoom(ctx context.Context, u Upgrade) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if !may {
+	switch {
+	case !room.HasLocalMember(u.User):
+		return "", errNotInRoom()
+	case !may:
 		return "", mxerr.Forbidden("You cannot upgrade this room")
 	}
 	var to string

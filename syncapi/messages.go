@@ -95,7 +95,7 @@ const maxScan = 2000
 
 // fill reads events from one place towards another until the page is full or there are no more.
 func (a *API) fill(ctx context.Context, p *page, from, to roomserver.HistoryToken, limit int, forward bool) error {
-	p.end = from
+	p.end, p.more = from, limit == 0
 	for scanned := 0; scanned < maxScan && len(p.events) < limit; {
 		want := limit - len(p.events)
 		var events []*roomserver.Event
@@ -257,35 +257,32 @@ func (a *API) appendContext(ctx context.Context, by *httpapi.Caller, e *roomserv
 	if n := len(after.events); n > 0 {
 		last = after.events[n-1]
 	}
-	b = append(b, `,"state":`...)
-	if before.filter.LazyLoadMembers {
-		shown := append(append([]*roomserver.Event{e}, before.events...), after.events...)
-		b, err = a.appendLazyState(ctx, b, room, shown, last.StateAfter, r)
-	} else {
-		var state []*roomserver.Event
-		if state, err = a.rooms.StateEvents(ctx, room, last.StateAfter); err == nil {
-			b, err = a.rooms.AppendClientEvents(ctx, b, room, state, r)
-		}
-	}
+	shown := append(append([]*roomserver.Event{e}, before.events...), after.events...)
+	state, err := a.contextState(ctx, room, last.StateAfter, before.filter, shown)
 	if err != nil {
+		return nil, err
+	}
+	if b, err = a.rooms.AppendClientEvents(ctx, append(b, `,"state":`...), room, state, r); err != nil {
 		return nil, err
 	}
 	out := rawJSON(append(b, '}'))
 	return &out, nil
 }
 
-// appendLazyState appends the state at a root with only those memberships that belong to senders of events.
-func (a *API) appendLazyState(ctx context.Context, b []byte, room *roomserver.Room, events []*roomserver.Event, root snapshot.Ref, r *roomserver.Reader) ([]byte, error) {
-	senders := map[string]bool{}
-	for _, e := range events {
-		senders[e.Sender] = true
-	}
+// contextState is the state at a root as far as it passes a filter: with lazily loaded members, memberships only of the
+// senders of the shown events.
+func (a *API) contextState(ctx context.Context, room *roomserver.Room, root snapshot.Ref, f *filter.RoomEventFilter, shown []*roomserver.Event) ([]*roomserver.Event, error) {
 	state, err := a.rooms.StateEvents(ctx, room, root)
 	if err != nil {
 		return nil, err
 	}
-	state = keep(state, func(e *roomserver.Event) bool { return e.Type != "m.room.member" || senders[*e.StateKey] })
-	return a.rooms.AppendClientEvents(ctx, b, room, state, r)
+	senders := map[string]bool{}
+	for _, e := range shown {
+		senders[e.Sender] = true
+	}
+	return keep(state, func(e *roomserver.Event) bool {
+		return matches(f, e) && (!f.LazyLoadMembers || e.Type != memberType || senders[*e.StateKey])
+	}), nil
 }
 
 // visibleEvent finds an event that the caller may see; anything else is 404 M_NOT_FOUND, so that nobody learns

@@ -72,6 +72,11 @@ type membersRequest struct {
 	NotMembership string `query:"not_membership" enum:"join|invite|knock|leave|ban"`
 }
 
+// wants tells whether members with a membership are asked for: those with this one or without that one.
+func (in *membersRequest) wants(membership string) bool {
+	return membership == in.Membership || in.NotMembership != "" && membership != in.NotMembership
+}
+
 // members: client-server API v1.19, GET /rooms/{roomId}/members.
 func (a *API) members(ctx context.Context, by *httpapi.Caller, in *membersRequest) (*rawJSON, error) {
 	acc, err := a.enter(ctx, by, in.RoomID)
@@ -88,10 +93,9 @@ func (a *API) members(ctx context.Context, by *httpapi.Caller, in *membersReques
 	if err != nil {
 		return nil, err
 	}
-	events = keep(events, func(e *roomserver.Event) bool {
-		m := e.Membership()
-		return (in.Membership == "" || m == in.Membership) && (in.NotMembership == "" || m != in.NotMembership)
-	})
+	if in.Membership != "" || in.NotMembership != "" {
+		events = keep(events, func(e *roomserver.Event) bool { return in.wants(e.Membership()) })
+	}
 	b, err := a.rooms.AppendClientEvents(ctx, []byte(`{"chunk":`), acc.room, events, a.reader(by, nil))
 	if err != nil {
 		return nil, err

@@ -39,6 +39,8 @@ func TestReadingRooms(t *testing.T) {
 			{url.Values{}, []string{a + " join", b + " leave", c + " invite"}},
 			{url.Values{"membership": {"join"}}, []string{a + " join"}},
 			{url.Values{"not_membership": {"leave"}}, []string{a + " join", c + " invite"}},
+			{url.Values{"membership": {"invite"}, "not_membership": {"leave"}}, []string{a + " join", c + " invite"}}, // either
+			{url.Values{"membership": {"leave"}, "not_membership": {"join"}}, []string{b + " leave", c + " invite"}},
 			{url.Values{"at": {at}}, []string{a + " join"}},
 			{url.Values{"at": {alice.Sync(nil).Get("next_batch").Str}, "membership": {"leave"}}, []string{b + " leave"}},
 		} {
