@@ -35,12 +35,32 @@ func (r *tracked) events(list gjson.Result) {
 	}
 }
 
-// follower follows an account by sliding sync.
+// follower follows an account by sliding sync, by one connection of a device.
 type follower struct {
 	*Client
 	v4    bool // the accepted dialect, not the drafts'
+	name  string
 	pos   string
 	rooms map[string]*tracked
+	// toDevice followers read what is sent to the device, as far as since; inbox is what they got.
+	toDevice bool
+	since    string
+	inbox    []int64
+}
+
+// body adds to a request what all have.
+func (f *follower) body(request J) J {
+	if f.name != "" {
+		request["conn_id"] = f.name
+	}
+	if f.toDevice {
+		x := J{"enabled": true}
+		if f.since != "" {
+			x["since"] = f.since
+		}
+		request["extensions"] = J{"to_device": x}
+	}
+	return request
 }
 
 // ask makes a request for a window of rooms, with all of their state or some, and perhaps for one room outside of it.
@@ -57,7 +77,7 @@ func (f *follower) ask(from, to int, wide bool, room string) gjson.Result {
 		if f.pos != "" {
 			body["pos"] = f.pos
 		}
-		return f.Must("POST", slidingV4, body).JSON
+		return f.Must("POST", slidingV4, f.body(body)).JSON
 	}
 	state := [][]string{{"m.room.topic", ""}, {"m.room.member", "$LAZY"}}
 	if wide {
@@ -71,7 +91,7 @@ func (f *follower) ask(from, to int, wide bool, room string) gjson.Result {
 	if f.pos != "" {
 		path += "&pos=" + f.pos
 	}
-	return f.Must("POST", path, body).JSON
+	return f.Must("POST", path, f.body(body)).JSON
 }
 
 func (f *follower) sync(from, to int, wide bool, room string) {
@@ -80,6 +100,12 @@ func (f *follower) sync(from, to int, wide bool, room string) {
 	}
 	answer := f.ask(from, to, wide, room)
 	f.pos = answer.Get("pos").Str
+	if x := answer.Get("extensions.to_device"); x.Exists() {
+		for _, e := range x.Get("events").Array() {
+			f.inbox = append(f.inbox, e.Get("content.n").Int())
+		}
+		f.since = x.Get("next_batch").Str
+	}
 	answer.Get("rooms").ForEach(func(id, part gjson.Result) bool {
 		r := f.rooms[id.Str]
 		if r == nil || part.Get("initial").Bool() {
@@ -156,12 +182,16 @@ type followed struct {
 	rooms             []string
 	in, banned, carry map[string]bool // bob is in the room, or banned; carol is in it
 	said              map[string][]string
+	sent              []int64 // to bob's device
 }
 
 // happen does one thing.
 func (w *followed) happen(i int) {
 	id := w.rooms[w.rnd.IntN(len(w.rooms))]
-	switch n := w.rnd.IntN(20); {
+	switch n := w.rnd.IntN(22); {
+	case n >= 20:
+		w.carol.Must("PUT", Path("/sendToDevice/test.message/%s", Txn()), J{"messages": J{w.bob.UserID: J{w.bob.DeviceID: J{"n": i}}}})
+		w.sent = append(w.sent, int64(i))
 	case n < 6:
 		event := w.alice.Text(id, fmt.Sprint(i))
 		w.said[id] = append(w.said[id], event)
@@ -201,9 +231,10 @@ func (w *followed) happen(i int) {
 	}
 }
 
-// TestSlidingFollows does things at random while one device follows by sliding sync, through windows that grow, shrink
-// and move, required state that changes, subscriptions, lost answers, new connections and restarts of the server, and
-// another by /v3/sync. In the end both know the same.
+// TestSlidingFollows does things at random while one device follows by two connections of sliding sync, through windows
+// that grow, shrink and move, required state that changes, subscriptions, lost answers, new connections and restarts of the
+// server, and another by /v3/sync. In the end all know the same, and the connection that reads what is sent to the device
+// has got each message once and in order.
 func TestSlidingFollows(t *testing.T) {
 	Each(t, func(t *testing.T, s *Server) {
 		for _, v4 := range []bool{false, true} {
@@ -218,9 +249,11 @@ func TestSlidingFollows(t *testing.T) {
 			for range 5 {
 				w.rooms = append(w.rooms, w.alice.Create(J{"preset": "public_chat"}))
 			}
-			sliding, v3 := &follower{Client: w.bob, v4: v4}, w.bob.Login()
+			v3 := w.bob.Login()
+			both := []*follower{{Client: w.bob, v4: v4}, {Client: w.bob, v4: v4, name: "encryption", toDevice: true}}
 			rooms := map[string]*tracked{}
 			for i := range 200 {
+				sliding := both[w.rnd.IntN(2)]
 				switch n := w.rnd.IntN(20); {
 				case n < 14:
 					w.happen(i)
@@ -241,10 +274,17 @@ func TestSlidingFollows(t *testing.T) {
 				}
 			}
 			for range 2 {
-				sliding.sync(0, 99, true, "")
+				for _, sliding := range both {
+					sliding.sync(0, 99, true, "")
+				}
 				classic(v3, rooms)
 			}
-			w.compare(t, sliding, rooms)
+			for _, sliding := range both {
+				w.compare(t, sliding, rooms)
+			}
+			if !slices.Equal(both[1].inbox, w.sent) {
+				t.Errorf("messages to the device: %v, sent were %v", both[1].inbox, w.sent)
+			}
 		}
 	})
 }
