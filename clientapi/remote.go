@@ -33,15 +33,21 @@ func (a *API) resident(ctx context.Context, roomID string) (bool, error) {
 	return err == nil && room.Resident(), err
 }
 
-// enterLocal joins a room that this server is in, or knocks on it. Where no user of this server may let the caller in,
-// another server is asked to.
+// enterLocal joins a room that this server is in, or knocks on it. Where no user of this server may let the caller in, or it
+// is not known who may come in, another server is asked to.
 func (a *API) enterLocal(ctx context.Context, m roomserver.MembershipChange, via []string) error {
-	_, err := a.rooms.SetMembership(ctx, m)
-	if e := mxerr.As(err); e == nil || e.Code != "M_UNABLE_TO_GRANT_JOIN" || a.options.Remote == nil {
-		return err
-	}
 	room, err := a.rooms.Room(ctx, m.RoomID)
 	if err != nil {
+		return err
+	}
+	// Who is banned, or may come in, is not known as long as the members are not.
+	if room.Partial() == nil || m.Membership != roomserver.Join || room.HasLocalMember(m.Target) {
+		_, err = a.rooms.SetMembership(ctx, m)
+		if e := mxerr.As(err); e == nil || e.Code != "M_UNABLE_TO_GRANT_JOIN" {
+			return err
+		}
+	}
+	if a.options.Remote == nil {
 		return err
 	}
 	servers := slices.DeleteFunc(room.Servers(), func(name string) bool { return name == a.rooms.Name() })

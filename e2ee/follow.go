@@ -304,7 +304,8 @@ func (a *API) introduce(ctx context.Context, user string, servers []string) erro
 	return nil
 }
 
-// everything is all that there is to tell of a user.
+// everything is all that there is to tell of a user to those who have not heard of them. For a device without keys nothing
+// can be encrypted.
 func everything(tx *storage.Tx, user string, pos int64) (*news, error) {
 	identity, err := localIdentity(tx, user)
 	if err != nil {
@@ -312,7 +313,9 @@ func everything(tx *storage.Tx, user string, pos int64) (*news, error) {
 	}
 	n := &news{pos: pos, user: user}
 	for _, d := range identity.devices {
-		n.devices = append(n.devices, d.id)
+		if d.keys != nil {
+			n.devices = append(n.devices, d.id)
+		}
 	}
 	if identity.master != nil {
 		n.devices = append(n.devices, "")

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/tidwall/gjson"
 
@@ -18,11 +19,7 @@ import (
 // devices, it is applied; otherwise what is stored is out of date, and asked for when somebody wants it. Either way the
 // users who share rooms with theirs hear of a change, unless it only introduces somebody of whom they have just heard.
 func (a *API) ReceiveDeviceList(ctx context.Context, origin string, content json.RawMessage) error {
-	var in struct {
-		deviceListUpdate
-		// PrevID may be missing.
-		PrevID []int64 `json:"prev_id"`
-	}
+	var in deviceListUpdate
 	if err := json.Unmarshal(content, &in); err != nil {
 		return mxerr.BadJSON("m.device_list_update is not as it should be").With(err)
 	}
@@ -47,28 +44,9 @@ func (a *API) ReceiveDeviceList(ctx context.Context, origin string, content json
 			return nil // clients heard of the user at the join, and nobody has asked since
 		}
 		if !fresh {
-			return a.outdated(tx, in.UserID)
+			return outdated(tx, in.UserID)
 		}
-		if in.StreamID <= stream {
-			return nil // it is known
-		}
-		for _, prev := range in.PrevID {
-			if prev > stream {
-				return a.outdated(tx, in.UserID) // one in between was lost
-			}
-		}
-		ok, changed, err := applyUpdate(tx, &in.deviceListUpdate)
-		if err != nil {
-			return err
-		}
-		if !ok {
-			return a.outdated(tx, in.UserID)
-		}
-		_, err = tx.Exec(`UPDATE remote_device_lists SET stream_id = $2 WHERE user_id = $1`, in.UserID, in.StreamID)
-		if err != nil || !changed {
-			return err
-		}
-		return noteChange(tx, in.UserID)
+		return applyUpdate(tx, &in, stream)
 	})
 }
 
@@ -120,30 +98,51 @@ func (a *API) joinedAmongUs(ctx context.Context, room *roomserver.Room, m roomse
 	return false, nil
 }
 
-// applyUpdate stores a changed device; ok is false if its keys cannot be used, changed is false if they are what they were before.
-// Servers tell of all devices when their user enters a room.
-func applyUpdate(tx *storage.Tx, in *deviceListUpdate) (ok, changed bool, err error) {
-	if in.Deleted || len(in.Keys) == 0 {
-		n, err := tx.Exec(`DELETE FROM device_keys WHERE user_id = $1 AND device_id = $2`, in.UserID, in.DeviceID)
-		return true, n > 0, err
-	}
-	d, ok := remoteDevice(in.UserID, in.DeviceID, gjson.ParseBytes(in.Keys), in.Name)
-	if !ok {
-		return false, false, nil
+// applyUpdate applies an update to a list of devices that is current up to a stream id, or finds that it is not any more.
+func applyUpdate(tx *storage.Tx, in *deviceListUpdate, stream int64) error {
+	var d deviceKeys // without keys: the device is gone
+	if !in.Deleted && len(in.Keys) > 0 {
+		var ok bool
+		if d, ok = remoteDevice(in.UserID, in.DeviceID, gjson.ParseBytes(in.Keys), in.Name); !ok {
+			return outdated(tx, in.UserID)
+		}
 	}
 	var keys []byte
 	var name *string
 	if _, err := tx.Get(`SELECT content, display_name FROM device_keys WHERE user_id = $1 AND device_id = $2`, []any{in.UserID, in.DeviceID}, &keys, &name); err != nil {
-		return false, false, err
+		return err
 	}
-	if bytes.Equal(keys, d.keys) && name != nil && *name == d.name {
-		return true, false, nil
+	same := bytes.Equal(keys, d.keys) && (keys == nil || name != nil && *name == d.name)
+	switch {
+	case len(in.PrevID) == 0 && same && d.keys != nil:
+		return nil // servers tell of all devices when their user enters a room
+	case len(in.PrevID) == 0:
+		return outdated(tx, in.UserID) // what came before it nobody knows; some servers never say
+	case in.StreamID <= stream:
+		return nil // it is known
+	case slices.ContainsFunc(in.PrevID, func(prev int64) bool { return prev > stream }):
+		return outdated(tx, in.UserID) // one in between was lost
 	}
-	return true, true, putRemoteDevice(tx, in.UserID, &d)
+	if _, err := tx.Exec(`UPDATE remote_device_lists SET stream_id = $2 WHERE user_id = $1`, in.UserID, in.StreamID); err != nil || same {
+		return err
+	}
+	if err := d.store(tx, in); err != nil {
+		return err
+	}
+	return noteChange(tx, in.UserID)
+}
+
+// store stores what has become of a device.
+func (d *deviceKeys) store(tx *storage.Tx, in *deviceListUpdate) error {
+	if d.keys != nil {
+		return putRemoteDevice(tx, in.UserID, d)
+	}
+	_, err := tx.Exec(`DELETE FROM device_keys WHERE user_id = $1 AND device_id = $2`, in.UserID, in.DeviceID)
+	return err
 }
 
 // outdated notes that the stored devices of a remote user are not the current ones, because they changed.
-func (a *API) outdated(tx *storage.Tx, user string) error {
+func outdated(tx *storage.Tx, user string) error {
 	if err := markStale(tx, user); err != nil {
 		return err
 	}
@@ -173,7 +172,7 @@ func (a *API) ReceiveSigningKeys(ctx context.Context, origin string, content jso
 			return err
 		}
 		if !fresh {
-			return a.outdated(tx, in.UserID)
+			return outdated(tx, in.UserID)
 		}
 		for _, k := range keys {
 			if err := putCrossSigningKey(tx, in.UserID, k); err != nil {
@@ -189,7 +188,11 @@ func (a *API) receiveChange(ctx context.Context, origin, user string, apply func
 	if server, ok := serverOf(user); !ok || server != origin || a.isLocal(user) {
 		return mxerr.Forbidden("The user is not of the server that sends")
 	}
+	unsure := a.rooms.MayShare(origin)
 	shared, err := a.sharedWithAny(ctx, user, 0)
+	if err == nil && !shared && unsure {
+		return a.postpone(ctx, user)
+	}
 	if err != nil || !shared {
 		return err
 	}

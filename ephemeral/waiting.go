@@ -22,8 +22,8 @@ func (a *API) Receive(ctx context.Context, roomID, user, thread, eventID string,
 	if err != nil {
 		return err
 	}
-	membership, err := a.rooms.MembershipAt(ctx, room, room.Head().State, user)
-	if err != nil || membership != roomserver.Join || len(thread) > maxThread || len(eventID) > maxThread {
+	in, err := a.rooms.MayBeIn(ctx, room, user)
+	if err != nil || !in || len(thread) > maxThread || len(eventID) > maxThread {
 		return err
 	}
 	r := Receipt{User: user, Kind: Read, Thread: thread, EventID: eventID, TS: ts}

@@ -42,13 +42,42 @@ func (a *API) roomOf(ctx context.Context, by *httpapi.Caller, id string) (*rooms
 	return room, nil
 }
 
+// openRoom is roomOf for users of other servers who want to enter. As long as the members are not known, nobody can be let
+// in (MSC3902).
+func (a *API) openRoom(ctx context.Context, by *httpapi.Caller, id string) (*roomserver.Room, error) {
+	room, err := a.roomOf(ctx, by, id)
+	if err == nil && room.Partial() != nil {
+		return nil, mxerr.NotFound("This server has just entered that room and cannot let others in yet")
+	}
+	return room, err
+}
+
 // sharedRoom is roomOf for what only servers in the room may know.
 func (a *API) sharedRoom(ctx context.Context, by *httpapi.Caller, id string) (*roomserver.Room, error) {
 	room, err := a.roomOf(ctx, by, id)
-	if err == nil && !room.HasServer(by.Origin) {
-		return nil, mxerr.Forbidden("Your server is not in that room")
+	switch {
+	case err != nil:
+		return nil, err
+	case room.HasServer(by.Origin):
+		return room, nil
+	case room.Partial() != nil:
+		return nil, unableYet()
+	}
+	return nil, mxerr.Forbidden("Your server is not in that room")
+}
+
+// wholeRoom is sharedRoom for what takes all members.
+func (a *API) wholeRoom(ctx context.Context, by *httpapi.Caller, id string) (*roomserver.Room, error) {
+	room, err := a.sharedRoom(ctx, by, id)
+	if err == nil && room.Partial() != nil {
+		return nil, unableYet()
 	}
 	return room, err
+}
+
+// unableYet refuses what cannot be decided, or told, as long as a room's members are not known (MSC3895).
+func unableYet() *mxerr.Error {
+	return mxerr.New(http.StatusForbidden, "M_UNABLE_DUE_TO_PARTIAL_STATE", "This server has just entered that room and does not know all members yet")
 }
 
 // incompatible refuses a room version that one side does not know.

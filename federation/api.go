@@ -52,9 +52,9 @@ type Deps struct {
 	MayInvite func(ctx context.Context, user, by string) error
 	// Backfilled hears of events that were put into a room's past, which no position in the log tells of. Nil: nobody.
 	Backfilled func(ctx context.Context, room *roomserver.Room, events []*roomserver.Event)
-	// Whole hears of rooms that were entered without most members, once these are known: servers are those that were in the
-	// room at some time since. It is called again if it fails or the server stops meanwhile. Nil: nobody.
-	Whole func(ctx context.Context, room *roomserver.Room, servers []string) error
+	// Whole hears of rooms that were entered without most members, once these are known. It is called again if it fails or the
+	// server stops meanwhile. Nil: nobody.
+	Whole func(ctx context.Context, c roomserver.Completion) error
 	// Log gets what operators should know.
 	Log *logrus.Entry
 }
@@ -77,7 +77,7 @@ type API struct {
 
 	mayInvite  func(ctx context.Context, user, by string) error
 	backfilled func(ctx context.Context, room *roomserver.Room, events []*roomserver.Event)
-	whole      func(ctx context.Context, room *roomserver.Room, servers []string) error
+	whole      func(ctx context.Context, c roomserver.Completion) error
 
 	inbox    *inbox.Inbox
 	lanes    *inbox.Lanes

@@ -70,8 +70,7 @@ func (a *API) receiveTyping(ctx context.Context, origin string, content json.Raw
 	if err != nil || room == nil {
 		return err
 	}
-	membership, err := a.rooms.MembershipAt(ctx, room, room.Head().State, user)
-	if err != nil || membership != roomserver.Join {
+	if in, err := a.rooms.MayBeIn(ctx, room, user); err != nil || !in {
 		return err
 	}
 	duration := time.Duration(0)

@@ -98,11 +98,12 @@ func (a *API) fetchEvent(ctx context.Context, server string, room *roomserver.Ro
 	return nil
 }
 
-// fetchStates asks a server for the states after events that this server does not know.
-func (a *API) fetchStates(ctx context.Context, server string, room *roomserver.Room, parents []string) (*roomserver.Given, error) {
+// fetchStates asks a server for the states after events that this server does not know, and waits for their ids as long as
+// patience.
+func (a *API) fetchStates(ctx context.Context, server string, room *roomserver.Room, parents []string, patience time.Duration) (*roomserver.Given, error) {
 	given := &roomserver.Given{}
 	for _, id := range parents {
-		state, err := a.fetchStateAfter(ctx, server, room, id, given)
+		state, err := a.fetchStateAfter(ctx, server, room, id, patience, given)
 		if err != nil {
 			return nil, fmt.Errorf("state after %s from %s: %w", id, server, err)
 		}
@@ -112,10 +113,10 @@ func (a *API) fetchStates(ctx context.Context, server string, room *roomserver.R
 }
 
 // fetchStateAfter returns the ids of the state after an event, and adds to given what is not known of it.
-func (a *API) fetchStateAfter(ctx context.Context, server string, room *roomserver.Room, id string, given *roomserver.Given) ([]string, error) {
+func (a *API) fetchStateAfter(ctx context.Context, server string, room *roomserver.Room, id string, patience time.Duration, given *roomserver.Given) ([]string, error) {
 	query := "?" + url.Values{"event_id": {id}}.Encode()
 	answer, err := a.client.Do(ctx, client.Request{
-		Server: server, Method: http.MethodGet, Path: client.Path(v1+"/state_ids/%s", room.ID) + query, Timeout: fetchTimeout, MaxBytes: maxStateBytes,
+		Server: server, Method: http.MethodGet, Path: client.Path(v1+"/state_ids/%s", room.ID) + query, Timeout: patience, MaxBytes: maxStateBytes,
 	})
 	if err != nil {
 		return nil, err
@@ -140,9 +141,11 @@ func (a *API) fetchStateAfter(ctx context.Context, server string, room *roomserv
 		if fetched, err = a.fetchWholeState(ctx, server, room, query); err != nil {
 			return nil, err
 		}
-		unknown = slices.DeleteFunc(unknown, func(u string) bool {
-			return slices.ContainsFunc(fetched, func(p *pdu.Event) bool { return p.ID == u })
-		})
+		have := make(map[string]bool, len(fetched))
+		for _, p := range fetched {
+			have[p.ID] = true
+		}
+		unknown = slices.DeleteFunc(unknown, func(u string) bool { return have[u] })
 		unknown = unknown[:min(len(unknown), fetchSingly)]
 	}
 	fetched = append(fetched, a.fetchEvents(ctx, server, room, unknown)...)

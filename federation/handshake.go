@@ -66,7 +66,11 @@ func (a *API) make(ctx context.Context, by *httpapi.Caller, in *makeRequest, mem
 	if pdu.ServerOf(in.UserID) != by.Origin {
 		return nil, mxerr.Forbidden("The user is not of your server")
 	}
-	room, err := a.roomOf(ctx, by, in.RoomID)
+	find := a.openRoom
+	if membership == roomserver.Leave {
+		find = a.roomOf
+	}
+	room, err := find(ctx, by, in.RoomID)
 	if err != nil {
 		return nil, err
 	}
@@ -95,7 +99,7 @@ type sendJoinRequest struct {
 
 // sendJoin: server-server API v1.19, PUT /v2/send_join.
 func (a *API) sendJoin(ctx context.Context, by *httpapi.Caller, in *sendJoinRequest) (*sendJoinAnswer, error) {
-	room, err := a.roomOf(ctx, by, in.RoomID)
+	room, err := a.openRoom(ctx, by, in.RoomID)
 	if err != nil {
 		return nil, err
 	}
@@ -275,7 +279,7 @@ type sendKnockAnswer struct {
 
 // sendKnock: server-server API v1.19, PUT /send_knock.
 func (a *API) sendKnock(ctx context.Context, by *httpapi.Caller, in *sendRequest) (*sendKnockAnswer, error) {
-	room, err := a.roomOf(ctx, by, in.RoomID)
+	room, err := a.openRoom(ctx, by, in.RoomID)
 	if err != nil {
 		return nil, err
 	}

@@ -83,6 +83,9 @@ func (a *API) fillNext(ctx context.Context, room *roomserver.Room, events int, n
 		if since, resting := a.rests.Get(key); resting && time.Since(since) < gapRest {
 			return nil
 		}
+		if !a.awaitWhole(ctx, room) {
+			return nil
+		}
 		n, err := a.fill(ctx, room, gap, events)
 		if err != nil || n == 0 {
 			if ctx.Err() == nil {
@@ -284,7 +287,7 @@ func (a *API) withStates(ctx context.Context, server string, room *roomserver.Ro
 			if edges++; edges > maxEdges {
 				continue
 			}
-			if i.Before, err = a.fetchStates(ctx, server, room, parents); err != nil {
+			if i.Before, err = a.fetchStates(ctx, server, room, parents, fetchTimeout); err != nil {
 				a.log.WithError(err).WithField("event_id", p.ID).Debug("an older event is left out")
 				if ctx.Err() != nil {
 					return nil, ctx.Err()

@@ -321,9 +321,15 @@ func (a *API) joinThrough(ctx context.Context, server string, in *wish) error {
 	if err != nil {
 		return err
 	}
+	path := client.Path(v2+"/send_join/%s/%s", in.roomID, event.ID)
+	switch whole, err := a.knownWhole(ctx, in.roomID); {
+	case err != nil:
+		return err
+	case !whole:
+		path += "?omit_members=true"
+	}
 	body, err := a.client.Do(ctx, client.Request{
-		Server: server, Method: http.MethodPut, Path: client.Path(v2+"/send_join/%s/%s", in.roomID, event.ID), Body: event.JSON(),
-		Timeout: handshakeTimeout, MaxBytes: maxStateBytes,
+		Server: server, Method: http.MethodPut, Path: path, Body: event.JSON(), Timeout: handshakeTimeout, MaxBytes: maxStateBytes,
 	})
 	if err != nil {
 		return err
@@ -332,10 +338,23 @@ func (a *API) joinThrough(ctx context.Context, server string, in *wish) error {
 	if err != nil {
 		return err
 	}
+	entry.Via = server
 	if _, err := a.rooms.Enter(ctx, entry); err != nil {
 		return fmt.Errorf("%w: %w", errUnsound, err)
 	}
+	if a.isPartial(ctx, in.roomID) {
+		a.completeLater(in.roomID)
+	}
 	return nil
+}
+
+// knownWhole tells whether this server is in a room and knows all members, which it then does not want to give up.
+func (a *API) knownWhole(ctx context.Context, roomID string) (bool, error) {
+	room, err := a.rooms.Room(ctx, roomID)
+	if errors.Is(err, roomserver.ErrUnknownRoom) {
+		return false, nil
+	}
+	return err == nil && room.Resident() && room.Partial() == nil, err
 }
 
 // entryOf reads the answer to a join: what is sound of it.
@@ -352,10 +371,29 @@ func (a *API) entryOf(ctx context.Context, v *pdu.Version, event *pdu.Event, bod
 	if err := checkCreate(&entry); err != nil {
 		return entry, err
 	}
+	if entry.Partial = answer.Get("members_omitted").Bool(); entry.Partial {
+		if entry.Servers = serverNames(answer.Get("servers_in_room")); len(entry.Servers) == 0 {
+			return entry, fmt.Errorf("%w: members are omitted, and the servers in the room as well", errUnsound)
+		}
+	}
 	if err := a.verify(ctx, event); err != nil {
 		return entry, fmt.Errorf("%w: the join: %w", errUnsound, err)
 	}
 	return entry, nil
+}
+
+// maxServersInRoom bounds the servers that an answer to a join may name.
+const maxServersInRoom = 50_000
+
+// serverNames reads an array of server names; what is none is left out.
+func serverNames(list gjson.Result) (out []string) {
+	list.ForEach(func(_, name gjson.Result) bool {
+		if name.Type == gjson.String && pdu.ValidServerName(name.Str) {
+			out = append(out, name.Str)
+		}
+		return len(out) < maxServersInRoom
+	})
+	return out
 }
 
 // checkCreate checks that a state begins with the creation of the room in question.

@@ -125,7 +125,7 @@ type stateRequest struct {
 
 // stateAt finds the state before an event, and its auth chain.
 func (a *API) stateAt(ctx context.Context, by *httpapi.Caller, in *stateRequest) (state, auth events, err error) {
-	room, err := a.sharedRoom(ctx, by, in.RoomID)
+	room, err := a.wholeRoom(ctx, by, in.RoomID)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -207,7 +207,7 @@ func (e *eventAuthAnswer) AppendJSON(dst []byte) ([]byte, error) {
 
 // eventAuth: server-server API v1.19, GET /event_auth.
 func (a *API) eventAuth(ctx context.Context, by *httpapi.Caller, in *eventAuthRequest) (*eventAuthAnswer, error) {
-	room, err := a.sharedRoom(ctx, by, in.RoomID)
+	room, err := a.wholeRoom(ctx, by, in.RoomID)
 	if err != nil {
 		return nil, err
 	}

@@ -146,7 +146,7 @@ func newFeatures(cfg *config.Config, db *storage.DB, key signingkey.Key, limits 
 			"m.device_list_update": f.e2ee.ReceiveDeviceList,
 			"m.signing_key_update": f.e2ee.ReceiveSigningKeys,
 		},
-		Source: owedEDUs{f.e2ee}, MayInvite: f.mayInvite, Backfilled: f.backfilled, Log: part("federation"),
+		Source: owedEDUs{f.e2ee}, MayInvite: f.mayInvite, Backfilled: f.backfilled, Whole: f.e2ee.MembersKnown, Log: part("federation"),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("set up federation: %w", err)

@@ -83,6 +83,9 @@ func (t *Turn) done(err error) error {
 	}
 	r.mu.Unlock()
 	if err == nil {
+		if t.partial != nil && t.partial.Until != 0 {
+			close(t.partial.done)
+		}
 		return nil
 	}
 	t.drop()
@@ -114,9 +117,19 @@ func (t *Turn) writeRows() {
 		t.unit.Exec(`UPDATE events SET flags = flags | $1 WHERE nid = $2`, int64(flagRedacted), x.target.NID)
 	}
 	t.writeGaps()
-	if t.placed > 0 {
-		t.unit.Add(headsTable, r.NID, encodeNIDs(t.head.Extremities), int64(t.head.State), storage.Pos(t.placed))
+	t.writeRecasts()
+	t.writePartial()
+	if t.placed > 0 || len(t.recasts) > 0 {
+		t.unit.Add(headsTable, r.NID, encodeNIDs(t.head.Extremities), int64(t.head.State), t.headPos())
 	}
+}
+
+// headPos is the position of the room's last entry in the log after the unit, for a row of it.
+func (t *Turn) headPos() any {
+	if t.placed > 0 {
+		return storage.Pos(t.placed)
+	}
+	return t.head.Pos
 }
 
 // writeEvent adds the row of an event, or changes it where the event was an outlier until now.
@@ -137,6 +150,9 @@ func (t *Turn) writeEvent(e *Event) {
 	if e.stored {
 		t.unit.Exec(`UPDATE events SET flags = $1, anchor = $2, sub = $3, state_before = $4, state_after = $5, txn = $6 WHERE nid = $7`,
 			e.flags, anchor, e.Sub, before, after, e.localTxn(), e.NID)
+		if e.chain.Data != nil {
+			t.unit.Exec(`UPDATE events SET chain_order = $1, chain = $2 WHERE nid = $3`, order, chain, e.NID)
+		}
 		return
 	}
 	t.unit.Add(eventsTable, e.NID, t.room.NID, eventKey(e.ID), e.flags, anchor, e.Sub,
@@ -157,6 +173,7 @@ func (t *Turn) apply(base int64) {
 		}
 		s.events.Put(e.NID, e, e.cost())
 	}
+	t.applyRecasts()
 	for _, p := range t.packs {
 		s.states.Durable(r.NID, p)
 	}
@@ -181,6 +198,7 @@ func (t *Turn) apply(base int64) {
 		}
 	}
 	r.durable.Store(&head)
+	t.applyPartial(base)
 	if t.created {
 		if t.entered { // what is before the first event comes by backfill
 			r.recent.beginAt(base + 1)
@@ -198,6 +216,9 @@ func (t *Turn) apply(base int64) {
 	}
 	r.mu.Lock()
 	for _, e := range t.events {
+		r.pending.remove(e)
+	}
+	for _, e := range t.recasts {
 		r.pending.remove(e)
 	}
 	r.mu.Unlock()

@@ -45,7 +45,7 @@ func (s *Server) CheckConsistency(ctx context.Context) error {
 			problems = append(problems, fmt.Errorf("%w: room %s cannot be loaded: %w", ErrInconsistent, id, err))
 			continue
 		}
-		c := roomCheck{s: s, room: room, heads: map[string]int64{}, late: map[string]bool{}, cited: map[string]bool{}, after: map[string]snapshot.Ref{}}
+		c := roomCheck{s: s, room: room, heads: map[string]int64{}, late: map[string]bool{}, cited: map[string]bool{}, behind: map[string][]string{}, after: map[string]snapshot.Ref{}}
 		if err := c.run(ctx); err != nil {
 			return errors.Join(append(problems, fmt.Errorf("check room %s: %w", id, err))...)
 		}
@@ -66,6 +66,7 @@ type roomCheck struct {
 	heads   map[string]int64        // anchors of those seen, in the graph, and cited by none of the others seen
 	given   int64                   // last anchor of an event that arrived with a state of another server
 	cited   map[string]bool         // cited as a parent, and not seen
+	behind  map[string][]string     // parents of events that do not count
 	after   map[string]snapshot.Ref // state after the events seen, of the last afterMemory
 	last    int64                   // highest position of an event
 	related relationSum             // of the relations that events have
@@ -226,6 +227,9 @@ func (c *roomCheck) state(ctx context.Context, e *Event) error {
 // graph keeps account of which events nothing follows.
 func (c *roomCheck) graph(e *Event) {
 	if e.Anchor == 0 { // outside of the timeline
+		if !e.Outlier() {
+			c.behind[e.ID] = e.PrevEventIDs()
+		}
 		return
 	}
 	c.last = max(c.last, e.Anchor)
@@ -261,9 +265,27 @@ func (c *roomCheck) order(ctx context.Context) error {
 	})
 }
 
+// followThrough finds what is followed only by way of events that do not count.
+func (c *roomCheck) followThrough() {
+	var front []string
+	for id := range c.cited {
+		front = append(front, c.behind[id]...)
+	}
+	for seen := map[string]bool{}; len(front) > 0; {
+		id := front[0]
+		if front = front[1:]; seen[id] {
+			continue
+		}
+		seen[id] = true
+		delete(c.heads, id)
+		front = append(front, c.behind[id]...)
+	}
+}
+
 // head compares the room's forward extremities, state and position with its events.
 func (c *roomCheck) head(ctx context.Context) error {
 	head := c.room.Head()
+	c.followThrough()
 	for _, e := range head.Extremities {
 		if c.heads[e.ID] == 0 && !c.late[e.ID] {
 			c.bad("the forward extremity %s is not the end of the graph", e.ID)

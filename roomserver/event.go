@@ -30,6 +30,9 @@ const (
 	// flagRelayed: an event of another server's user that this server passes on to the room, because it came
 	// here as the answer to a template.
 	flagRelayed
+	// flagPartial: the states around the event were computed from one without most members (MSC3902). The index
+	// events_partial names its value, 128.
+	flagPartial
 )
 
 // Event is an event as this server holds it: the PDU and its place in the room. It is immutable once

@@ -3,11 +3,14 @@ package roomserver
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 
 	"github.com/myelin-im/myelin/internal/mxerr"
 	"github.com/myelin-im/myelin/roomserver/authrules"
 	"github.com/myelin-im/myelin/roomserver/pdu"
 	"github.com/myelin-im/myelin/roomserver/snapshot"
+	"github.com/myelin-im/myelin/storage"
 )
 
 // Given is a state of a room as another server described it.
@@ -17,11 +20,19 @@ type Given struct {
 	// States are states by the ids of their events, for example those after several parents; they get resolved. Of two
 	// events for the same type and state key in one of them, the later counts.
 	States [][]string
+	// Partial says that States are without most members, which have to be asked for.
+	Partial bool
+	// Via is then the server that described the state, Servers are those that it says are in the room.
+	Via     string
+	Servers []string
 }
 
 // given is the root of a state by the ids of its events, all of which must be known; it is built as a difference to
-// the current state. What its own auth events refuse is in nobody's state.
-func (t *Turn) given(event string, ids []string) (snapshot.Ref, error) {
+// the current state. What its own auth events refuse is in nobody's state. With lenient, neither is what is unknown.
+func (t *Turn) given(event string, ids []string, lenient bool) (snapshot.Ref, error) {
+	if err := t.look(ids); err != nil {
+		return 0, err
+	}
 	missing := &MissingError{Event: event}
 	wanted := map[authrules.StateKeyTuple]int64{}
 	for _, id := range ids {
@@ -35,12 +46,8 @@ func (t *Turn) given(event string, ids []string) (snapshot.Ref, error) {
 			wanted[authrules.StateKeyTuple{Type: e.Type, StateKey: *e.StateKey}] = e.NID
 		}
 	}
-	if len(missing.Auth) > 0 {
-		if t.created { // an answer to a join may hold events that nobody can use
-			missing.Auth = nil
-		} else {
-			return 0, missing
-		}
+	if len(missing.Auth) > 0 && !lenient {
+		return 0, missing
 	}
 	pack, err := t.s.nids.Next(t.ctx)
 	if err != nil {
@@ -57,16 +64,78 @@ func (t *Turn) given(event string, ids []string) (snapshot.Ref, error) {
 		}
 		delete(surplus, nid)
 	}
-	for nid := range surplus {
-		e, err := t.event(nid)
-		if err != nil {
-			return 0, err
-		}
+	rest, err := t.load(slices.Collect(maps.Keys(surplus)))
+	if err != nil {
+		return 0, err
+	}
+	for _, e := range rest {
 		if _, ok := wanted[authrules.StateKeyTuple{Type: e.Type, StateKey: *e.StateKey}]; !ok {
 			edit.Delete(e.Type, *e.StateKey)
 		}
 	}
 	return t.commit(edit, pack)
+}
+
+// takeGiven makes the states that another server described after parents of e that are unknown here.
+func (t *Turn) takeGiven(e *Event, g *Given) (roots []snapshot.Ref, err error) {
+	for _, ids := range g.States {
+		root, err := t.given(e.ID, ids, t.created)
+		if err != nil {
+			return nil, err
+		}
+		roots = append(roots, root)
+	}
+	e.flags |= flagGiven
+	switch {
+	case g.Partial:
+		t.enterPartial(e, g.Via, g.Servers)
+	case e.Partial(): // the states will be needed again
+		for _, root := range roots {
+			t.givens = append(t.givens, givenState{e, root, true})
+		}
+	}
+	return roots, nil
+}
+
+// lookBatch is how many events by id one query looks up.
+const lookBatch = 64
+
+// look looks up many events by id at once, so that find does not have to ask for each.
+func (t *Turn) look(ids []string) error {
+	if t.created {
+		return nil
+	}
+	if t.looked == nil {
+		t.looked = make(map[string]*Event, len(ids))
+	}
+	// What is on its way to the database is found there by find, and not here.
+	var stored []string
+	t.room.mu.Lock()
+	for _, id := range ids {
+		if _, ok := t.looked[id]; !ok && t.room.pending.byID[id] == nil {
+			stored = append(stored, id)
+		}
+	}
+	t.room.mu.Unlock()
+	for batch := range slices.Chunk(stored, lookBatch) {
+		args := make([]any, 1, lookBatch+1)
+		args[0] = t.room.NID
+		// Always the same number of parameters, so that one prepared statement serves all.
+		for i := range lookBatch {
+			args = append(args, eventKey(batch[min(i, len(batch)-1)]))
+		}
+		events, err := t.s.queryEvents(t.ctx, t.room, `SELECT `+eventColumns+` FROM events WHERE room = $1 AND event_id IN `+storage.In(lookBatch, 2), args...)
+		if err != nil {
+			return err
+		}
+		for _, id := range batch {
+			t.looked[id] = nil
+		}
+		for _, e := range events {
+			t.looked[e.ID] = e
+		}
+	}
+	return nil
 }
 
 // given is the state before the event with which a room is entered.
@@ -77,6 +146,7 @@ func (n *Entry) given() *Given {
 		state = append(state, p.ID)
 	}
 	g.States = [][]string{state}
+	g.Partial, g.Via, g.Servers = n.Partial, n.Via, n.Servers
 	return g
 }
 
@@ -84,7 +154,11 @@ func (n *Entry) given() *Given {
 func (s *Server) reenter(ctx context.Context, entry Entry) (e *Event, err error) {
 	_, err = s.Turn(ctx, entry.RoomID, func(t *Turn) error {
 		in := &Incoming{Event: entry.Event, Before: entry.given()}
-		if t.room.Resident() {
+		known, err := t.continues(entry.Event)
+		if err != nil {
+			return err
+		}
+		if known || t.room.Resident() {
 			e, err = t.join(in)
 		} else {
 			e, err = t.comeBack(in)
@@ -98,6 +172,21 @@ func (s *Server) reenter(ctx context.Context, entry Entry) (e *Event, err error)
 		return nil, fmt.Errorf("enter %s: %w", entry.RoomID, err)
 	}
 	return e, nil
+}
+
+// continues tells whether an event goes on from what is known of a room whose members are still being asked for, so that
+// its state need not be asked for as well.
+func (t *Turn) continues(p *pdu.Event) (bool, error) {
+	if t.room.Partial() == nil {
+		return false, nil
+	}
+	for _, id := range p.PrevEventIDs() {
+		e, err := t.find(id)
+		if err != nil || e == nil || e.Outlier() {
+			return false, err
+		}
+	}
+	return true, nil
 }
 
 // join receives an event that must be accepted.
@@ -137,9 +226,11 @@ func (t *Turn) comeBack(in *Incoming) (*Event, error) {
 	if err != nil {
 		return nil, err
 	}
-	if e.StateBefore, err = t.given(e.ID, in.Before.States[0]); err != nil {
+	roots, err := t.takeGiven(e, in.Before)
+	if err != nil {
 		return nil, err
 	}
+	e.StateBefore = roots[0]
 	e.StateAfter = e.StateBefore
 	reason, err := t.refusal(e, auth)
 	if err == nil {
@@ -154,7 +245,6 @@ func (t *Turn) comeBack(in *Incoming) (*Event, error) {
 		}
 	}
 	t.place(e)
-	e.flags |= flagGiven
 	t.gapped = append(t.gapped, e)
 	t.keep(e)
 	if err := t.logState(e, t.head.State, e.StateAfter); err != nil {

@@ -159,7 +159,8 @@ func (r *Room) HasLocalMember(user string) bool {
 	return ok
 }
 
-// Servers returns the names of the servers with a joined member, in no order.
+// Servers returns the names of the servers with a joined member, in no order. While the members are not all known, those
+// that were in the room when it was entered are among them.
 func (r *Room) Servers() []string {
 	r.members.mu.RLock()
 	defer r.members.mu.RUnlock()
@@ -167,7 +168,7 @@ func (r *Room) Servers() []string {
 	for name := range r.members.servers {
 		out = append(out, name)
 	}
-	return out
+	return r.Partial().serversAnd(out)
 }
 
 // heroCount is how many members a room without a name is named after.
@@ -201,15 +202,18 @@ func (s *Server) Heroes(ctx context.Context, room *Room, reader string) ([]strin
 }
 
 // Resident tells whether this server takes part in the room, so that it hears of what happens there: a local user is
-// joined, or nobody is any more. Of other rooms it only knows a past.
+// joined, or nobody is any more, as far as is known. Of other rooms it only knows a past.
 func (r *Room) Resident() bool {
 	r.members.mu.RLock()
 	defer r.members.mu.RUnlock()
-	return len(r.members.local) > 0 || len(r.members.servers) == 0
+	return len(r.members.local) > 0 || len(r.members.servers) == 0 && !r.partial.Load().populated()
 }
 
-// HasServer tells whether a server has a joined member in the room, by its durable state.
+// HasServer tells whether a server is one of Servers.
 func (r *Room) HasServer(name string) bool {
+	if p := r.Partial(); p != nil && slices.Contains(p.Servers, name) {
+		return true
+	}
 	r.members.mu.RLock()
 	defer r.members.mu.RUnlock()
 	return r.members.servers[name] > 0

@@ -33,6 +33,9 @@ type MembershipChange struct {
 // someone who has left, changes nothing and returns the standing event: such a request repeats one whose answer got lost.
 func (s *Server) SetMembership(ctx context.Context, m MembershipChange) (*Event, error) {
 	var out *Event
+	if err := s.awaitTarget(ctx, &m); err != nil {
+		return nil, err
+	}
 	policed, err := s.policed(ctx, m.RoomID)
 	if err != nil {
 		return nil, err
@@ -51,6 +54,19 @@ func (s *Server) SetMembership(ctx context.Context, m MembershipChange) (*Event,
 		return err
 	})
 	return out, err
+}
+
+// awaitTarget waits until it is known which membership the target of a change has, if they are of another server: of local
+// users it always is.
+func (s *Server) awaitTarget(ctx context.Context, m *MembershipChange) error {
+	if s.IsLocal(m.Target) {
+		return nil
+	}
+	room, err := s.Room(ctx, m.RoomID)
+	if err != nil {
+		return err
+	}
+	return s.AwaitWhole(ctx, room)
 }
 
 // SetMembership is Server.SetMembership within a turn.

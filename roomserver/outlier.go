@@ -20,6 +20,11 @@ type Entry struct {
 	Auth, State []*pdu.Event
 	// Event is the event with which this server enters the room.
 	Event *pdu.Event
+	// Partial says that State is without most members (MSC3706). Via is then the server that let us in, Servers are those in
+	// the room before, as that one says.
+	Partial bool
+	Via     string
+	Servers []string
 }
 
 // Enter takes over a room that this server does not know, or that its last user has left. Auth chain and state become
@@ -91,10 +96,6 @@ func (t *Turn) enter(entry Entry) (*Event, error) {
 	if err := t.outliers(all); err != nil {
 		return nil, err
 	}
-	before, err := t.given(entry.Event.ID, entry.given().States[0])
-	if err != nil {
-		return nil, err
-	}
 	auth, err := t.authEvents(entry.Event)
 	if err != nil {
 		return nil, err
@@ -103,7 +104,11 @@ func (t *Turn) enter(entry Entry) (*Event, error) {
 	if err != nil {
 		return nil, err
 	}
-	e.StateBefore, e.StateAfter = before, before
+	roots, err := t.takeGiven(e, entry.given())
+	if err != nil {
+		return nil, err
+	}
+	e.StateBefore, e.StateAfter = roots[0], roots[0]
 	reason, err := t.refusal(e, auth)
 	if err == nil {
 		err = reason
@@ -127,7 +132,6 @@ func (t *Turn) admitFirst(e *Event) (Received, error) {
 		return Received{}, errors.New("a room is entered by a state event")
 	}
 	if len(e.PrevEventIDs()) > 0 {
-		e.flags |= flagGiven
 		t.gapped = append(t.gapped, e)
 	}
 	return Received{Outcome: Accepted}, t.merge(e, nil)

@@ -89,6 +89,9 @@ func (s *Server) Prepare(ctx context.Context, roomID string, d Draft) (p *pdu.Ev
 
 // PrepareMembership is Prepare for a change of membership.
 func (s *Server) PrepareMembership(ctx context.Context, m MembershipChange) (p *pdu.Event, err error) {
+	if err = s.awaitTarget(ctx, &m); err != nil {
+		return nil, err
+	}
 	err = s.aside(ctx, m.RoomID, func(t *Turn) error {
 		if err := t.mayChange(&m); err != nil {
 			return err

@@ -73,6 +73,7 @@ func (s *Server) BeginRemoval(ctx context.Context, r Removal) (bool, error) {
 		return false, fmt.Errorf("remove %s: %w", r.RoomID, err)
 	}
 	s.rooms.remove(room)
+	s.partials.drop(room.NID)
 	for _, user := range locals {
 		s.removeUserRoom(user, r.NID)
 	}
@@ -136,6 +137,8 @@ var removalSteps = []string{
 	`DELETE FROM relations WHERE room = $1 AND (target, anchor, sub) IN (SELECT target, anchor, sub FROM relations WHERE room = $1 ORDER BY target, anchor, sub LIMIT $2)`,
 	`DELETE FROM redactions WHERE room = $1 AND (target, redaction) IN (SELECT target, redaction FROM redactions WHERE room = $1 ORDER BY target, redaction LIMIT $2)`,
 	`DELETE FROM room_gaps WHERE room = $1 AND (anchor, sub) IN (SELECT anchor, sub FROM room_gaps WHERE room = $1 ORDER BY anchor, sub LIMIT $2)`,
+	`DELETE FROM partial_given WHERE room = $1 AND (event, n) IN (SELECT event, n FROM partial_given WHERE room = $1 ORDER BY event, n LIMIT $2)`,
+	`DELETE FROM partial_rooms WHERE room = $1 AND room IN (SELECT room FROM partial_rooms WHERE room = $1 LIMIT $2)`,
 	`DELETE FROM room_purges WHERE room = $1 AND room IN (SELECT room FROM room_purges WHERE room = $1 LIMIT $2)`,
 	`DELETE FROM room_members WHERE room = $1 AND user_id IN (SELECT user_id FROM room_members WHERE room = $1 ORDER BY user_id LIMIT $2)`,
 }

@@ -133,6 +133,7 @@ func (s *Server) unusedPacks(ctx context.Context, room *Room) (packs []int64, er
 		`SELECT chain_order, nid, state_before, state_after FROM events WHERE room = $1 AND chain_order IS NOT NULL AND (chain_order, nid) > ($2, $3) ORDER BY chain_order, nid LIMIT $4`,
 		`SELECT ts, nid, state_before, state_after FROM events WHERE room = $1 AND anchor IS NULL AND chain_order IS NULL AND (ts, nid) > ($2, $3) ORDER BY ts, nid LIMIT $4`,
 		`SELECT pos, pos, old_root, new_root FROM state_log WHERE room = $1 AND (pos, pos) > ($2, $3) ORDER BY pos LIMIT $4`,
+		`SELECT event, n, root, root FROM partial_given WHERE room = $1 AND (event, n) > ($2, $3) ORDER BY event, n LIMIT $4`,
 		`SELECT pos, pos, state, state FROM room_heads WHERE room = $1 AND (pos, pos) > ($2, $3) LIMIT $4`,
 	} {
 		if err := s.markRoots(ctx, room, query, marker); err != nil {

@@ -108,6 +108,9 @@ func (t *Turn) find(id string) (*Event, error) {
 	if e != nil || t.created {
 		return e, nil // nothing of a new room is stored
 	}
+	if e, ok := t.looked[id]; ok {
+		return e, nil
+	}
 	e, err := t.s.Event(t.ctx, t.room, id)
 	if errors.Is(err, ErrUnknownEvent) {
 		return nil, nil
@@ -158,17 +161,19 @@ func (t *Turn) judge(in *Incoming) (e *Event, prev []*Event, got Received, err e
 		return nil, nil, got, err
 	}
 	roots := statesAfter(prev)
+	if anyPartial(prev) {
+		e.flags |= flagPartial
+	}
 	if missing != nil {
-		for _, ids := range in.Before.States {
-			root, err := t.given(p.ID, ids)
-			if err != nil {
-				return nil, nil, got, err
-			}
+		given, err := t.takeGiven(e, in.Before)
+		if err != nil {
+			return nil, nil, got, err
+		}
+		for _, root := range given {
 			if !slices.Contains(roots, root) {
 				roots = append(roots, root)
 			}
 		}
-		e.flags |= flagGiven
 	}
 	if e.StateBefore, err = t.resolve(roots); err != nil {
 		return nil, nil, got, fmt.Errorf("state before %s: %w", p.ID, err)
@@ -238,6 +243,9 @@ func (t *Turn) citations(p *pdu.Event) (auth, prev []*Event, err error) {
 func (t *Turn) refusal(e *Event, auth []*Event) (reason, err error) {
 	if reason, err = t.refusedByAuthEvents(e, auth); reason != nil || err != nil {
 		return reason, err
+	}
+	if e.Partial() {
+		return t.refusedPresumably(e, auth)
 	}
 	return verdict(authrules.Check(e.Event, authState{t, e.StateBefore}))
 }
@@ -316,26 +324,13 @@ type resolvable struct{ t *Turn }
 
 // Events implements stateres.Events.
 func (r resolvable) Events(_ context.Context, nids []int64) ([]stateres.Event, error) {
-	out := make([]stateres.Event, len(nids))
-	var stored []int64
-	r.t.room.mu.Lock()
-	for i, nid := range nids {
-		if e := r.t.room.pending.byNID[nid]; e != nil {
-			out[i] = stateres.Event{Event: e.Event, Rejected: e.Rejected()}
-		} else {
-			stored = append(stored, nid)
-		}
-	}
-	r.t.room.mu.Unlock()
-	events, err := r.t.s.eventsByNID(r.t.ctx, r.t.room, stored)
+	events, err := r.t.load(nids)
 	if err != nil {
 		return nil, err
 	}
-	for i := range out {
-		if out[i].Event == nil {
-			out[i] = stateres.Event{Event: events[0].Event, Rejected: events[0].Rejected()}
-			events = events[1:]
-		}
+	out := make([]stateres.Event, len(nids))
+	for i, e := range events {
+		out[i] = stateres.Event{Event: e.Event, Rejected: e.Rejected()}
 	}
 	return out, nil
 }
@@ -349,7 +344,7 @@ func (t *Turn) admit(e *Event, prev []*Event, spam error) (Received, error) {
 		}
 	}
 	reason := spam
-	if reason == nil && e.StateBefore != t.head.State {
+	if reason == nil && e.StateBefore != t.head.State && !e.Partial() {
 		var err error
 		if reason, err = verdict(authrules.Check(e.Event, authState{t, t.head.State})); err != nil {
 			return Received{}, err
@@ -432,25 +427,60 @@ func (t *Turn) logState(at *Event, from, to snapshot.Ref) error {
 		return nil
 	}
 	t.changes = append(t.changes, stateChange{int64(at.offset), from, to})
-	return t.s.tree(t.room, from).DiffType(t.ctx, to, "m.room.member", func(old, new int64) error {
-		c := memberChange{offset: at.offset, new: Leave}
-		if old != 0 {
-			e, err := t.event(old)
-			if err != nil {
-				return err
+	var pairs [][2]int64
+	var nids []int64
+	err := t.s.tree(t.room, from).DiffType(t.ctx, to, "m.room.member", func(old, new int64) error {
+		pairs = append(pairs, [2]int64{old, new})
+		for _, nid := range []int64{old, new} {
+			if nid != 0 {
+				nids = append(nids, nid)
 			}
-			c.user, c.old, c.event = *e.StateKey, e.Membership(), e
 		}
-		if new != 0 {
-			e, err := t.event(new)
-			if err != nil {
-				return err
-			}
-			c.user, c.new, c.event = *e.StateKey, e.Membership(), e
-		}
-		t.members = append(t.members, c)
 		return nil
 	})
+	if err != nil {
+		return err
+	}
+	events, err := t.load(nids)
+	if err != nil {
+		return err
+	}
+	for _, p := range pairs {
+		c := memberChange{offset: at.offset, new: Leave}
+		if p[0] != 0 {
+			e := events[0]
+			c.user, c.old, c.event, events = *e.StateKey, e.Membership(), e, events[1:]
+		}
+		if p[1] != 0 {
+			e := events[0]
+			c.user, c.new, c.event, events = *e.StateKey, e.Membership(), e, events[1:]
+		}
+		t.members = append(t.members, c)
+	}
+	return nil
+}
+
+// load returns events of the room by number, among them those that are not durable yet, in the same order.
+func (t *Turn) load(nids []int64) ([]*Event, error) {
+	out := make([]*Event, len(nids))
+	var stored []int64
+	t.room.mu.Lock()
+	for i, nid := range nids {
+		if out[i] = t.room.pending.byNID[nid]; out[i] == nil {
+			stored = append(stored, nid)
+		}
+	}
+	t.room.mu.Unlock()
+	events, err := t.s.eventsByNID(t.ctx, t.room, stored)
+	if err != nil {
+		return nil, err
+	}
+	for i := range out {
+		if out[i] == nil {
+			out[i], events = events[0], events[1:]
+		}
+	}
+	return out, nil
 }
 
 // redactReceived applies a redaction that was received to its target, or those that waited for this event to it.

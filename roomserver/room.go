@@ -48,6 +48,7 @@ type Room struct {
 	firsts  map[int64]int64       // lowest sub that was given away at an anchor with backfilled events; guarded by turn
 
 	lifetime atomic.Pointer[roomLifetime]
+	partial  atomic.Pointer[Partial] // nil: all members have been known all the time
 }
 
 // Head is what the next event of a room builds on. It is immutable.
@@ -249,6 +250,9 @@ func (s *Server) loadRoom(ctx context.Context, sql string, key any) (*Room, erro
 		}
 		head.State = snapshot.Ref(state)
 		if err := r.loadGaps(tx); err != nil {
+			return err
+		}
+		if err := r.loadPartial(tx, s); err != nil {
 			return err
 		}
 		return r.members.load(tx, s, r.NID, head.State)

@@ -61,6 +61,8 @@ type Server struct {
 
 	recommend Recommend // nil: nobody is asked
 
+	partials partialTable
+
 	sticky       stickyIndex
 	lastCreation atomic.Int64 // origin_server_ts of the newest room
 
@@ -96,6 +98,9 @@ func New(db *storage.DB, opts Options) (*Server, error) {
 	s.users.init()
 	s.txns.init()
 	s.relations.init(db.Head())
+	if err := s.loadPartials(context.Background()); err != nil {
+		return nil, err
+	}
 	if err := s.sticky.load(context.Background(), db, s.now().UnixMilli()); err != nil {
 		return nil, err
 	}

@@ -46,13 +46,17 @@ func (s *Server) ServersAt(ctx context.Context, room *Room, root snapshot.Ref) (
 }
 
 // Recipients returns the servers that are to be sent an event: those that had a joined member before it and, where it
-// ends an invite or a knock, that of the user concerned. Our own is not among them.
+// ends an invite or a knock, that of the user concerned. Our own is not among them. While the members are not all known,
+// those that were in the room when it was entered count as well.
 //
 // spec: server-server-api v1.19 "PDUs"
 func (s *Server) Recipients(ctx context.Context, room *Room, e *Event) ([]string, error) {
 	servers, err := s.ServersAt(ctx, room, e.StateBefore)
 	if err != nil {
 		return nil, err
+	}
+	if e.Partial() {
+		servers = room.Partial().serversAnd(servers)
 	}
 	if m := e.Membership(); (m == Leave || m == Ban) && !s.IsLocal(*e.StateKey) {
 		before, err := s.MembershipAt(ctx, room, e.StateBefore, *e.StateKey)

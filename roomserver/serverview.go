@@ -42,6 +42,9 @@ func (v *ServerViewer) Sees(ctx context.Context, e *Event) (bool, error) {
 	if pdu.ServerOf(e.Sender) == v.server {
 		return true, nil
 	}
+	if e.Partial() && v.room.HasServer(v.server) { // whether it had a member is not known any better
+		return true, nil
+	}
 	ok, err := v.allows(ctx, e.StateBefore)
 	if err != nil || ok || e.StateAfter == e.StateBefore {
 		return ok, err

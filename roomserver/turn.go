@@ -65,6 +65,14 @@ type Turn struct {
 	gapped []*Event
 	closed []Gap
 	after  []func()
+
+	// looked are events that were looked up by id before, nil those that are unknown.
+	looked map[string]*Event
+	// recasts are events whose states were computed again, partial and givens what the turn says of a room without most
+	// members.
+	recasts []*Event
+	partial *Partial
+	givens  []givenState
 }
 
 // redaction is one application of a redaction within a unit.
@@ -118,7 +126,7 @@ func (s *Server) turn(ctx context.Context, room *Room, fn func(*Turn) error) (t 
 		}
 		return nil, nil, err
 	}
-	if len(t.events) == 0 && t.placed == 0 {
+	if len(t.events) == 0 && t.placed == 0 && len(t.recasts) == 0 && t.partial == nil {
 		wait, err = t.settle()
 		return t, wait, err
 	}
@@ -153,6 +161,9 @@ func (t *Turn) drop() {
 	}
 	t.room.mu.Lock()
 	for _, e := range t.events {
+		t.room.pending.remove(e)
+	}
+	for _, e := range t.recasts {
 		t.room.pending.remove(e)
 	}
 	t.room.mu.Unlock()
@@ -259,7 +270,9 @@ func (t *Turn) Append(d Draft) (*Event, error) {
 		return nil, fmt.Errorf("take an event number: %w", err)
 	}
 	e := &Event{Event: p, NID: nid, RoomNID: t.room.NID, StateBefore: before, StateAfter: before, auth: auth}
-	t.own(e, &d)
+	if t.own(e, &d); anyPartial(parents) {
+		e.flags |= flagPartial
+	}
 	if d.Redacts != "" && d.Type == "m.room.redaction" {
 		if err := t.redactLocal(e, d.Redacts); err != nil {
 			return nil, err
@@ -368,16 +381,23 @@ func (t *Turn) merge(e *Event, parents []*Event) error {
 
 // setAfter computes the state after a state event from the state before it.
 func (t *Turn) setAfter(e *Event) error {
-	edit := t.s.tree(t.room, e.StateBefore).Edit(e.NID)
-	edit.Set(e.Type, *e.StateKey, e.NID)
-	var err error
-	if e.StateAfter, err = t.commit(edit, e.NID); err != nil {
-		return fmt.Errorf("state after %s: %w", e.ID, err)
+	if err := t.setAfterIn(e, e.NID); err != nil {
+		return err
 	}
 	if e.stored {
 		return nil // it is in the index of auth chains
 	}
 	return t.index(e)
+}
+
+// setAfterIn computes the state after a state event, which is in no index by that, in a pack with a new number.
+func (t *Turn) setAfterIn(e *Event, pack int64) (err error) {
+	edit := t.s.tree(t.room, e.StateBefore).Edit(pack)
+	edit.Set(e.Type, *e.StateKey, e.NID)
+	if e.StateAfter, err = t.commit(edit, pack); err != nil {
+		return fmt.Errorf("state after %s: %w", e.ID, err)
+	}
+	return nil
 }
 
 // setState computes the state after a state event that becomes part of the current state.

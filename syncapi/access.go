@@ -74,6 +74,18 @@ func (a *API) enter(ctx context.Context, by *httpapi.Caller, roomID string) (*ac
 	return acc, nil
 }
 
+// enterWhole is enter for what takes all members of the room: it waits until they are known (MSC3902).
+func (a *API) enterWhole(ctx context.Context, by *httpapi.Caller, roomID string) (*access, error) {
+	acc, err := a.enter(ctx, by, roomID)
+	if err != nil || !acc.room.PartialAt(a.db.Head()) {
+		return acc, err
+	}
+	if err := a.rooms.AwaitWhole(ctx, acc.room); err != nil {
+		return nil, err
+	}
+	return a.enter(ctx, by, roomID)
+}
+
 // forgotten tells whether the user has left and forgotten a room.
 func (a *API) forgotten(ctx context.Context, room *roomserver.Room, user string) (bool, error) {
 	rooms, err := a.rooms.UserRooms(ctx, user)

@@ -34,7 +34,7 @@ type initialSyncResponse struct {
 
 // roomInitialSync: client-server API v1.19, GET /rooms/{roomId}/initialSync.
 func (a *API) roomInitialSync(ctx context.Context, by *httpapi.Caller, in *initialSyncRequest) (*initialSyncResponse, error) {
-	acc, err := a.enter(ctx, by, in.RoomID)
+	acc, err := a.enterWhole(ctx, by, in.RoomID)
 	if err != nil {
 		return nil, err
 	}

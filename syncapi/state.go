@@ -18,7 +18,7 @@ type roomRequest struct {
 
 // state: client-server API v1.19, GET /rooms/{roomId}/state.
 func (a *API) state(ctx context.Context, by *httpapi.Caller, in *roomRequest) (*rawJSON, error) {
-	acc, err := a.enter(ctx, by, in.RoomID)
+	acc, err := a.enterWhole(ctx, by, in.RoomID)
 	if err != nil {
 		return nil, err
 	}
@@ -43,7 +43,11 @@ type stateEventRequest struct {
 
 // stateEvent: client-server API v1.19, GET /rooms/{roomId}/state/{eventType}/{stateKey}.
 func (a *API) stateEvent(ctx context.Context, by *httpapi.Caller, in *stateEventRequest) (*rawJSON, error) {
-	acc, err := a.enter(ctx, by, in.RoomID)
+	enter := a.enter
+	if in.Type == memberType && !a.rooms.IsLocal(in.StateKey) {
+		enter = a.enterWhole
+	}
+	acc, err := enter(ctx, by, in.RoomID)
 	if err != nil {
 		return nil, err
 	}
@@ -79,7 +83,7 @@ func (in *membersRequest) wants(membership string) bool {
 
 // members: client-server API v1.19, GET /rooms/{roomId}/members.
 func (a *API) members(ctx context.Context, by *httpapi.Caller, in *membersRequest) (*rawJSON, error) {
-	acc, err := a.enter(ctx, by, in.RoomID)
+	acc, err := a.enterWhole(ctx, by, in.RoomID)
 	if err != nil {
 		return nil, err
 	}
@@ -111,12 +115,12 @@ func (a *API) stateAtToken(ctx context.Context, acc *access, token string) (snap
 	if err != nil {
 		return 0, err
 	}
-	root, err := a.rooms.StateAt(ctx, acc.room, min(t.Anchor-1, acc.upTo))
+	root, err := a.rooms.StateAt(ctx, acc.room, acc.room.WholeFrom(min(t.Anchor-1, acc.upTo)))
 	if err != nil || root != 0 {
 		return root, err
 	}
 	if pos, ok := answeredAt(token); ok {
-		return a.rooms.StateAt(ctx, acc.room, min(pos, acc.upTo))
+		return a.rooms.StateAt(ctx, acc.room, acc.room.WholeFrom(min(pos, acc.upTo)))
 	}
 	return 0, nil
 }
@@ -132,7 +136,7 @@ type joinedMember struct {
 
 // joinedMembers: client-server API v1.19, GET /rooms/{roomId}/joined_members.
 func (a *API) joinedMembers(ctx context.Context, by *httpapi.Caller, in *roomRequest) (*joinedMembersResponse, error) {
-	acc, err := a.enter(ctx, by, in.RoomID)
+	acc, err := a.enterWhole(ctx, by, in.RoomID)
 	if err != nil {
 		return nil, err
 	}

@@ -1,0 +1,349 @@
+package roomserver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/myelin-im/myelin/roomserver/pdu"
+	"github.com/myelin-im/myelin/roomserver/snapshot"
+	"github.com/myelin-im/myelin/storage"
+)
+
+const (
+	// outlierBatch is how many events of a state that another server described one turn takes in.
+	outlierBatch = 500
+	// recastBatch is of how many events one turn computes the states again.
+	recastBatch = 200
+	// maxRefit bounds how far back the graph is searched for what other events follow.
+	maxRefit = 1000
+)
+
+// ErrUnfetched says that a state is still to be asked for before a room can be completed.
+var ErrUnfetched = errors.New("the state at the entry is not known")
+
+// Unfetched is an event with which a room was entered without most members, and those of its parents after which the
+// state is to be asked for.
+type Unfetched struct {
+	Event   *Event
+	Parents []string
+}
+
+// Unfetched returns what is still to be asked for of a room.
+func (s *Server) Unfetched(ctx context.Context, room *Room) ([]Unfetched, error) {
+	var nids []int64
+	err := s.db.Read(ctx, func(tx *storage.Tx) error {
+		nids = nids[:0]
+		rows := tx.Query(`SELECT event FROM partial_given WHERE room = $1 AND root IS NULL ORDER BY event`, room.NID)
+		var nid int64
+		for rows.Next() {
+			rows.Scan(&nid)
+			nids = append(nids, nid)
+		}
+		return rows.Close()
+	})
+	if err != nil {
+		return nil, fmt.Errorf("what is missing of %s: %w", room.ID, err)
+	}
+	out := make([]Unfetched, len(nids))
+	for i, nid := range nids {
+		if out[i].Event, out[i].Parents, err = s.GapParents(ctx, room, Gap{NID: nid}); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+// PutFetched keeps the states after the unknown parents of an event with which a room was entered, as another server
+// described them. With lenient, what is not known of them is left out; otherwise it is a *MissingError.
+func (s *Server) PutFetched(ctx context.Context, roomID string, event *Event, g *Given, lenient bool) error {
+	for batch := range slices.Chunk(authFirst(g.Events), outlierBatch) {
+		if _, err := s.Turn(ctx, roomID, func(t *Turn) error {
+			if err := t.look(cited(batch)); err != nil {
+				return err
+			}
+			return t.outliers(batch)
+		}); err != nil {
+			return fmt.Errorf("state of %s: %w", roomID, err)
+		}
+	}
+	_, err := s.Turn(ctx, roomID, func(t *Turn) error { return t.putFetched(event, g, lenient) })
+	if err != nil {
+		return fmt.Errorf("state of %s: %w", roomID, err)
+	}
+	return nil
+}
+
+// putFetched is PutFetched once all events are known.
+func (t *Turn) putFetched(event *Event, g *Given, lenient bool) error {
+	p := t.room.Partial()
+	if p == nil {
+		return nil
+	}
+	next := *p
+	for _, ids := range g.States {
+		root, err := t.given(event.ID, ids, lenient)
+		if err != nil {
+			return err
+		}
+		t.givens = append(t.givens, givenState{event, root, true})
+		members, err := t.stateOfType(root, pdu.TypeMember)
+		if err != nil {
+			return err
+		}
+		next.seen = union(next.seen, joinedServers(members))
+	}
+	t.unit.Exec(`DELETE FROM partial_given WHERE room = $1 AND event = $2`, t.room.NID, event.NID)
+	t.partial = &next
+	return nil
+}
+
+// stateOfType returns the state events of a type at a root.
+func (t *Turn) stateOfType(root snapshot.Ref, typ string) ([]*Event, error) {
+	var nids []int64
+	if err := t.s.tree(t.room, root).WalkType(t.ctx, typ, func(nid int64) error { nids = append(nids, nid); return nil }); err != nil {
+		return nil, err
+	}
+	return t.load(nids)
+}
+
+// joinedServers are the servers of those who are joined by these events, each once.
+func joinedServers(events []*Event) []string {
+	set := map[string]bool{}
+	for _, e := range events {
+		if e.Type == pdu.TypeMember && e.IsState() && !e.Rejected() && e.Membership() == Join {
+			set[pdu.ServerOf(*e.StateKey)] = true
+		}
+	}
+	return slices.Collect(maps.Keys(set))
+}
+
+// cited are the ids of events and of their auth events.
+func cited(events []*pdu.Event) []string {
+	set := make(map[string]bool, 2*len(events))
+	for _, p := range events {
+		set[p.ID] = true
+		for _, id := range p.AuthEventIDs() {
+			set[id] = true
+		}
+	}
+	return slices.Collect(maps.Keys(set))
+}
+
+// authFirst sorts events so that auth events come before those that cite them and nothing else changes its order.
+func authFirst(events []*pdu.Event) []*pdu.Event {
+	return ordered(events, func(p *pdu.Event) string { return p.ID }, (*pdu.Event).AuthEventIDs)
+}
+
+// ordered sorts a list so that what an element refers to comes before it and nothing else changes its order.
+func ordered[E any](list []E, id func(E) string, refersTo func(E) []string) []E {
+	byID := make(map[string]E, len(list))
+	for _, e := range list {
+		byID[id(e)] = e
+	}
+	out := make([]E, 0, len(list))
+	done := make(map[string]bool, len(list))
+	var visit func(e E)
+	visit = func(e E) {
+		if done[id(e)] {
+			return // or a loop, which no hash allows
+		}
+		done[id(e)] = true
+		for _, other := range refersTo(e) {
+			if o, ok := byID[other]; ok {
+				visit(o)
+			}
+		}
+		out = append(out, e)
+	}
+	for _, e := range list {
+		visit(e)
+	}
+	return out
+}
+
+// MakeWhole makes the state of a partial room whole, once the states have been kept that were to be asked for: it computes
+// the states around all partial events again, parents first, and applies the rules to each of them anew. Events that are now
+// refused leave the timeline; those that were refused and should not have been come into it now. At the end, what has changed
+// in the current state is logged. It returns ErrUnfetched where a state is still missing.
+func (s *Server) MakeWhole(ctx context.Context, roomID string) error {
+	return s.finishPartial(ctx, roomID, false)
+}
+
+// Abandon ends a room's being partial although nobody tells its members any more, because no local user is in it.
+func (s *Server) Abandon(ctx context.Context, roomID string) error {
+	return s.finishPartial(ctx, roomID, true)
+}
+
+func (s *Server) finishPartial(ctx context.Context, roomID string, asIs bool) error {
+	for {
+		whole := false
+		_, err := s.Turn(ctx, roomID, func(t *Turn) (err error) {
+			whole, err = t.complete(asIs)
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("complete the state of %s: %w", roomID, err)
+		}
+		if whole {
+			return nil
+		}
+	}
+}
+
+// complete takes the next step of MakeWhole or, with asIs, of Abandon.
+func (t *Turn) complete(asIs bool) (whole bool, err error) {
+	p := t.room.Partial()
+	if p == nil {
+		return true, nil
+	}
+	list, settled, err := t.partialEvents()
+	if err != nil || !settled { // then the turn waits for what is on its way
+		return false, err
+	}
+	given, err := t.storedGiven()
+	if err != nil || given == nil && !asIs {
+		return false, errors.Join(err, ErrUnfetched)
+	}
+	next := *p
+	r := recasting{t: t, asIs: asIs, given: given}
+	for _, e := range list[:min(len(list), recastBatch)] {
+		if err := r.event(e); err != nil {
+			return false, fmt.Errorf("state around %s: %w", e.ID, err)
+		}
+	}
+	if err := r.refit(); err != nil {
+		return false, err
+	}
+	next.seen = union(next.seen, joinedServers(t.recasts))
+	t.partial = &next
+	if len(list) > recastBatch {
+		return false, nil
+	}
+	if !asIs {
+		next.Servers = nil
+	}
+	return true, t.becomeWhole(&next)
+}
+
+// becomeWhole ends the room's being partial: the state at its ends is the current one.
+func (t *Turn) becomeWhole(p *Partial) error {
+	state, err := t.resolve(statesAfter(t.head.Extremities))
+	if err != nil {
+		return fmt.Errorf("current state: %w", err)
+	}
+	if err := t.setCurrent(state); err != nil {
+		return err
+	}
+	t.unit.Exec(`DELETE FROM partial_given WHERE room = $1`, t.room.NID)
+	p.Until = int64(t.placed)
+	return nil
+}
+
+// partialEvents lists the partial events of the room, parents first. It is settled unless a state that was given for one
+// of them is not on disk yet.
+func (t *Turn) partialEvents() (list []*Event, settled bool, err error) {
+	var nids []int64
+	err = t.s.db.Read(t.ctx, func(tx *storage.Tx) error {
+		nids = nids[:0]
+		rows := tx.Query(`SELECT nid FROM events WHERE room = $1 AND flags & 128 <> 0 ORDER BY nid`, t.room.NID)
+		var nid int64
+		for rows.Next() {
+			rows.Scan(&nid)
+			nids = append(nids, nid)
+		}
+		return rows.Close()
+	})
+	if err != nil {
+		return nil, false, fmt.Errorf("events to look at again: %w", err)
+	}
+	stored := make(map[int64]bool, len(nids))
+	for _, nid := range nids {
+		stored[nid] = true
+	}
+	settled = true
+	t.room.mu.Lock()
+	for nid, e := range t.room.pending.byNID {
+		if e.Partial() && !stored[nid] {
+			nids = append(nids, nid)
+			settled = settled && e.flags&flagGiven == 0
+		}
+	}
+	t.room.mu.Unlock()
+	slices.Sort(nids)
+	if list, err = t.load(nids); err != nil {
+		return nil, false, err
+	}
+	list = slices.DeleteFunc(list, func(e *Event) bool { return !e.Partial() })
+	return ordered(list, func(e *Event) string { return e.ID }, func(e *Event) []string { return e.PrevEventIDs() }), settled, nil
+}
+
+// storedGiven returns the states after unknown parents of partial events, nil if one of them is still to be asked for.
+func (t *Turn) storedGiven() (given map[int64][]snapshot.Ref, err error) {
+	err = t.s.db.Read(t.ctx, func(tx *storage.Tx) error {
+		given = map[int64][]snapshot.Ref{}
+		rows := tx.Query(`SELECT event, root FROM partial_given WHERE room = $1 ORDER BY event, n`, t.room.NID)
+		var event int64
+		var root *int64
+		unfetched := false
+		for rows.Next() {
+			root = nil
+			if rows.Scan(&event, &root); root == nil {
+				unfetched = true
+				continue
+			}
+			given[event] = append(given[event], snapshot.Ref(*root))
+		}
+		if unfetched {
+			given = nil
+		}
+		return rows.Close()
+	})
+	if err != nil {
+		return nil, fmt.Errorf("states that were given: %w", err)
+	}
+	return given, nil
+}
+
+// Completion is a room that has become whole, of which others have not been told.
+type Completion struct {
+	RoomID string
+	// Since is the position at which it was entered.
+	Since int64
+	// Servers are those that were in the room at some time since.
+	Servers []string
+}
+
+// Completions returns the rooms that have become whole and for which CompletionTold was not called.
+func (s *Server) Completions(ctx context.Context) (list []Completion, err error) {
+	err = s.db.Read(ctx, func(tx *storage.Tx) error {
+		list = list[:0]
+		rows := tx.Query(`SELECT r.room_id, p.since, p.seen FROM partial_rooms p JOIN rooms r ON r.nid = p.room WHERE NOT p.told AND p.until > 0`)
+		for rows.Next() {
+			var c Completion
+			var seen []byte
+			rows.Scan(&c.RoomID, &c.Since, &seen)
+			c.Servers = decodeServers(seen)
+			list = append(list, c)
+		}
+		return rows.Close()
+	})
+	if err != nil {
+		return nil, fmt.Errorf("rooms that have become whole: %w", err)
+	}
+	return list, nil
+}
+
+// CompletionTold notes that all others know that a room is whole.
+func (s *Server) CompletionTold(ctx context.Context, roomID string) error {
+	err := s.db.Write(ctx, func(tx *storage.Tx) error {
+		_, err := tx.Exec(`UPDATE partial_rooms SET told = $1 WHERE until > 0 AND room = (SELECT nid FROM rooms WHERE room_id = $2)`, true, roomID)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("note that %s is whole: %w", roomID, err)
+	}
+	return nil
+}
