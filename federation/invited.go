@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"slices"
 
 	"github.com/tidwall/gjson"
 
@@ -126,14 +127,16 @@ func (a *API) takeInvite(ctx context.Context, by *httpapi.Caller, v *pdu.Version
 }
 
 // stripped checks the state that introduces a room and returns it as clients get it. From room version 12 on it must be
-// made of sound events, m.room.create among them; in older versions what older servers send is let through.
+// made of sound events, m.room.create among them; in older versions what older servers send is let through. Where nothing
+// is an event, it is let through in all versions: servers went on sending state in that form long after they had version 12,
+// and an invite is worth more than the proof of what it says of the room.
 //
 // spec: server-server-api v1.19 "PUT /v2/invite" (MSC4311)
 func (a *API) stripped(ctx context.Context, v *pdu.Version, roomID string, state []json.RawMessage) (json.RawMessage, error) {
 	if len(state) > maxStripped {
 		return nil, mxerr.InvalidParam("invite_room_state has too many events")
 	}
-	strict := v.RoomIDIsCreateHash && len(state) > 0 // the member may be missing
+	strict := v.RoomIDIsCreateHash && slices.ContainsFunc(state, claimsEvent)
 	list := make([]*pdu.Event, len(state))
 	var parsed []*pdu.Event
 	created := false
@@ -177,6 +180,9 @@ func (a *API) stripped(ctx context.Context, v *pdu.Version, roomID string, state
 	}
 	return append(out, ']'), nil
 }
+
+// claimsEvent tells whether a member of invite_room_state is meant as an event, with signatures to check.
+func claimsEvent(raw json.RawMessage) bool { return gjson.GetBytes(raw, "signatures").Exists() }
 
 // oldStripped takes from stripped state, as servers used to send it, what clients get; nil if it is none.
 func oldStripped(raw json.RawMessage) []byte {
