@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -66,6 +67,7 @@ type API struct {
 	signatures *memo.Memo[string, map[string][]signature] // made by a user, by whose keys they are on
 	counts     *memo.Memo[string, map[string]KeyCounts]
 	inboxes    *inboxes
+	overfull   overfull
 	prune      pruner
 	follower   follower
 	fetches    sync.Map // remote user id to *fetch
@@ -93,6 +95,7 @@ func New(deps Deps) (*API, error) {
 	a.signatures = memo.New(maxSigners, a.readSignatures)
 	a.counts = memo.New(maxCounted, a.readCounts)
 	a.inboxes = newInboxes(deps.DB.Head())
+	a.overfull = overfull{limit: maxInbox, due: make(chan inboxKey, maxDue), left: cache.New[inboxKey, *atomic.Int64](maxInboxes)}
 	a.follower.init(deps.DB.Head())
 	deps.DB.Subscribe(a.committed)
 	deps.DB.Watch(a.follower.published)
@@ -222,9 +225,14 @@ func (a *API) deactivated(tx *storage.Tx, userID string, _ bool) error {
 	return noteNews(tx, userID, "")
 }
 
-// Run does what goes on in the background until ctx ends: it tells other servers of changed devices and forgets what
-// is too old.
-func (a *API) Run(ctx context.Context) { a.follow(ctx) }
+// Run does what goes on in the background until ctx ends: it tells other servers of changed devices and bounds the inboxes
+// of devices that never look into them.
+func (a *API) Run(ctx context.Context) {
+	var group sync.WaitGroup
+	group.Go(func() { a.boundInboxes(ctx) })
+	a.follow(ctx)
+	group.Wait()
+}
 
 // nowMS is the time in milliseconds.
 func (a *API) nowMS() int64 { return a.now().UnixMilli() }

@@ -1,9 +1,12 @@
 package e2ee
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/tidwall/gjson"
@@ -89,6 +92,10 @@ func (a *API) splitClaims(wanted wantedKeys) (local []claim, remote map[string]w
 			local = append(local, claim{user, device, algorithm})
 		}
 	}
+	// Two who claim keys of the same users must not wait for each other's locks.
+	slices.SortFunc(local, func(a, b claim) int {
+		return cmp.Or(strings.Compare(a.user, b.user), strings.Compare(a.device, b.device))
+	})
 	return local, remote, nil
 }
 

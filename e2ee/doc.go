@@ -8,7 +8,9 @@
 //
 // A user's identity (keys of devices, cross-signing keys, the signatures on them) is rendered once and kept in memory
 // until it changes; asking for keys joins such pieces. One-time keys are given out once each, in the order of their
-// uploads; claiming is a write, so that no two claims see the same key. Keys of remote users are stored while a room is
+// uploads; claiming is a write, so that no two claims see the same key. Signatures that are there are checked; a device may
+// replace its identity keys, although others will distrust it, because to refuse them would leave the old ones published,
+// with one-time keys that nobody can use any more. Keys of remote users are stored while a room is
 // shared with them, since only then does their server tell of changes; otherwise their server is asked each time.
 //
 // # Lists of devices
@@ -18,7 +20,8 @@
 //
 // # Messages to devices
 //
-// A message is a row in the inbox of a device, deleted when the device comes back with a token that covers it.
+// A message is a row in the inbox of a device, deleted when the device comes back with a token that covers it. Only inboxes
+// that have grown out of all proportion lose messages otherwise (boundInbox).
 //
 // # Other servers
 //

@@ -93,13 +93,35 @@ func (d *listDiff) room(ctx context.Context, r *roomserver.UserRoom) error {
 				return err
 			}
 		}
-		return rooms.MembershipsIn(ctx, r.NID, func(m roomserver.RoomMembership) {
-			if m.Membership == roomserver.Join {
-				into[m.User] = true
-			}
-		})
+		return d.present(ctx, &v, func(user string) { into[user] = true })
 	case departed:
 		return v.joined(ctx, v.before, func(user string) { d.went[user] = true })
+	}
+	return nil
+}
+
+// present calls fn with those who are in a room at the later position.
+func (d *listDiff) present(ctx context.Context, v *views, fn func(user string)) error {
+	var unsure []string
+	err := v.rooms.MembershipsIn(ctx, v.room.NID, func(m roomserver.RoomMembership) {
+		switch {
+		case m.Pos > d.to: // what the row says came later
+			unsure = append(unsure, m.User)
+		case m.Membership == roomserver.Join:
+			fn(m.User)
+		}
+	})
+	if err != nil {
+		return err
+	}
+	for _, user := range unsure {
+		then, err := v.rooms.MembershipAt(ctx, v.room, v.after, user)
+		if err != nil {
+			return err
+		}
+		if then == roomserver.Join {
+			fn(user)
+		}
 	}
 	return nil
 }
@@ -139,7 +161,9 @@ func (d *listDiff) settle(ctx context.Context, users []string) (changed, left []
 		}
 	}
 	for user := range d.came {
-		if !before[user] && user != d.user {
+		// Whoever left one room and came into another may have been away in between, when their server told nobody of changes.
+		away := d.went[user] && !d.api.isLocal(user)
+		if (away || !before[user]) && user != d.user {
 			d.sure[user] = true
 		}
 	}

@@ -155,8 +155,7 @@ func (a *API) tell(ctx context.Context, news *news) error {
 			if err := writeUpdates(tx, news, servers[:n], false); err != nil || !last {
 				return err
 			}
-			_, err := tx.Exec(`DELETE FROM device_list_news WHERE pos = $1 AND user_id = $2`, news.pos, news.user)
-			return err
+			return forgetNews(tx, news)
 		})
 		if err != nil {
 			return fmt.Errorf("tell of devices of %s: %w", news.user, err)
@@ -165,6 +164,16 @@ func (a *API) tell(ctx context.Context, news *news) error {
 			return nil
 		}
 	}
+}
+
+// forgetNews ends the telling of a change. What servers know that share no room any more is out of date from now on: should
+// they share one again, they are told everything.
+func forgetNews(tx *storage.Tx, news *news) error {
+	if _, err := tx.Exec(`DELETE FROM device_list_news WHERE pos = $1 AND user_id = $2`, news.pos, news.user); err != nil {
+		return err
+	}
+	_, err := tx.Exec(`DELETE FROM device_lists_sent WHERE user_id = $1 AND stream_id < $2`, news.user, news.pos*streamsPerPosition)
+	return err
 }
 
 // serversOf returns the other servers in the rooms of a local user, sorted.

@@ -185,6 +185,7 @@ func (d *delivery) unit() *storage.Unit {
 			rendered[&m.content[0]] = event
 		}
 		u.Add(toDeviceTable, m.user, m.device, storage.Pos(1), event)
+		d.api.overfull.grew(inboxKey{m.user, m.device}, int64(len(event)))
 	}
 	for _, user := range d.users {
 		u.Notices = append(u.Notices, storage.Notice{Pos: 1, Kind: storage.ToDevice, User: user})

@@ -315,6 +315,16 @@ func TestFollowingARemoteUser(t *testing.T) {
 			s.publish(10, "B", "C")
 			follow(alice, "an update with somebody else's keys", s.user)
 			check("keys of another user", 3, "B", "C")
+			// Some servers say of no update what came before it, only that there was one.
+			s.publish(11, "B", "C", "E")
+			s.sends(t, server, "m.device_list_update", J{"user_id": s.user, "device_id": "dummy", "stream_id": 1, "prev_id": []int{}})
+			follow(alice, "an update without a predecessor", s.user)
+			check("an update without a predecessor", 4, "B", "C", "E")
+			update(12, []int{}, "E", nil) // an introduction with what is known
+			update(13, []int{12}, "F", nil)
+			s.publish(13, "B", "C", "E", "F")
+			follow(alice, "an update that goes on from an introduction", s.user)
+			check("an update that goes on from an introduction", 5, "B", "C", "E", "F")
 			x := newCrossSigning(s.user, "1")
 			s.sends(t, server, "m.signing_key_update", J{"user_id": s.user, "master_key": x.key(x.master, "master")})
 			follow(alice, "a master key", s.user)
@@ -457,4 +467,69 @@ func TestUpdatesForOtherServers(t *testing.T) {
 			until("another device", "["+devices.Get("stream_id").Raw+"]", keysOf(other.DeviceID))
 		})
 	}
+}
+
+// TestServerThatWasApart checks that a server which shared no room with a user for a while is told anew of all devices, and
+// does not take what comes then for what follows from what it knew.
+func TestServerThatWasApart(t *testing.T) {
+	for _, d := range storagetest.Dialects {
+		t.Run(d.String(), func(t *testing.T) {
+			server := Start(t, d, Federating(t))
+			owner, alice := server.Register(t, "owner"), server.Register(t, "alice")
+			one, two := owner.Create(J{"preset": "public_chat"}), owner.Create(J{"preset": "public_chat"})
+			apart, always := newStranger(t, server, one), newStranger(t, server, two)
+			withKeys(t, alice)
+			alice.Join(one)
+			alice.Join(two)
+			// until waits for updates with the keys of devices and returns all that came of alice's.
+			until := func(what string, s *stranger, devices ...string) (updates []gjson.Result) {
+				t.Helper()
+				waitFor(t, what, func() bool {
+					updates = updates[:0]
+					named := map[string]bool{}
+					for _, u := range s.of("m.device_list_update") {
+						if u.Get("user_id").Str == alice.UserID {
+							updates = append(updates, u)
+							named[u.Get("device_id").Str] = u.Get("keys").IsObject()
+						}
+					}
+					return !slices.ContainsFunc(devices, func(id string) bool { return !named[id] })
+				})
+				return updates
+			}
+			before := len(until("the devices of somebody who joins", apart, alice.DeviceID))
+			alice.Leave(one)
+			phone := alice.Login()
+			withKeys(t, phone)
+			until("a new device, where a room is shared", always, phone.DeviceID)
+			alice.Join(one)
+			updates := until("the devices of somebody who is back", apart, phone.DeviceID)[before:]
+			if got := updates[0].Get("prev_id").Raw; got != "[]" {
+				t.Errorf("the first update after the return goes on from %s", got)
+			}
+		})
+	}
+}
+
+// TestRemoteUserBetweenRooms checks that somebody of another server who leaves one room and enters another is named, since
+// their devices may have changed in between.
+func TestRemoteUserBetweenRooms(t *testing.T) {
+	EachFederation(t, 2, func(t *testing.T, servers []*Server) {
+		alice, bob := servers[0].Register(t, "alice"), servers[1].Register(t, "bob")
+		withKeys(t, bob)
+		one, two := alice.Create(J{"preset": "public_chat"}), alice.Create(J{"preset": "public_chat"})
+		alice.Sync(nil)
+		joinThrough(bob, one, servers[0])
+		follow(alice, "bob", bob.UserID)
+		deviceIDs(alice, bob.UserID) // from now on they are kept
+		watcher := alice.Login()     // hears of what alice has heard already
+		watcher.Sync(nil)
+		bob.Leave(one)
+		alice.Until("that bob is gone", func(r gjson.Result) bool { return slices.Contains(left(r), bob.UserID) })
+		joinThrough(bob, two, servers[0])
+		follow(alice, "bob in the other room", bob.UserID)
+		if got := changed(watcher.Sync(nil)); !slices.Contains(got, bob.UserID) {
+			t.Errorf("a device that slept meanwhile hears of %v", got)
+		}
+	})
 }

@@ -160,3 +160,105 @@ func TestEndOfAnAccount(t *testing.T) {
 		send(alice, "1", J{bob.UserID: J{"*": J{"body": "x"}}})
 	})
 }
+
+// TestDeviceListsBetweenTokens asks what changed between tokens that are long past: nothing that came later counts.
+func TestDeviceListsBetweenTokens(t *testing.T) {
+	Each(t, func(t *testing.T, s *Server) {
+		alice, bob, carol, dora := s.Register(t, "alice"), s.Register(t, "bob"), s.Register(t, "carol"), s.Register(t, "dora")
+		room := bob.Create(J{"preset": "public_chat"})
+		dora.Join(room)
+		other := alice.Create(J{"preset": "public_chat"})
+		carol.Join(other)
+		alice.Sync(nil)
+		tokens := []string{alice.Since()}
+		step := func(do func()) {
+			do()
+			alice.Sync(nil)
+			tokens = append(tokens, alice.Since())
+		}
+		step(func() { alice.Join(room) })
+		step(func() { carol.Join(room); bob.Leave(room) })
+		step(func() { withKeys(t, carol.Login()); carol.Leave(other) })
+		step(func() {
+			alice.Leave(room)
+			alice.Must("POST", Path("/rooms/%s/forget", room), J{})
+		})
+		check := func(from, to int, wantChanged, wantLeft []string) {
+			t.Helper()
+			r := alice.Must("GET", Path("/keys/changes?")+url.Values{"from": {tokens[from]}, "to": {tokens[to]}}.Encode(), nil).JSON
+			if c, l := texts(r.Get("changed")), texts(r.Get("left")); !slices.Equal(c, sorted(wantChanged)) || !slices.Equal(l, sorted(wantLeft)) {
+				t.Errorf("from %d to %d: changed %v and left %v, want %v and %v", from, to, c, l, wantChanged, wantLeft)
+			}
+		}
+		for range 2 {
+			check(0, 0, nil, nil)
+			check(0, 1, []string{alice.UserID, bob.UserID, dora.UserID}, nil)
+			check(1, 2, nil, []string{bob.UserID})
+			check(0, 2, []string{alice.UserID, dora.UserID}, nil)
+			check(2, 3, []string{carol.UserID}, nil)
+			check(3, 4, nil, []string{carol.UserID, dora.UserID})
+			check(0, 4, nil, []string{carol.UserID})
+			check(4, 0, nil, nil)
+			s.Restart() // nothing of it is in memory any more
+		}
+		alice.SyncFrom(tokens[3])
+		if got := left(alice.Sync(nil)); !slices.Equal(got, sorted([]string{carol.UserID, dora.UserID})) {
+			t.Errorf("left by sync after forgetting the room: %v", got)
+		}
+	})
+}
+
+// TestEndOfADevice checks what goes with a device, in each way that it may end, and what stays.
+func TestEndOfADevice(t *testing.T) {
+	Each(t, func(t *testing.T, s *Server) {
+		alice, bob := s.Register(t, "alice"), s.Register(t, "bob")
+		alice.Must("POST", backups+"/version", J{"algorithm": "a", "auth_data": J{}})
+		alice.Must("POST", deviceSigning, newCrossSigning(alice.UserID, "1").upload(t))
+		room := bob.Create(J{"preset": "public_chat"})
+		alice.Join(room)
+		password := func(c *Client, method, path string, body J) {
+			t.Helper()
+			c.Must(method, path, confirmed(alice, body, c.Do(method, path, body)))
+		}
+		for _, way := range []struct {
+			name string
+			end  func(d *Client)
+		}{
+			{"logout", func(d *Client) { d.Must("POST", Path("/logout"), J{}) }},
+			{"deletion by another device", func(d *Client) { password(alice, "DELETE", Path("/devices/%s", d.DeviceID), J{}) }},
+			{"deletion of several", func(d *Client) { password(alice, "POST", Path("/delete_devices"), J{"devices": []string{d.DeviceID}}) }},
+			{"logout everywhere", func(d *Client) { d.Must("POST", Path("/logout/all"), J{}) }},
+		} {
+			d := alice.Login()
+			withKeys(t, d)
+			d.Must("POST", Path("/keys/upload"), J{"one_time_keys": oneTime(0, 2), "fallback_keys": J{"signed_curve25519:f": J{"key": "f"}}})
+			send(bob, Txn(), J{alice.UserID: J{d.DeviceID: J{"body": "lost"}}})
+			bob.Sync(nil)
+			way.end(d)
+			if got := changed(bob.Sync(nil)); !slices.Equal(got, []string{alice.UserID}) {
+				t.Errorf("%s: bob hears of changed devices of %v", way.name, got)
+			}
+			d.Refused(401, "M_UNKNOWN_TOKEN", "GET", Path("/account/whoami"), nil)
+			if query(bob, alice.UserID).Get("device_keys").Get(Key(alice.UserID)).Get(Key(d.DeviceID)).Exists() {
+				t.Errorf("%s: the device's keys are left", way.name)
+			}
+			if name, _ := claim(bob, d); name != "" {
+				t.Errorf("%s: claimed %s", way.name, name)
+			}
+			again := s.Client(t).Must("POST", Path("/login"), J{"type": "m.login.password", "identifier": J{"type": "m.id.user", "user": "alice"}, "password": Password, "device_id": d.DeviceID})
+			reborn := *d
+			reborn.Token = again.JSON.Get("access_token").Str
+			reborn.SyncFrom("")
+			r := reborn.Sync(nil)
+			counts(t, r, 0, "[]")
+			if got := bodies(r.Get("to_device.events")); len(got) != 0 {
+				t.Errorf("%s: the device of the same name has %v", way.name, got)
+			}
+			if !query(&reborn, alice.UserID).Get("master_keys").Get(Key(alice.UserID)).Exists() {
+				t.Errorf("%s: the master key is gone", way.name)
+			}
+			reborn.Must("GET", backups+"/version", nil)
+			reborn.Must("POST", Path("/logout"), J{})
+		}
+	})
+}

@@ -253,3 +253,40 @@ func TestDehydratedDevice(t *testing.T) {
 		}
 	})
 }
+
+// TestInboxByBothSyncs checks a device that looks into its inbox by /sync and by sliding sync: each goes by its own token, and
+// what either has acknowledged is gone.
+func TestInboxByBothSyncs(t *testing.T) {
+	Each(t, func(t *testing.T, s *Server) {
+		alice, bob := s.Register(t, "alice"), s.Register(t, "bob")
+		bob.Sync(nil)
+		pos := slide(bob, "", "").Get("pos").Str
+		send(alice, "1", J{bob.UserID: J{bob.DeviceID: J{"body": "one"}}})
+		sliding := func(since string, want ...string) (next string) {
+			t.Helper()
+			r := slide(bob, pos, since)
+			pos = r.Get("pos").Str
+			if got := bodies(r.Get("extensions.to_device.events")); !slices.Equal(got, append([]string{}, want...)) {
+				t.Errorf("sliding sync brings %v, want %v", got, want)
+			}
+			return r.Get("extensions.to_device.next_batch").Str
+		}
+		usual := func(want ...string) {
+			t.Helper()
+			if got := inbox(bob); !slices.Equal(got, append([]string{}, want...)) {
+				t.Errorf("/sync brings %v, want %v", got, want)
+			}
+		}
+		usual("one")
+		since := sliding("", "one")
+		send(alice, "2", J{bob.UserID: J{bob.DeviceID: J{"body": "two"}}})
+		since = sliding(since, "two") // acknowledges the first
+		usual("two")                  // so does this token
+		usual()                       // and this one the second
+		sliding(since)
+		send(alice, "3", J{bob.UserID: J{bob.DeviceID: J{"body": "three"}}})
+		since = sliding(since, "three")
+		sliding(since)
+		usual() // what sliding sync has acknowledged does not come twice
+	})
+}
