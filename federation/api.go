@@ -50,8 +50,6 @@ type Deps struct {
 	EDUs map[string]EDUHandler
 	// MayInvite refuses invites of a local user by somebody with a *mxerr.Error; nil lets all in.
 	MayInvite func(ctx context.Context, user, by string) error
-	// Backfilled hears of events that were put into a room's past, which no position in the log tells of. Nil: nobody.
-	Backfilled func(ctx context.Context, room *roomserver.Room, events []*roomserver.Event)
 	// Whole hears of rooms that were entered without most members, once these are known. It is called again if it fails or the
 	// server stops meanwhile. Nil: nobody.
 	Whole func(ctx context.Context, c roomserver.Completion) error
@@ -75,9 +73,8 @@ type API struct {
 	edus      map[string]EDUHandler
 	log       *logrus.Entry
 
-	mayInvite  func(ctx context.Context, user, by string) error
-	backfilled func(ctx context.Context, room *roomserver.Room, events []*roomserver.Event)
-	whole      func(ctx context.Context, c roomserver.Completion) error
+	mayInvite func(ctx context.Context, user, by string) error
+	whole     func(ctx context.Context, c roomserver.Completion) error
 
 	inbox    *inbox.Inbox
 	lanes    *inbox.Lanes
@@ -100,7 +97,7 @@ func New(d Deps) (*API, error) {
 		queue: queue.New(queue.Config{
 			Name: d.Name, DB: d.DB, Rooms: d.Rooms, Client: d.Client, Source: d.Source, Allowed: d.Policy.Allows, Log: d.Log,
 		}),
-		mayInvite: d.MayInvite, backfilled: d.Backfilled, whole: d.Whole, inbox: inbox.New(d.DB, nil), lanes: inbox.NewLanes(runningLanes),
+		mayInvite: d.MayInvite, whole: d.Whole, inbox: inbox.New(d.DB, nil), lanes: inbox.NewLanes(runningLanes),
 	}
 	if a.mayInvite == nil {
 		a.mayInvite = func(context.Context, string, string) error { return nil }

@@ -242,11 +242,7 @@ func (a *API) fillFrom(ctx context.Context, server string, room *roomserver.Room
 	if err != nil {
 		return nil, err
 	}
-	placed, err := a.rooms.Backfill(ctx, room.ID, gap, in)
-	if err == nil && len(placed) > 0 && a.backfilled != nil {
-		a.backfilled(ctx, room, placed)
-	}
-	return placed, err
+	return a.rooms.Backfill(ctx, room.ID, gap, in)
 }
 
 // wanted leaves out messages that were purged here, or would be.

@@ -146,7 +146,7 @@ func newFeatures(cfg *config.Config, db *storage.DB, key signingkey.Key, limits 
 			"m.device_list_update": f.e2ee.ReceiveDeviceList,
 			"m.signing_key_update": f.e2ee.ReceiveSigningKeys,
 		},
-		Source: owedEDUs{f.e2ee}, MayInvite: f.mayInvite, Backfilled: f.backfilled, Whole: f.e2ee.MembersKnown, Log: part("federation"),
+		Source: owedEDUs{f.e2ee}, MayInvite: f.mayInvite, Whole: f.e2ee.MembersKnown, Log: part("federation"),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("set up federation: %w", err)
@@ -207,11 +207,6 @@ func (f *features) mayInvite(ctx context.Context, user, sender string) error {
 		return mxerr.New(http.StatusForbidden, "M_INVITE_BLOCKED", user+" does not accept invites")
 	}
 	return nil
-}
-
-// backfilled tells those who follow the log of events that the log does not tell of.
-func (f *features) backfilled(ctx context.Context, room *roomserver.Room, events []*roomserver.Event) {
-	f.search.Backfilled(ctx, room, events)
 }
 
 // scheduleByQuery is what clientapi asks of delayed events, which are put together after it.

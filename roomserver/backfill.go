@@ -9,6 +9,29 @@ import (
 	"github.com/myelin-im/myelin/storage"
 )
 
+// Backfilled hears of events that take a place in the past of a room, of which no position in the log tells. What it adds
+// to the unit is written with the events; written is called when they are on disk and must not block.
+type Backfilled func(unit *storage.Unit, room int64, events []*Event) (written func())
+
+// SetBackfilled tells who hears of such events. It must be called before the first one comes.
+func (s *Server) SetBackfilled(fn Backfilled) { s.backfilled = fn }
+
+// tellBackfilled tells of the events of the turn that take a place in the past.
+func (t *Turn) tellBackfilled() {
+	if t.s.backfilled == nil {
+		return
+	}
+	var past []*Event
+	for _, e := range t.events {
+		if e.Sub != 0 {
+			past = append(past, e)
+		}
+	}
+	if len(past) > 0 {
+		t.AfterApply(t.s.backfilled(t.unit, t.room.NID, past))
+	}
+}
+
 // Backfill puts older events into the history of a room: right before the event at a gap, in the order given, parents
 // before children. They neither arrive nor change the current state. Events that cannot be judged are left out, and
 // those whose parents are not all known are gaps of their own. It returns what got a place, oldest first.

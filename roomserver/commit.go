@@ -117,6 +117,7 @@ func (t *Turn) writeRows() {
 		t.unit.Exec(`UPDATE events SET flags = flags | $1 WHERE nid = $2`, int64(flagRedacted), x.target.NID)
 	}
 	t.writeGaps()
+	t.tellBackfilled()
 	t.writeRecasts()
 	t.writePartial()
 	if t.placed > 0 || len(t.recasts) > 0 {

@@ -59,7 +59,8 @@ type Server struct {
 
 	relations relationCache
 
-	recommend Recommend // nil: nobody is asked
+	recommend  Recommend  // nil: nobody is asked
+	backfilled Backfilled // nil: nobody hears
 
 	partials partialTable
 

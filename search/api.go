@@ -39,7 +39,7 @@ type Deps struct {
 	Log *logrus.Entry
 }
 
-// New makes the API. It subscribes to the log and must be called before the first write.
+// New makes the API. It subscribes to the log and to what comes into the past of rooms, and must be called before the first write.
 func New(d Deps) *API {
 	a := &API{db: d.DB, rooms: d.Rooms, ignored: d.Ignored, now: time.Now}
 	a.index = newIndex(d.DB, d.Rooms, d.Log)

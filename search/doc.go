@@ -6,7 +6,8 @@
 // A reader behind the log keeps the index up to date with a durable cursor: it visits the rooms that have news, looks
 // at the events that arrived and at the difference between two states, and writes in small batches, so that those who
 // write rooms hardly notice. After a restart it goes on where it was. Everything here can be rebuilt from the log: without
-// a cursor it begins at the start. A request waits a moment for the reader, so that a client finds what it has just sent.
+// a cursor it begins at the start. Of what took a place in the past of a room the log does not tell: it is listed, in the
+// unit that writes it, until it is in the index. A request waits a moment for the reader, so that a client finds what it has just sent.
 //
 // Package words cuts text into terms, the same for both databases, and package storage finds rows by terms. Beside words,
 // each row has terms that no text can have, for what it belongs to: "_r7" for room 7, so that a search never looks at

@@ -44,6 +44,8 @@ type index struct {
 	news     map[int64]bool // rooms with entries in the log since the last pass; nil: any room may have some
 	head     int64          // the position up to which news is complete
 	cursor   int64          // everything up to here is in the index
+	past     int64          // how often something took a place in the past of a room, from 1 on: there may be some from before
+	pastDone int64          // and up to which of these times it is in the index
 	advanced chan struct{}  // closed when cursor advances
 
 	purges   atomic.Int64    // how often events were purged
@@ -52,9 +54,10 @@ type index struct {
 
 func newIndex(db *storage.DB, rooms *roomserver.Server, log *logrus.Entry) *index {
 	x := &index{
-		db: db, rooms: rooms, log: log, ids: db.IDs("search"), head: db.Head(),
+		db: db, rooms: rooms, log: log, ids: db.IDs("search"), head: db.Head(), past: 1,
 		wake: make(chan struct{}, 1), hurry: make(chan struct{}, 1), advanced: make(chan struct{}),
 	}
+	rooms.SetBackfilled(x.note)
 	db.Subscribe(x.committed)
 	db.Watch(func([]storage.Notice, int64) { signal(x.wake) })
 	return x
@@ -118,9 +121,9 @@ func (x *index) await(ctx context.Context) {
 	defer timer.Stop()
 	for {
 		x.mu.Lock()
-		cursor, advanced := x.cursor, x.advanced
+		cursor, advanced, past := x.cursor, x.advanced, x.past > x.pastDone
 		x.mu.Unlock()
-		if cursor >= head {
+		if cursor >= head && !past {
 			return
 		}
 		signal(x.hurry)
@@ -197,11 +200,15 @@ func (x *index) load(ctx context.Context) error {
 	return nil
 }
 
-// pass brings everything in the log into the index.
+// pass brings everything in the log into the index, and what the log does not tell of.
 func (x *index) pass(ctx context.Context) error {
+	if err := x.visitPast(ctx); err != nil {
+		return err
+	}
 	head, news := x.take()
 	from := x.cursor // only this goroutine changes it
 	if head <= from {
+		x.advance(from)
 		return nil
 	}
 	b := &batch{x: x, purges: x.purges.Load()}

@@ -163,6 +163,32 @@ func TestCatchUp(t *testing.T) {
 	})
 }
 
+// What took a place in the past of a room stays on a list until it is in the index.
+func TestPastOfRooms(t *testing.T) {
+	storagetest.Each(t, schemas, func(t *testing.T, db *storage.DB) {
+		f := newFixture(t, db)
+		const messages = maxPast + 5
+		for range messages {
+			f.send("word")
+		}
+		f.follow()
+		// As if they had come without news in the log, and the server had stopped before they were looked at.
+		f.exec(`DELETE FROM search_events`)
+		f.exec(`DELETE FROM search_terms`)
+		f.exec(`INSERT INTO search_past (event, room) SELECT nid, room FROM events WHERE anchor IS NOT NULL`)
+		f.exec(`INSERT INTO search_past (event, room) VALUES (-1, -1)`)
+		f.api.index.past++
+		f.follow()
+		if n := f.count("word"); n != messages {
+			t.Errorf("%d messages in the index, want %d", n, messages)
+		}
+		var left int64
+		if _, err := db.Get(context.Background(), `SELECT count(*) FROM search_past`, nil, &left); err != nil || left != 0 {
+			t.Errorf("%d events are left on the list (%v)", left, err)
+		}
+	})
+}
+
 // BenchmarkSearch searches 100,000 messages for words that are in all of them, in some and in few.
 func BenchmarkSearch(b *testing.B) {
 	for _, dialect := range storagetest.Dialects {

@@ -88,6 +88,9 @@ func RoomRemoved(tx *storage.Tx, room int64, _ string, limit int) (n int64, err 
 	if len(ids) > 0 {
 		return int64(len(ids)), nil
 	}
+	if _, err := tx.Exec(`DELETE FROM search_past WHERE room = $1`, room); err != nil {
+		return 0, err
+	}
 	if _, err := tx.Exec(`DELETE FROM directory_open_rooms WHERE room = $1`, room); err != nil {
 		return 0, err
 	}

@@ -4,9 +4,33 @@ import (
 	"fmt"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/myelin-im/myelin/test/harness"
 )
+
+// Messages that were fetched from another server are found, also if this one stops right after it has them.
+func TestSearchInFetchedHistory(t *testing.T) {
+	harness.EachFederation(t, 2, func(t *testing.T, servers []*harness.Server) {
+		alice, bob := servers[0].Register(t, "alice"), servers[1].Register(t, "bob")
+		room := alice.Create(harness.J{"preset": "public_chat"})
+		var want []string
+		for i := range 30 {
+			want = append(want, alice.Text(room, fmt.Sprint("needle ", i)))
+		}
+		joinThrough(t, bob, room, servers[0])
+		alice.Redact(room, want[0])
+		end := alice.Text(room, "the end")
+		sees(bob, room, end)
+		bob.Walk(room, "", "b", 50)
+		servers[1].Restart()
+		within(t, "the messages to be found", 20*time.Second, func() bool {
+			got := hits(search(bob, "needle", harness.J{"order_by": "recent", "filter": harness.J{"limit": 50}}))
+			slices.Reverse(got)
+			return slices.Equal(got, want[1:])
+		})
+	})
+}
 
 // Who reads forward gets what their server is missing as well as who reads backward: what was before it came into the
 // room, and what was said while it was away.
