@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -32,12 +33,13 @@ type queue struct {
 	seen    int64 // up to which position notes were put in
 	saved   pusher
 	notes   []note
+	badge   int64 // the number that the gateway was told last; -1: none
 	running bool
 	ended   bool
 }
 
 func newQueue(u *user, p pusher) *queue {
-	return &queue{user: u, kick: make(chan struct{}, 1), pusher: p, saved: p, seen: p.Told}
+	return &queue{user: u, kick: make(chan struct{}, 1), pusher: p, saved: p, seen: p.Told, badge: -1}
 }
 
 // change takes what has been set anew.
@@ -46,7 +48,7 @@ func (q *queue) change(p pusher) {
 	defer q.mu.Unlock()
 	p.Told, p.FailingSince = max(p.Told, q.pusher.Told), q.pusher.FailingSince
 	if p.url() != q.pusher.url() {
-		p.FailingSince = 0
+		p.FailingSince, q.badge = 0, -1
 	}
 	q.pusher = p
 	q.signal()
@@ -72,13 +74,14 @@ func (q *queue) add(notes []note, upTo int64, now time.Time) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for _, n := range notes {
-		switch last := len(q.notes) - 1; {
-		case n.pos <= q.seen:
-		case n.silent() && (q.pusher.noBadge() || q.pusher.Kind == kindEmail || last >= 0): // the number goes along with the events that wait
-		default:
-			n.since = now
-			q.notes = append(q.notes, n)
+		if n.pos <= q.seen || n.silent() && (q.pusher.noBadge() || q.pusher.Kind == kindEmail) {
+			continue
 		}
+		if n.silent() { // one number is enough, behind what may be on its way with another one
+			q.notes = slices.DeleteFunc(q.notes, func(n note) bool { return n.silent() })
+		}
+		n.since = now
+		q.notes = append(q.notes, n)
 	}
 	if over := len(q.notes) - maxWaiting; over > 0 {
 		q.notes = append([]note(nil), q.notes[over:]...)
@@ -108,6 +111,10 @@ func (q *queue) deliver(ctx context.Context, a *API) {
 		return
 	}
 	q.running = true
+	select {
+	case <-q.kick: // what has changed until now, the goroutine sees
+	default:
+	}
 	if q.pusher.Kind == kindEmail {
 		a.deliveries.Go(func() { q.runMails(ctx, a) })
 		return
@@ -134,10 +141,7 @@ func (q *queue) run(ctx context.Context, a *API) {
 		if !ok {
 			return
 		}
-		rejected, err := a.send(ctx, q.user, &p, &n)
-		if ctx.Err() != nil {
-			return
-		}
+		rejected, err := a.send(ctx, q, &p, &n)
 		if err == nil {
 			q.done(n)
 			wait = firstRetry
@@ -145,6 +149,9 @@ func (q *queue) run(ctx context.Context, a *API) {
 				a.reject(ctx, &p)
 			}
 			continue
+		}
+		if ctx.Err() != nil {
+			return
 		}
 		log := a.log.WithError(err).WithFields(logrus.Fields{"user_id": p.User, "app_id": p.AppID})
 		if q.failed(a.now()) {
@@ -170,6 +177,23 @@ func (q *queue) rest(ctx context.Context, wait time.Duration) bool {
 	case <-t.C:
 	}
 	return true
+}
+
+// number returns what is unread, and whether the gateway knows that already.
+func (q *queue) number() (badge int64, known bool) {
+	q.user.mu.Lock()
+	badge = q.user.badge
+	q.user.mu.Unlock()
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return badge, badge == q.badge
+}
+
+// numbered takes note of the number that the gateway was told.
+func (q *queue) numbered(badge int64) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.badge = badge
 }
 
 // done takes a note away that was delivered.

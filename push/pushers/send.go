@@ -67,17 +67,15 @@ func (p *pusher) forwarded() json.RawMessage {
 }
 
 // compose makes the body of the request.
-func (a *API) compose(ctx context.Context, u *user, p *pusher, n *note) (*gateway.Notification, error) {
+func (a *API) compose(ctx context.Context, p *pusher, n *note, badge int64) (*gateway.Notification, error) {
 	d := gateway.Device{AppID: p.AppID, Pushkey: p.Pushkey, PushkeyTS: p.SetTS / 1000, Data: p.forwarded()}
 	out := &gateway.Notification{}
 	if !p.noBadge() {
-		u.mu.Lock()
-		out.Counts.Unread = u.badge
-		u.mu.Unlock()
+		out.Counts.Unread = badge
 	}
 	if !n.silent() {
 		full := member(p.Data, "format").Str != "event_id_only"
-		if err := a.describe(ctx, u.id, n, full, out); err != nil {
+		if err := a.describe(ctx, p.User, n, full, out); err != nil {
 			return nil, err
 		}
 		if full {
@@ -164,13 +162,17 @@ func tweaks(actions *rules.Actions) map[string]any {
 }
 
 // send tells a gateway, and returns whether it says that the pushkey is void.
-func (a *API) send(ctx context.Context, u *user, p *pusher, n *note) (rejected bool, err error) {
+func (a *API) send(ctx context.Context, q *queue, p *pusher, n *note) (rejected bool, err error) {
 	if n.event != nil { // it may have been read elsewhere while the gateway could not be reached
 		if read, err := a.unread.IsRead(ctx, n.room, p.User, n.event); err != nil || read {
 			return false, err
 		}
 	}
-	body, err := a.compose(ctx, u, p, n)
+	badge, known := q.number()
+	if n.silent() && known {
+		return false, nil
+	}
+	body, err := a.compose(ctx, p, n, badge)
 	if errors.Is(err, roomserver.ErrUnknownRoom) {
 		return false, nil // purged: nobody needs to hear of it
 	}
@@ -183,6 +185,14 @@ func (a *API) send(ctx context.Context, u *user, p *pusher, n *note) (rejected b
 	case <-ctx.Done():
 		return false, ctx.Err()
 	}
+	if rejected, err = a.transmit(ctx, p, body); err == nil {
+		q.numbered(badge)
+	}
+	return rejected, err
+}
+
+// transmit hands a notification to the gateway of a pusher.
+func (a *API) transmit(ctx context.Context, p *pusher, body *gateway.Notification) (rejected bool, err error) {
 	switch {
 	case p.webPush():
 		err = a.cfg.Gateway.WebPush(ctx, body, p.subscription())
@@ -225,9 +235,6 @@ func (a *API) post(ctx context.Context, p *pusher, body *gateway.Notification) (
 	if answer.StatusCode/100 != 2 {
 		return false, fmt.Errorf("the push gateway answers %d", answer.StatusCode)
 	}
-	gjson.GetBytes(read, "rejected").ForEach(func(_, key gjson.Result) bool {
-		rejected = rejected || key.Str == p.Pushkey
-		return !rejected
-	})
-	return rejected, nil
+	keys := gjson.GetBytes(read, "rejected")
+	return keys.IsArray() && slices.ContainsFunc(keys.Array(), func(key gjson.Result) bool { return key.Str == p.Pushkey }), nil
 }
