@@ -270,7 +270,7 @@ func (a *API) fromTemplate(ctx context.Context, server, what, membership string,
 	path := client.Path(v1+"/make_"+what+"/%s/%s", in.roomID, in.user)
 	if membership != roomserver.Leave {
 		q := url.Values{}
-		for _, v := range pdu.Versions() {
+		for _, v := range pdu.Supported() {
 			q.Add("ver", v.ID)
 		}
 		path += "?" + q.Encode()

@@ -329,8 +329,11 @@ func accountsConfig(cfg *config.Config, webPush *gateway.Gateway) accounts.Confi
 	if email := cfg.Server.SupportEmail; email != "" {
 		c.WellKnown.Contacts = []accounts.Contact{{Email: email, Role: "m.role.admin"}}
 	}
-	for _, version := range pdu.Versions() {
-		c.RoomVersions[version.ID] = "stable"
+	for _, version := range pdu.Supported() {
+		c.RoomVersions[version.ID] = "unstable"
+		if version.Stable() {
+			c.RoomVersions[version.ID] = "stable"
+		}
 	}
 	return c
 }

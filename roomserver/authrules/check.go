@@ -109,7 +109,7 @@ func decide(ev *pdu.Event, st State) (rule, error) {
 	if level < levels.Event(ev.Type, ev.IsState()) {
 		return j.reject(requiredLevel, "the sender's power level is too low for events of this type")
 	}
-	if strings.HasPrefix(j.stateKey, "@") && j.stateKey != ev.Sender {
+	if strings.HasPrefix(j.stateKey, "@") && j.stateKey != ev.Sender && !j.mayOwn(levels, level) {
 		return j.reject(stateKeyOfOther, "the state key is another user's ID")
 	}
 	if ev.Type == pdu.TypePowerLevels {
@@ -121,8 +121,17 @@ func decide(ev *pdu.Event, st State) (rule, error) {
 	return otherwiseAllow, nil
 }
 
+// mayOwn tells whether the room version lets the sender set state under a state key that begins with a user's ID.
+func (j *judge) mayOwn(levels *Levels, level int64) bool {
+	if !j.v.OwnedState {
+		return false
+	}
+	owner := pdu.StateKeyOwner(j.stateKey)
+	return owner != "" && (owner == j.ev.Sender || level > levels.User(owner))
+}
+
 func (j *judge) reject(r rule, reason string) (rule, error) {
-	return r, &Error{Rule: r.number(listOf(j.v)), Name: r.String(), Reason: reason}
+	return r, &Error{Rule: r.number(j.v.Rules), Name: r.String(), Reason: reason}
 }
 
 // state returns a state event, or nil.

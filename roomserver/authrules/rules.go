@@ -1,11 +1,5 @@
 package authrules
 
-import (
-	"strconv"
-
-	"github.com/myelin-im/myelin/roomserver/pdu"
-)
-
 // rule names one rule of the specification's lists. The lists of different room versions number
 // the same rule differently, so code and tests use names, and numberings gives the numbers.
 type rule uint8
@@ -224,15 +218,6 @@ func (r rule) number(v int) string {
 
 // String is the rule's name.
 func (r rule) String() string { return ruleTable[r].name }
-
-// listOf is the room version, as a number, whose list of rules a version follows. A version without
-// a number of its own follows the newest.
-func listOf(v *pdu.Version) int {
-	if n, err := strconv.Atoi(v.ID); err == nil {
-		return n
-	}
-	return newestList
-}
 
 // newestList is the newest room version whose list is in ruleTable.
 const newestList = 12

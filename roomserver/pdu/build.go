@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"strconv"
+	"strings"
 	"unicode/utf8"
 
 	"github.com/myelin-im/myelin/internal/canonicaljson"
@@ -97,14 +98,17 @@ func (v *Version) content(p *Proto) ([]byte, error) {
 	return content, nil
 }
 
-// check refuses text that would have to be altered to be written as JSON, and
-// numbers that canonical JSON does not have.
+// check refuses text that would have to be altered to be written as JSON,
+// numbers that canonical JSON does not have, and state that nobody could own.
 func (v *Version) check(p *Proto) error {
 	if v.StrictJSON && (max(p.Depth, p.OriginServerTS) > MaxDepth || min(p.Depth, p.OriginServerTS) < -MaxDepth) {
 		return fmt.Errorf("%w: depth or origin_server_ts beyond ±(2^53-1)", ErrBadJSON)
 	}
 	if p.StickyMS != nil && (*p.StickyMS < 0 || *p.StickyMS > MaxStickyMS) {
 		return fmt.Errorf("%w: sticky for %d ms", ErrFormat, *p.StickyMS)
+	}
+	if k := p.StateKey; v.OwnedState && k != nil && strings.HasPrefix(*k, "@") && StateKeyOwner(*k) == "" {
+		return fmt.Errorf("%w: the state key begins like a user ID and is none", ErrFormat)
 	}
 	ok := utf8.ValidString(p.RoomID) && utf8.ValidString(p.Sender) && utf8.ValidString(p.Type) &&
 		utf8.ValidString(p.Redacts) && (p.StateKey == nil || utf8.ValidString(*p.StateKey))

@@ -1,6 +1,6 @@
 // Package pdu is the format of room events as servers exchange them: parsing,
 // building, hashing, signing, redacting and rendering, for room versions 1 to
-// 12. It is pure: no clock, network or database.
+// 12 and the proposed ones that are in use. It is pure: no clock, network or database.
 //
 // An *Event is immutable and safe for concurrent use. Its strings and byte
 // slices share the memory of its JSON: do not change the slices, and clone a
@@ -9,13 +9,21 @@
 // spec: rooms/v1 to rooms/v12, server-server-api v1.19 "PDUs", "Signing Events"
 package pdu
 
-import "github.com/myelin-im/myelin/internal/canonicaljson"
+import (
+	"slices"
+	"strings"
+
+	"github.com/myelin-im/myelin/internal/canonicaljson"
+)
 
 // Version is what differs between room versions. Values are compared by
 // pointer; nobody changes one.
 type Version struct {
-	// ID is the version's identifier, "1" to "12".
+	// ID is the version's identifier: "1" to "12", or that of a proposal.
 	ID string
+	// Rules is the number of the version whose authorisation rules these are, up
+	// to what a proposal changes.
+	Rules int
 
 	// EventFormat is 1 where the sender chooses the event ID and references
 	// carry hashes (versions 1 and 2), 2 where the ID is a hash (3 to 11), and 3
@@ -74,6 +82,9 @@ type Version struct {
 	// another sigil, and that no event cites the create event in auth_events
 	// (12).
 	RoomIDIsCreateHash bool
+	// OwnedState makes state keys that begin with a user's ID theirs: they and
+	// those with more power may set such state (MSC3757).
+	OwnedState bool
 }
 
 // DefaultVersion is the version of new rooms.
@@ -88,6 +99,7 @@ var versions = func() []*Version {
 		n := i + 1
 		v := &Version{
 			ID:                  id,
+			Rules:               n,
 			EventFormat:         1,
 			StateRes:            2,
 			URLSafeIDs:          n >= 4,
@@ -122,9 +134,21 @@ var versions = func() []*Version {
 	return list
 }()
 
+// proposed are versions of proposals that other servers make rooms of.
+var proposed = []*Version{owned(10), owned(11)}
+
+var supported = slices.Concat(versions, proposed)
+
+// owned is a numbered version with owned state (MSC3757).
+func owned(n int) *Version {
+	v := *versions[n-1]
+	v.ID, v.OwnedState = "org.matrix.msc3757."+v.ID, true
+	return &v
+}
+
 // Lookup finds a version by its identifier.
 func Lookup(id string) (*Version, bool) {
-	for _, v := range versions {
+	for _, v := range supported {
 		if v.ID == id {
 			return v, true
 		}
@@ -132,9 +156,30 @@ func Lookup(id string) (*Version, bool) {
 	return nil, false
 }
 
-// Versions lists all versions in order. The caller may keep and change the
-// slice.
-func Versions() []*Version { return append([]*Version(nil), versions...) }
+// Versions lists the versions of the specification in order. The caller may keep
+// and change the slice.
+func Versions() []*Version { return slices.Clone(versions) }
+
+// Supported is Versions followed by proposed versions.
+func Supported() []*Version { return slices.Clone(supported) }
+
+// Stable tells whether the version is one of the specification.
+func (v *Version) Stable() bool { return slices.Contains(versions, v) }
+
+// StateKeyOwner returns to whom a state key that begins with "@" belongs with
+// OwnedState: the user whose ID it is, or begins with and goes on after "_". It
+// is "" where that is no user's ID.
+func StateKeyOwner(key string) string {
+	if colon := strings.IndexByte(key, ':'); colon >= 0 {
+		if end := strings.IndexByte(key[colon:], '_'); end >= 0 {
+			key = key[:colon+end]
+		}
+	}
+	if !ValidUserID(key) {
+		return ""
+	}
+	return key
+}
 
 // jsonMode is how numbers are judged in events of this version.
 func (v *Version) jsonMode() canonicaljson.Mode {

@@ -66,3 +66,45 @@ func TestLookup(t *testing.T) {
 		t.Error("the default version is unknown")
 	}
 }
+
+// spec: MSC3757
+func TestStateKeyOwner(t *testing.T) {
+	for key, want := range map[string]string{
+		"@a:one":            "@a:one",
+		"@a:one_":           "@a:one",
+		"@a:one_x_y:z":      "@a:one",
+		"@a_b:one.org:80_x": "@a_b:one.org:80",
+		"@a_b:[::1]_x":      "@a_b:[::1]",
+		"@a:onex":           "@a:onex",
+		"@_x@a:one_y":       "@_x@a:one",
+		"@":                 "",
+		"@a":                "",
+		"@a_b":              "",
+		"@a:":               "",
+		"@a:_":              "",
+		"@a:one@x_y":        "",
+		"@a:one\x00_y":      "",
+		"a:one_x":           "",
+	} {
+		if got := StateKeyOwner(key); got != want {
+			t.Errorf("StateKeyOwner(%q) = %q, want %q", key, got, want)
+		}
+	}
+}
+
+func TestProposedVersions(t *testing.T) {
+	for n, id := range map[int]string{10: "org.matrix.msc3757.10", 11: "org.matrix.msc3757.11"} {
+		v, ok := Lookup(id)
+		if !ok || v.Stable() || !v.OwnedState || v.Rules != n {
+			t.Fatalf("%s: %+v, %v", id, v, ok)
+		}
+		base := *Versions()[n-1]
+		if !Versions()[n-1].Stable() || base.OwnedState {
+			t.Errorf("%d: %+v", n, base)
+		}
+		base.ID, base.OwnedState = v.ID, true
+		if base != *v {
+			t.Errorf("%s differs from version %d in more: %+v", id, n, v)
+		}
+	}
+}

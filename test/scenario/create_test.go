@@ -267,3 +267,48 @@ func TestGuests(t *testing.T) {
 		guest.Refused(403, "M_GUEST_ACCESS_FORBIDDEN", "POST", Path("/rooms/%s/invite", id), J{"user_id": alice.UserID})
 	})
 }
+
+// TestOwnedState is MSC3757: state under keys that begin with a user's ID is that user's, and of those with more power.
+func TestOwnedState(t *testing.T) {
+	Each(t, func(t *testing.T, s *Server) {
+		alice, bob := s.Register(t, "alice"), s.Register(t, "bob")
+		if v := alice.Must("GET", Path("/capabilities"), nil).JSON.Get(`capabilities.m\.room_versions.available`); v.Get(Key("org.matrix.msc3757.11")).Str != "unstable" || v.Get("11").Str != "stable" {
+			t.Errorf("versions: %s", v)
+		}
+		for _, version := range []string{"11", "org.matrix.msc3757.10", "org.matrix.msc3757.11"} {
+			owned := version != "11"
+			id := alice.Create(J{"preset": "public_chat", "room_version": version, "power_level_content_override": J{"state_default": 0}})
+			bob.Join(id)
+			for _, c := range []struct {
+				who    *Client
+				key    string
+				status int // with owned state
+				bare   int // without
+			}{
+				{bob, bob.UserID, 200, 200},
+				{bob, bob.UserID + "_device:1", 200, 403},
+				{bob, alice.UserID, 403, 403},
+				{bob, alice.UserID + "_device", 403, 403},
+				{alice, bob.UserID + "_device", 200, 403},
+				{alice, "@somebody:elsewhere", 200, 403},
+				{alice, "@somebody", 400, 403},
+				{bob, "_" + bob.UserID, 200, 200},
+			} {
+				want, code := c.bare, ""
+				if owned {
+					want = c.status
+				}
+				switch want {
+				case 400:
+					code = "M_BAD_JSON"
+				case 403:
+					code = "M_FORBIDDEN"
+				}
+				a := c.who.Do("PUT", Path("/rooms/%s/state/test.state/%s", id, c.key), J{"version": version})
+				if a.Status != want || a.Code() != code {
+					t.Errorf("version %s: %s sets state under %s: %v, want %d", version, c.who.UserID, c.key, a, want)
+				}
+			}
+		}
+	})
+}
