@@ -98,6 +98,8 @@ type ProfileChange struct {
 // Hooks is what another feature deletes or notes together with accounts and devices, in the same transaction. Each
 // function may be nil; an error undoes the whole change. They may run more than once, like every Write.
 type Hooks struct {
+	// DeviceNamed is called before a device is made with a name that its client chose; an error refuses it.
+	DeviceNamed func(tx *storage.Tx, userID, deviceID string) error
 	// DevicesDeleted is called for devices that cease to exist.
 	DevicesDeleted func(tx *storage.Tx, userID string, deviceIDs []string) error
 	// DeviceRenamed is called when the display name of a device changes.

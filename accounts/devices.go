@@ -71,8 +71,24 @@ func EachDevice(tx *storage.Tx, userIDs []string, fn func(userID string, d Devic
 	return rows.Close()
 }
 
+// checkName asks the other features whether a device may have a name.
+func (a *API) checkName(tx *storage.Tx, userID, deviceID string) error {
+	for _, h := range a.hooks {
+		if h.DeviceNamed == nil {
+			continue
+		}
+		if err := h.DeviceNamed(tx, userID, deviceID); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // AddDevice makes a device that nobody is logged in on, unless it exists.
 func (a *API) AddDevice(tx *storage.Tx, userID, deviceID string, name *string) (made bool, err error) {
+	if err := a.checkName(tx, userID, deviceID); err != nil {
+		return false, err
+	}
 	n, err := tx.Exec(`INSERT INTO devices (user_id, device_id, display_name, created_ts) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING`,
 		userID, deviceID, name, a.nowMS())
 	return n > 0, err
@@ -145,7 +161,6 @@ func (a *API) putDevice(ctx context.Context, by *httpapi.Caller, in *putDeviceRe
 	if in.DeviceID == "" || len(in.DeviceID) > maxDeviceID {
 		return nil, errNoDevice
 	}
-	now := a.nowMS()
 	var out *putDeviceResponse
 	err := a.db.Write(ctx, func(tx *storage.Tx) error {
 		out = &putDeviceResponse{}
@@ -157,9 +172,7 @@ func (a *API) putDevice(ctx context.Context, by *httpapi.Caller, in *putDeviceRe
 		case n == 0 && by.Appservice == nil:
 			return errNoDevice
 		case n == 0:
-			out.made = true
-			_, err := tx.Exec(`INSERT INTO devices (user_id, device_id, display_name, created_ts) VALUES ($1, $2, $3, $4)`,
-				by.UserID, in.DeviceID, in.DisplayName, now)
+			out.made, err = a.AddDevice(tx, by.UserID, in.DeviceID, in.DisplayName)
 			return err
 		case in.DisplayName == nil:
 			return nil

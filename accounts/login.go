@@ -115,7 +115,13 @@ func (a *API) login(ctx context.Context, by *httpapi.Caller, in *loginRequest) (
 	if err != nil {
 		return nil, err
 	}
-	if err := a.db.Write(ctx, s.write); err != nil {
+	err = a.db.Write(ctx, func(tx *storage.Tx) error {
+		if err := a.checkName(tx, userID, s.deviceID); err != nil {
+			return err
+		}
+		return s.write(tx)
+	})
+	if err != nil {
 		return nil, fmt.Errorf("log in: %w", err)
 	}
 	a.cache.forget(userID) // the device may have had a token

@@ -17,6 +17,7 @@ import (
 	"github.com/myelin-im/myelin/internal/cache"
 	"github.com/myelin-im/myelin/internal/httpapi"
 	"github.com/myelin-im/myelin/internal/memo"
+	"github.com/myelin-im/myelin/internal/mxerr"
 	"github.com/myelin-im/myelin/internal/ratelimit"
 	"github.com/myelin-im/myelin/roomserver"
 	"github.com/myelin-im/myelin/storage"
@@ -178,10 +179,21 @@ func (a *API) Endpoints() []httpapi.Endpoint {
 // Hooks is what becomes of this package's data with devices and accounts.
 func (a *API) Hooks() accounts.Hooks {
 	return accounts.Hooks{
+		DeviceNamed:    checkDeviceName,
 		DevicesDeleted: a.devicesDeleted,
 		DeviceRenamed:  noteNews,
 		Deactivated:    a.deactivated,
 	}
+}
+
+// checkDeviceName refuses a device the name of a cross-signing key of its user. The names of both are used alike when they
+// are verified, so that one could pass for the other.
+func checkDeviceName(tx *storage.Tx, userID, deviceID string) error {
+	taken, err := tx.Get(`SELECT usage FROM cross_signing_keys WHERE user_id = $1 AND public_key = $2`, []any{userID, deviceID}, new(string))
+	if err == nil && taken {
+		err = mxerr.InvalidParam("A cross-signing key has that name")
+	}
+	return err
 }
 
 // devicesDeleted deletes what there is of devices.

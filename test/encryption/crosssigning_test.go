@@ -87,6 +87,28 @@ func TestCrossSigning(t *testing.T) {
 	})
 }
 
+// TestNamesOfKeysAndDevices checks that no device has the name of a cross-signing key, whichever is there first.
+func TestNamesOfKeysAndDevices(t *testing.T) {
+	Each(t, func(t *testing.T, s *Server) {
+		alice := s.Register(t, "alice")
+		x, y := newCrossSigning(alice.UserID, "1"), newCrossSigning(alice.UserID, "2")
+		login := func(user, device string) J {
+			return J{"type": "m.login.password", "identifier": J{"type": "m.id.user", "user": user}, "password": Password, "device_id": device}
+		}
+		s.Client(t).Must("POST", Path("/login"), login("alice", x.self.public))
+		alice.Refused(403, "M_FORBIDDEN", "POST", deviceSigning, x.upload(t))
+		alice.Must("POST", deviceSigning, y.upload(t))
+		for _, key := range []signer{y.master, y.self, y.our} {
+			s.Client(t).Refused(400, "M_INVALID_PARAM", "POST", Path("/login"), login("alice", key.public))
+		}
+		s.Register(t, "bob")
+		s.Client(t).Must("POST", Path("/login"), login("bob", y.master.public)) // of another user
+		alice.Refused(400, "M_INVALID_PARAM", "PUT", "/_matrix/client/unstable/org.matrix.msc3814.v1/dehydrated_device", J{
+			"device_id": y.self.public, "device_data": J{"algorithm": "x"}, "device_keys": J{"user_id": alice.UserID, "device_id": y.self.public,
+				"algorithms": []string{}, "keys": J{}, "signatures": J{}}})
+	})
+}
+
 func TestSignatures(t *testing.T) {
 	Each(t, func(t *testing.T, s *Server) {
 		alice, bob := s.Register(t, "alice"), s.Register(t, "bob")
