@@ -1,4 +1,4 @@
-// What the conversations share: clients of the server whose URL is the first argument, without their chatter.
+// What the conversations share: clients of the servers whose URLs are the arguments, without their chatter.
 
 import assert from "node:assert/strict";
 
@@ -8,7 +8,7 @@ for (const method of ["log", "debug", "info", "warn", "trace"]) {
 }
 export const sdk = await import("matrix-js-sdk");
 
-export const baseUrl = process.argv[2];
+export const servers = process.argv.slice(2);
 export const password = "a password of the tests";
 export const silent = { trace() {}, debug() {}, info() {}, warn() {}, error() {}, getChild: () => silent };
 
@@ -20,8 +20,9 @@ export async function until(what, client, condition, timeout = 20_000) {
             throw new Error(`${client.getDeviceId()} does not hear of ${what}`);
         }
         await new Promise((resolve) => {
-            const timer = setTimeout(resolve, 50);
-            client.once(sdk.ClientEvent.Event, () => { clearTimeout(timer); resolve(); });
+            const heard = () => { clearTimeout(timer); client.off(sdk.ClientEvent.Event, heard); resolve(); };
+            const timer = setTimeout(heard, 50);
+            client.on(sdk.ClientEvent.Event, heard);
         });
     }
 }
@@ -48,25 +49,29 @@ export async function fails(promise, errcode) {
     return error;
 }
 
-export async function register(name) {
+export async function register(name, deviceId, baseUrl = servers[0]) {
     const client = sdk.createClient({ baseUrl, logger: silent });
     // The first request tells what is asked for, as in a real registration.
     const refused = await client.registerRequest({ username: name, password }).then(() => null, (e) => e);
     assert.equal(refused?.httpStatus, 401);
     assert.deepEqual(refused.data.flows, [{ stages: ["m.login.dummy"] }]);
-    return client.registerRequest({ username: name, password, auth: { type: "m.login.dummy", session: refused.data.session } });
+    const session = await client.registerRequest({
+        username: name, password, device_id: deviceId, auth: { type: "m.login.dummy", session: refused.data.session },
+    });
+    return { ...session, baseUrl };
 }
 
-export async function login(name, deviceId) {
+export async function login(name, deviceId, baseUrl = servers[0]) {
     const client = sdk.createClient({ baseUrl, logger: silent });
-    return client.loginRequest({
+    const session = await client.loginRequest({
         type: "m.login.password", identifier: { type: "m.id.user", user: name }, password, device_id: deviceId,
     });
+    return { ...session, baseUrl };
 }
 
 // connect makes the client of a session.
-export function connect({ user_id: userId, access_token: accessToken, device_id: deviceId }) {
-    return sdk.createClient({ baseUrl, userId, accessToken, deviceId, logger: silent, timelineSupport: true });
+export function connect({ baseUrl = servers[0], user_id: userId, access_token: accessToken, device_id: deviceId }, options = {}) {
+    return sdk.createClient({ baseUrl, userId, accessToken, deviceId, logger: silent, timelineSupport: true, ...options });
 }
 
 // start lets a client of a session sync.

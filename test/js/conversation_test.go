@@ -15,16 +15,29 @@ import (
 	"github.com/myelin-im/myelin/test/harness"
 )
 
+// limit is how long a conversation may take on a machine that does much else.
+const limit = 5 * time.Minute
+
+// talk runs a conversation, a script and its arguments, with these servers.
+func talk(t *testing.T, servers []*harness.Server, script ...string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	defer cancel()
+	for _, s := range servers {
+		script = append(script, s.URL)
+	}
+	node := exec.CommandContext(ctx, "./node", script...)
+	node.WaitDelay = time.Minute // for what its browser may hold open
+	if out, err := node.CombinedOutput(); err != nil {
+		t.Errorf("the conversation failed: %v\n%s", err, out)
+	}
+}
+
 // converse runs a conversation with a server on each kind of database.
 func converse(t *testing.T, script string, options ...func(*config.Config)) {
 	for _, d := range storagetest.Dialects {
 		t.Run(d.String(), func(t *testing.T) {
-			s := harness.Start(t, d, options...)
-			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
-			defer cancel()
-			if out, err := exec.CommandContext(ctx, "./node", script, s.URL).CombinedOutput(); err != nil {
-				t.Errorf("the conversation failed: %v\n%s", err, out)
-			}
+			talk(t, []*harness.Server{harness.Start(t, d, options...)}, script)
 		})
 	}
 }

@@ -1,7 +1,7 @@
 // Clients use what there is beside talking: threads, relations, search, spaces, knocking, upgrades, guests, profiles.
 
 import assert from "node:assert/strict";
-import { baseUrl, connect, eventually, fails, register, run, sdk, silent, start, until } from "./client.mjs";
+import { connect, eventually, fails, register, run, sdk, servers, silent, start, until } from "./client.mjs";
 
 // put sends an event without the library's local echo: with threads, that does not survive that an event is back by sync
 // before its request is answered.
@@ -127,7 +127,7 @@ async function guests(alice) {
     const { room_id: closed } = await alice.createRoom({
         preset: sdk.Preset.PublicChat, initial_state: [{ ...open, content: { guest_access: "forbidden" } }],
     });
-    const session = await sdk.createClient({ baseUrl, logger: silent }).registerGuest({});
+    const session = await sdk.createClient({ baseUrl: servers[0], logger: silent }).registerGuest({});
     const guest = connect(session);
     guest.setGuest(true);
     await fails(guest.joinRoom(closed), "M_GUEST_ACCESS_FORBIDDEN").catch(() => fails(guest.joinRoom(closed), "M_FORBIDDEN"));

@@ -36,6 +36,7 @@ type secretive struct {
 	mu     sync.Mutex
 	bodies map[id.EventID]string       // decrypted
 	sealed map[id.EventID]*event.Event // not decrypted yet
+	spoken map[id.SessionID]int        // how many messages of its own a session has sealed
 	joined map[id.UserID]bool
 	asked  id.VerificationTransactionID
 	ready  bool
@@ -62,7 +63,10 @@ func newSecretive(t *testing.T, s *harness.Server, localpart, name string) *secr
 		t.Fatalf("log in as %s: %v", localpart, err)
 	}
 	client.StateStore = mautrix.NewMemoryStateStore()
-	d := &secretive{Client: client, name: name, bodies: map[id.EventID]string{}, sealed: map[id.EventID]*event.Event{}, joined: map[id.UserID]bool{}, news: make(chan struct{}, 1)}
+	d := &secretive{
+		Client: client, name: name, bodies: map[id.EventID]string{}, sealed: map[id.EventID]*event.Event{}, spoken: map[id.SessionID]int{},
+		joined: map[id.UserID]bool{}, news: make(chan struct{}, 1),
+	}
 	d.mach = crypto.NewOlmMachine(client, &client.Log, crypto.NewMemoryStore(nil), client.StateStore.(crypto.StateStore))
 	if err := d.mach.Load(ctx); err != nil {
 		t.Fatal(err)
@@ -88,6 +92,7 @@ func newSecretive(t *testing.T, s *harness.Server, localpart, name string) *secr
 	})
 	syncer.OnEvent(client.StateStoreSyncHandler)
 	syncer.OnEventType(event.StateMember, d.mach.HandleMemberEvent)
+	syncer.OnEventType(event.StateMember, d.see)
 	syncer.OnEvent(d.hear)
 	d.verifier = verificationhelper.NewVerificationHelper(client, d.mach, nil, d, false, false, true)
 	if err := d.verifier.Init(ctx); err != nil {
@@ -108,16 +113,18 @@ func newSecretive(t *testing.T, s *harness.Server, localpart, name string) *secr
 
 // hear is called with every event of a sync, after the messages to the device.
 func (d *secretive) hear(ctx context.Context, e *event.Event) {
-	d.mu.Lock()
-	switch {
-	case e.Type == event.EventEncrypted:
+	if e.Type == event.EventEncrypted {
+		d.mu.Lock()
 		d.sealed[e.ID] = e
-	case e.Type == event.StateMember && e.Content.AsMember().Membership == event.MembershipJoin:
-		d.joined[id.UserID(e.GetStateKey())] = true
+		d.mu.Unlock()
 	}
-	d.mu.Unlock()
 	d.open(ctx)
 	d.tell()
+}
+
+// see is called with every membership, after the library has taken it in.
+func (d *secretive) see(_ context.Context, e *event.Event) {
+	d.set(func() { d.joined[id.UserID(e.GetStateKey())] = e.Content.AsMember().Membership == event.MembershipJoin })
 }
 
 func (d *secretive) tell() {
@@ -144,16 +151,29 @@ func (d *secretive) open(ctx context.Context) {
 
 // Encrypt implements mautrix.CryptoHelper.
 func (d *secretive) Encrypt(ctx context.Context, room id.RoomID, typ event.Type, content any) (*event.EncryptedEventContent, error) {
-	encrypted, err := d.mach.EncryptMegolmEvent(ctx, room, typ, content)
+	encrypted, err := d.seal(ctx, room, typ, content)
 	if errors.Is(err, crypto.ErrSessionExpired) || errors.Is(err, crypto.ErrNoGroupSession) || errors.Is(err, crypto.ErrSessionNotShared) {
 		members, err := d.StateStore.GetRoomJoinedOrInvitedMembers(ctx, room)
 		if err != nil {
 			return nil, err
 		}
+		// The library lists those who have left as well.
+		members = slices.DeleteFunc(members, func(user id.UserID) bool {
+			return !d.StateStore.IsMembership(ctx, room, user, event.MembershipJoin, event.MembershipInvite)
+		})
 		if err := d.mach.ShareGroupSession(ctx, room, members); err != nil {
 			return nil, fmt.Errorf("share a session: %w", err)
 		}
-		return d.mach.EncryptMegolmEvent(ctx, room, typ, content)
+		return d.seal(ctx, room, typ, content)
+	}
+	return encrypted, err
+}
+
+// seal encrypts with the session of the moment.
+func (d *secretive) seal(ctx context.Context, room id.RoomID, typ event.Type, content any) (*event.EncryptedEventContent, error) {
+	encrypted, err := d.mach.EncryptMegolmEvent(ctx, room, typ, content)
+	if err == nil {
+		d.set(func() { d.spoken[encrypted.SessionID]++ })
 	}
 	return encrypted, err
 }
@@ -210,7 +230,7 @@ func (d *secretive) set(fn func()) {
 // until waits until the device knows something.
 func (d *secretive) until(t *testing.T, what string, known func() bool) {
 	t.Helper()
-	deadline := time.After(time.Minute)
+	deadline := time.After(patience)
 	for {
 		d.open(t.Context())
 		d.mu.Lock()
@@ -243,7 +263,7 @@ func (d *secretive) say(t *testing.T, room id.RoomID, body string) id.EventID {
 func reads(t *testing.T, room id.RoomID, devices []*secretive, messages map[id.EventID]string) {
 	t.Helper()
 	for _, d := range devices {
-		d.look(t, room)
+		d.take(d.history(t, room))
 		d.until(t, "all messages", func() bool {
 			for eventID := range messages {
 				if _, ok := d.bodies[eventID]; !ok {
@@ -263,22 +283,44 @@ func reads(t *testing.T, room id.RoomID, devices []*secretive, messages map[id.E
 }
 
 const (
-	// eachWay is how many messages each user sends in each half of the conversation.
-	eachWay = 40
+	// eachWay is how many messages each user sends, half of them before the new device comes.
+	eachWay = 200
 	// rotation is after how many messages a session ends.
 	rotation = 15
+	// patience is how long a device waits for what must come, on a machine that does much else.
+	patience = 2 * time.Minute
 )
 
-// converse lets the devices talk in turns.
-func converse(t *testing.T, room id.RoomID, what string, devices []*secretive) map[id.EventID]string {
+// converse lets the devices of two users talk in turns, each user sending n messages.
+func converse(t *testing.T, room id.RoomID, what string, n int, users ...[]*secretive) map[id.EventID]string {
 	t.Helper()
 	said := map[id.EventID]string{}
-	for i := range 2 * eachWay {
-		d := devices[i%len(devices)]
-		body := fmt.Sprintf("%s %d by %s", what, i, d.name)
-		said[d.say(t, room, body)] = body
+	for i := range n {
+		for _, devices := range users {
+			d := devices[i%len(devices)]
+			body := fmt.Sprintf("%s %d by %s", what, i, d.name)
+			said[d.say(t, room, body)] = body
+		}
 	}
 	return said
+}
+
+// rotated checks that the devices have begun new sessions as often as they should.
+func rotated(t *testing.T, devices []*secretive) {
+	t.Helper()
+	for _, d := range devices {
+		d.mu.Lock()
+		total := 0
+		for session, n := range d.spoken {
+			if total += n; n > rotation {
+				t.Errorf("%s has sealed %d messages with session %s", d.name, n, session)
+			}
+		}
+		if total <= rotation || len(d.spoken) < total/rotation {
+			t.Errorf("%s has sealed %d messages with %d sessions", d.name, total, len(d.spoken))
+		}
+		d.mu.Unlock()
+	}
 }
 
 func TestEncryption(t *testing.T) {
@@ -297,47 +339,114 @@ func testEncryption(t *testing.T, here, there *harness.Server) {
 	there.Register(t, "bob")
 	alice, phone := newSecretive(t, here, "alice", "ALICE"), newSecretive(t, here, "alice", "ALICEPHONE")
 	bob, tablet := newSecretive(t, there, "bob", "BOB"), newSecretive(t, there, "bob", "BOBTABLET")
-	devices := []*secretive{alice, bob, phone, tablet}
+	hers, his := []*secretive{alice, phone}, []*secretive{bob, tablet}
+	devices := slices.Concat(hers, his)
 
+	room := meet(t, here, alice, bob)
+	meets(t, devices, alice.UserID, bob.UserID)
+	first := converse(t, room, "first", eachWay/2, hers, his)
+	reads(t, room, devices, first)
+
+	// A device in the middle reads what comes from now on.
+	laptop := newSecretive(t, there, "bob", "BOBLAPTOP")
+	meets(t, []*secretive{laptop}, alice.UserID, bob.UserID)
+	for _, d := range devices {
+		d.until(t, "the new device", func() bool { return d.knows(ctx, bob.UserID, laptop.DeviceID) })
+	}
+	his, devices = append(his, laptop), append(devices, laptop)
+	second := converse(t, room, "second", eachWay/2, hers, his)
+	reads(t, room, devices, second)
+	laptop.readsNone(t, first)
+	rotated(t, devices)
+
+	crossSign(t, alice, bob)
+	verify(t, alice, bob)
+	restore(t, bob, laptop)
+	reads(t, room, []*secretive{laptop}, first)
+
+	leave(t, room, there, devices, tablet)
+}
+
+// meet has alice make an encrypted room that bob joins.
+func meet(t *testing.T, here *harness.Server, alice, bob *secretive) id.RoomID {
+	t.Helper()
 	key := ""
-	created, err := alice.CreateRoom(ctx, &mautrix.ReqCreateRoom{Preset: "private_chat", Invite: []id.UserID{bob.UserID}, InitialState: []*event.Event{{
+	created, err := alice.CreateRoom(t.Context(), &mautrix.ReqCreateRoom{Preset: "private_chat", Invite: []id.UserID{bob.UserID}, InitialState: []*event.Event{{
 		Type: event.StateEncryption, StateKey: &key,
 		Content: event.Content{Parsed: &event.EncryptionEventContent{Algorithm: id.AlgorithmMegolmV1, RotationPeriodMessages: rotation}},
 	}}})
 	if err != nil {
 		t.Fatalf("create a room: %v", err)
 	}
-	room := created.RoomID
-	if _, err := bob.JoinRoom(ctx, room.String(), &mautrix.ReqJoinRoom{Via: []string{here.Name}}); err != nil {
+	if _, err := bob.JoinRoom(t.Context(), created.RoomID.String(), &mautrix.ReqJoinRoom{Via: []string{here.Name}}); err != nil {
 		t.Fatalf("join: %v", err)
 	}
-	for _, d := range devices {
-		d.until(t, "the members", func() bool { return d.joined[alice.UserID] && d.joined[bob.UserID] })
-	}
-	first := converse(t, room, "first", devices)
-	reads(t, room, devices, first)
+	return created.RoomID
+}
 
-	// A device in the middle reads what comes from now on.
-	laptop := newSecretive(t, there, "bob", "BOBLAPTOP")
-	laptop.until(t, "the members", func() bool { return laptop.joined[alice.UserID] && laptop.joined[bob.UserID] })
+// meets waits until devices know that users are in the room.
+func meets(t *testing.T, devices []*secretive, users ...id.UserID) {
+	t.Helper()
 	for _, d := range devices {
-		d.until(t, "the new device", func() bool { return d.knows(ctx, bob.UserID, laptop.DeviceID) })
+		d.until(t, "the members", func() bool { return !slices.ContainsFunc(users, func(u id.UserID) bool { return !d.joined[u] }) })
 	}
-	all := append(slices.Clip(devices), laptop)
-	second := converse(t, room, "second", all)
-	reads(t, room, all, second)
-	laptop.mu.Lock()
-	for eventID := range first {
-		if body, ok := laptop.bodies[eventID]; ok {
-			t.Errorf("the new device reads %q, from before its time", body)
+}
+
+// leave removes a user who has come, and logs a device out. Neither can read what is said then, even if it is handed to
+// them.
+func leave(t *testing.T, room id.RoomID, there *harness.Server, devices []*secretive, lost *secretive) {
+	ctx := t.Context()
+	alice := devices[0]
+	there.Register(t, "carol")
+	carol := newSecretive(t, there, "carol", "CAROL")
+	if _, err := alice.InviteUser(ctx, room, &mautrix.ReqInviteUser{UserID: carol.UserID}); err != nil {
+		t.Fatalf("invite: %v", err)
+	}
+	carol.join(t, room)
+	all := append(slices.Clip(devices), carol)
+	meets(t, all, carol.UserID, alice.UserID, lost.UserID)
+	third := converse(t, room, "third", len(all), all)
+	reads(t, room, all, third)
+
+	if _, err := alice.KickUser(ctx, room, &mautrix.ReqKickUser{UserID: carol.UserID}); err != nil {
+		t.Fatalf("kick: %v", err)
+	}
+	if _, err := lost.Logout(ctx); err != nil {
+		t.Fatalf("log out: %v", err)
+	}
+	rest := slices.DeleteFunc(slices.Clone(devices), func(d *secretive) bool { return d == lost })
+	for _, d := range rest {
+		d.until(t, "the end of carol's stay", func() bool { return !d.joined[carol.UserID] })
+		d.until(t, "the end of a device", func() bool { return !d.knows(ctx, lost.UserID, lost.DeviceID) })
+	}
+	fourth := converse(t, room, "fourth", rotation+2, rest)
+	reads(t, room, rest, fourth)
+	for _, d := range []*secretive{carol, lost} {
+		d.take(alice.history(t, room))
+		d.open(ctx)
+		d.readsNone(t, fourth)
+	}
+}
+
+// join joins a room that the device's user is invited to, as soon as the invite is there.
+func (d *secretive) join(t *testing.T, room id.RoomID) {
+	t.Helper()
+	d.until(t, "the invite", func() bool {
+		_, err := d.JoinRoomByID(t.Context(), room)
+		return err == nil
+	})
+}
+
+// readsNone checks that a device reads none of these messages.
+func (d *secretive) readsNone(t *testing.T, messages map[id.EventID]string) {
+	t.Helper()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for eventID := range messages {
+		if body, ok := d.bodies[eventID]; ok {
+			t.Errorf("%s reads %q", d.name, body)
 		}
 	}
-	laptop.mu.Unlock()
-
-	crossSign(t, alice, bob)
-	verify(t, alice, bob)
-	restore(t, bob, laptop)
-	reads(t, room, []*secretive{laptop}, first)
 }
 
 // knows tells whether the device's list of a user's devices, which it keeps by device_lists, has one.
@@ -346,8 +455,8 @@ func (d *secretive) knows(ctx context.Context, user id.UserID, device id.DeviceI
 	return err == nil && known != nil
 }
 
-// look reads the room's history.
-func (d *secretive) look(t *testing.T, room id.RoomID) {
+// history reads all encrypted messages of the room.
+func (d *secretive) history(t *testing.T, room id.RoomID) (sealed []*event.Event) {
 	t.Helper()
 	from := ""
 	for {
@@ -357,17 +466,24 @@ func (d *secretive) look(t *testing.T, room id.RoomID) {
 		}
 		for _, e := range page.Chunk {
 			if err := e.Content.ParseRaw(e.Type); err == nil && e.Type == event.EventEncrypted {
-				d.set(func() {
-					if _, known := d.bodies[e.ID]; !known {
-						d.sealed[e.ID] = e
-					}
-				})
+				sealed = append(sealed, e)
 			}
 		}
 		if from = page.End; from == "" {
-			return
+			return sealed
 		}
 	}
+}
+
+// take hands the device encrypted messages.
+func (d *secretive) take(sealed []*event.Event) {
+	d.set(func() {
+		for _, e := range sealed {
+			if _, known := d.bodies[e.ID]; !known {
+				d.sealed[e.ID] = e
+			}
+		}
+	})
 }
 
 // crossSign gives both users cross-signing keys, with which they sign the device that made them.
