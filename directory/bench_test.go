@@ -2,17 +2,14 @@ package directory
 
 import (
 	"context"
-	"crypto/ed25519"
 	"encoding/json"
 	"fmt"
-	"io"
 	"testing"
-
-	"github.com/sirupsen/logrus"
 
 	"github.com/myelin-im/myelin/internal/httpapi"
 	"github.com/myelin-im/myelin/roomserver"
 	"github.com/myelin-im/myelin/roomserver/pdu"
+	"github.com/myelin-im/myelin/roomserver/roomservertest"
 	"github.com/myelin-im/myelin/storage"
 	"github.com/myelin-im/myelin/storage/storagetest"
 )
@@ -23,17 +20,11 @@ const alice = "@alice:hs"
 func world(b *testing.B, rooms int) (a *API, s *roomserver.Server, space, last string) {
 	b.Helper()
 	db := storagetest.Open(b, storage.SQLite, roomserver.Schema, Schema)
-	log := logrus.New()
-	log.SetOutput(io.Discard)
-	s, err := roomserver.New(db, roomserver.Options{
-		ServerName: "hs", KeyID: "ed25519:1", Key: ed25519.NewKeyFromSeed(make([]byte, 32)), Log: logrus.NewEntry(log),
-	})
-	if err != nil {
-		b.Fatal(err)
-	}
+	s = roomservertest.New(b, db)
 	a = New(db, s, nil)
 	ctx := context.Background()
 	v, _ := pdu.Lookup(pdu.DefaultVersion)
+	var err error
 	children := make([]roomserver.StateDraft, 0, rooms)
 	for i := range rooms {
 		last, err = s.CreateRoom(ctx, roomserver.NewRoom{

@@ -2,10 +2,7 @@ package ephemeral
 
 import (
 	"bytes"
-	"context"
-	"crypto/ed25519"
 	"encoding/json"
-	"io"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -14,14 +11,12 @@ import (
 	"testing"
 	"time"
 
-	"github.com/sirupsen/logrus"
 	"github.com/tidwall/gjson"
 
 	"github.com/myelin-im/myelin/accounts"
-	"github.com/myelin-im/myelin/internal/httpapi"
-	"github.com/myelin-im/myelin/internal/mxerr"
 	"github.com/myelin-im/myelin/roomserver"
 	"github.com/myelin-im/myelin/roomserver/pdu"
+	"github.com/myelin-im/myelin/roomserver/roomservertest"
 	"github.com/myelin-im/myelin/storage"
 	"github.com/myelin-im/myelin/storage/storagetest"
 )
@@ -62,18 +57,10 @@ type server struct {
 
 func newServer(t *testing.T, db *storage.DB) *server {
 	t.Helper()
-	logger := logrus.New()
-	logger.SetOutput(io.Discard)
-	log := logrus.NewEntry(logger)
 	s := &server{t: t, db: db, clock: &clock{now: time.UnixMilli(1_700_000_000_000)}}
+	s.rooms = roomservertest.New(t, db, func(o *roomserver.Options) { o.Now = s.clock.Now })
 	var err error
-	s.rooms, err = roomserver.New(db, roomserver.Options{
-		ServerName: "hs", KeyID: "ed25519:1", Key: ed25519.NewKeyFromSeed(make([]byte, 32)), Log: log, Now: s.clock.Now,
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.API, err = New(Config{Presence: true}, Deps{DB: db, Rooms: s.rooms, Log: log, Now: s.clock.Now})
+	s.API, err = New(Config{Presence: true}, Deps{DB: db, Rooms: s.rooms, Log: roomservertest.Log(), Now: s.clock.Now})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -94,18 +81,7 @@ func newServer(t *testing.T, db *storage.DB) *server {
 		defer s.mu.Unlock()
 		s.notices = append(s.notices, batch...)
 	})
-	s.router, err = httpapi.NewRouter(httpapi.Config{
-		Authenticate: func(_ context.Context, token string, _ *http.Request) (*httpapi.Caller, error) {
-			user, device, _ := strings.Cut(token, " ")
-			if !strings.HasPrefix(user, "@") {
-				return nil, mxerr.UnknownToken(false)
-			}
-			return &httpapi.Caller{UserID: user, DeviceID: device}, nil
-		},
-	}, s.Endpoints()...)
-	if err != nil {
-		t.Fatal(err)
-	}
+	s.router = roomservertest.Router(t, s.Endpoints())
 	return s
 }
 

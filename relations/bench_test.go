@@ -7,6 +7,7 @@ import (
 
 	"github.com/myelin-im/myelin/relations"
 	"github.com/myelin-im/myelin/roomserver"
+	"github.com/myelin-im/myelin/roomserver/roomservertest"
 	"github.com/myelin-im/myelin/storage"
 	"github.com/myelin-im/myelin/storage/storagetest"
 )
@@ -14,7 +15,7 @@ import (
 // benchRoom is a room with a thread of so many replies, then twenty messages to which nothing relates.
 func benchRoom(b *testing.B, db *storage.DB, replies int) (c *chat, root *roomserver.Event, quiet []*roomserver.Event) {
 	b.Helper()
-	s := newServer(b, db)
+	s := roomservertest.New(b, db)
 	c = newChat(b, s, 1)
 	post := func(content string) *roomserver.Event {
 		events, err := s.Turn(ctx, c.room.ID, func(t *roomserver.Turn) error {
@@ -75,7 +76,7 @@ func BenchmarkBundle(b *testing.B) {
 		})
 	}
 	warm := func() *roomserver.Server { return c.s }
-	cold := func() *roomserver.Server { return newServer(b, db) }
+	cold := func() *roomserver.Server { return roomservertest.New(b, db) }
 	run("20 fresh events", warm, quiet)
 	run("20 events after a start", cold, quiet)
 	run("thread of 1000", warm, []*roomserver.Event{root})

@@ -2,20 +2,17 @@ package relations_test
 
 import (
 	"context"
-	"crypto/ed25519"
 	"encoding/json"
 	"fmt"
-	"io"
 	"math"
 	"math/rand/v2"
 	"reflect"
 	"testing"
 
-	"github.com/sirupsen/logrus"
-
 	"github.com/myelin-im/myelin/relations"
 	"github.com/myelin-im/myelin/roomserver"
 	"github.com/myelin-im/myelin/roomserver/pdu"
+	"github.com/myelin-im/myelin/roomserver/roomservertest"
 	"github.com/myelin-im/myelin/storage"
 	"github.com/myelin-im/myelin/storage/storagetest"
 )
@@ -24,19 +21,6 @@ var (
 	ctx   = context.Background()
 	users = []string{"@alice:hs", "@bob:hs", "@carol:hs", "@dave:hs"}
 )
-
-func newServer(t testing.TB, db *storage.DB) *roomserver.Server {
-	t.Helper()
-	log := logrus.New()
-	log.SetOutput(io.Discard)
-	s, err := roomserver.New(db, roomserver.Options{
-		ServerName: "hs", KeyID: "ed25519:1", Key: ed25519.NewKeyFromSeed(make([]byte, 32)), Log: logrus.NewEntry(log),
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return s
-}
 
 // chat is a room in which random things happen.
 type chat struct {
@@ -187,7 +171,7 @@ func TestSummariesEqualARecount(t *testing.T) {
 	storagetest.Each(t, []storage.Schema{roomserver.Schema}, func(t *testing.T, db *storage.DB) {
 		found := relations.Summary{}
 		for seed := range uint64(2) {
-			warm := newServer(t, db)
+			warm := roomservertest.New(t, db)
 			c := newChat(t, warm, seed)
 			for range 4 {
 				for range 60 {
@@ -196,7 +180,7 @@ func TestSummariesEqualARecount(t *testing.T) {
 				c.compare(t, warm, &found)
 			}
 			// A server that has just started knows the same, and both go on to.
-			cold := newServer(t, db)
+			cold := roomservertest.New(t, db)
 			c.compare(t, cold, &found)
 		}
 		if found.Edit == 0 || found.Replies < 3 || len(found.References) < 3 || !found.Participated {

@@ -2,7 +2,6 @@ package reports
 
 import (
 	"context"
-	"crypto/ed25519"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -11,13 +10,12 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/sirupsen/logrus"
 	"github.com/tidwall/gjson"
 
 	"github.com/myelin-im/myelin/accounts"
-	"github.com/myelin-im/myelin/internal/httpapi"
 	"github.com/myelin-im/myelin/roomserver"
 	"github.com/myelin-im/myelin/roomserver/pdu"
+	"github.com/myelin-im/myelin/roomserver/roomservertest"
 	"github.com/myelin-im/myelin/storage"
 	"github.com/myelin-im/myelin/storage/storagetest"
 )
@@ -34,24 +32,8 @@ type world struct {
 
 func each(t *testing.T, fn func(w *world)) {
 	storagetest.Each(t, []storage.Schema{roomserver.Schema, accounts.Schema, Schema}, func(t *testing.T, db *storage.DB) {
-		log := logrus.New()
-		log.SetOutput(io.Discard)
-		rooms, err := roomserver.New(db, roomserver.Options{
-			ServerName: "hs", KeyID: "ed25519:1", Key: ed25519.NewKeyFromSeed(make([]byte, 32)), Log: logrus.NewEntry(log),
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		router, err := httpapi.NewRouter(httpapi.Config{
-			Authenticate: func(_ context.Context, token string, _ *http.Request) (*httpapi.Caller, error) {
-				return &httpapi.Caller{UserID: token}, nil
-			},
-			Log: logrus.NewEntry(log),
-		}, New(db, rooms).Endpoints()...)
-		if err != nil {
-			t.Fatal(err)
-		}
-		w := &world{t, db, rooms, httptest.NewServer(router)}
+		rooms := roomservertest.New(t, db)
+		w := &world{t, db, rooms, httptest.NewServer(roomservertest.Router(t, New(db, rooms).Endpoints()))}
 		t.Cleanup(w.web.Close)
 		fn(w)
 	})

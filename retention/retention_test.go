@@ -2,17 +2,14 @@ package retention
 
 import (
 	"context"
-	"crypto/ed25519"
 	"encoding/json"
 	"errors"
-	"io"
 	"testing"
 	"time"
 
-	"github.com/sirupsen/logrus"
-
 	"github.com/myelin-im/myelin/roomserver"
 	"github.com/myelin-im/myelin/roomserver/pdu"
+	"github.com/myelin-im/myelin/roomserver/roomservertest"
 	"github.com/myelin-im/myelin/storage"
 	"github.com/myelin-im/myelin/storage/storagetest"
 )
@@ -24,17 +21,10 @@ const alice = "@alice:hs"
 func TestPass(t *testing.T) {
 	storagetest.Each(t, []storage.Schema{roomserver.Schema}, func(t *testing.T, db *storage.DB) {
 		ctx := context.Background()
-		logger := logrus.New()
-		logger.SetOutput(io.Discard)
-		log := logrus.NewEntry(logger)
 		now := time.Now()
-		rooms, err := roomserver.New(db, roomserver.Options{
-			ServerName: "hs", KeyID: "ed25519:1", Key: ed25519.NewKeyFromSeed(make([]byte, 32)), Log: log,
-			Retention: roomserver.Retention{Enabled: true, Default: time.Hour}, Now: func() time.Time { return now },
+		rooms := roomservertest.New(t, db, func(o *roomserver.Options) {
+			o.Retention, o.Now = roomserver.Retention{Enabled: true, Default: time.Hour}, func() time.Time { return now }
 		})
-		if err != nil {
-			t.Fatal(err)
-		}
 		version, _ := pdu.Lookup("10")
 		var ids, messages []string
 		for range 2 {
@@ -67,7 +57,7 @@ func TestPass(t *testing.T) {
 		broken := errors.New("broken")
 		var failing string
 		told := map[string]int{}
-		c := New(Config{Interval: time.Hour, Abandoned: 24 * time.Hour}, Deps{DB: db, Rooms: rooms, Log: log, Hooks: []Hooks{{
+		c := New(Config{Interval: time.Hour, Abandoned: 24 * time.Hour}, Deps{DB: db, Rooms: rooms, Log: roomservertest.Log(), Hooks: []Hooks{{
 			Events: func(_ *storage.Tx, _ int64, purged []*roomserver.Event) error {
 				told[purged[0].RoomID] += len(purged)
 				if purged[0].RoomID == failing {

@@ -2,19 +2,16 @@ package search
 
 import (
 	"context"
-	"crypto/ed25519"
 	"encoding/json"
 	"fmt"
-	"io"
 	"sync"
 	"testing"
-
-	"github.com/sirupsen/logrus"
 
 	"github.com/myelin-im/myelin/accounts"
 	"github.com/myelin-im/myelin/internal/httpapi"
 	"github.com/myelin-im/myelin/roomserver"
 	"github.com/myelin-im/myelin/roomserver/pdu"
+	"github.com/myelin-im/myelin/roomserver/roomservertest"
 	"github.com/myelin-im/myelin/storage"
 	"github.com/myelin-im/myelin/storage/storagetest"
 )
@@ -33,21 +30,13 @@ type fixture struct {
 }
 
 func newFixture(t testing.TB, db *storage.DB) *fixture {
-	log := logrus.New()
-	log.SetOutput(io.Discard)
-	f := &fixture{t: t, db: db}
-	var err error
-	f.rooms, err = roomserver.New(db, roomserver.Options{
-		ServerName: "hs", KeyID: "ed25519:1", Key: ed25519.NewKeyFromSeed(make([]byte, 32)), Log: logrus.NewEntry(log),
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	f := &fixture{t: t, db: db, rooms: roomservertest.New(t, db)}
 	f.api = New(Deps{
-		DB: db, Rooms: f.rooms, Log: logrus.NewEntry(log),
+		DB: db, Rooms: f.rooms, Log: roomservertest.Log(),
 		Ignored: func(context.Context, string) (map[string]bool, error) { return nil, nil },
 	})
 	version, _ := pdu.Lookup("12")
+	var err error
 	f.room, err = f.rooms.CreateRoom(context.Background(), roomserver.NewRoom{Creator: alice, Version: version, Preset: roomserver.PublicChat})
 	if err != nil {
 		t.Fatal(err)

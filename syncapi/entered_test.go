@@ -4,30 +4,20 @@ import (
 	"context"
 	"crypto/ed25519"
 	"encoding/json"
-	"io"
 	"slices"
 	"testing"
-
-	"github.com/sirupsen/logrus"
 
 	"github.com/myelin-im/myelin/roomserver"
 	"github.com/myelin-im/myelin/roomserver/authrules"
 	"github.com/myelin-im/myelin/roomserver/pdu"
+	"github.com/myelin-im/myelin/roomserver/roomservertest"
 	"github.com/myelin-im/myelin/storage"
 	"github.com/myelin-im/myelin/storage/storagetest"
 )
 
 func roomsOf(t *testing.T, db *storage.DB, name string) *roomserver.Server {
 	t.Helper()
-	log := logrus.New()
-	log.SetOutput(io.Discard)
-	s, err := roomserver.New(db, roomserver.Options{
-		ServerName: name, KeyID: "ed25519:1", Key: ed25519.NewKeyFromSeed(make([]byte, 32)), Log: logrus.NewEntry(log),
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return s
+	return roomservertest.New(t, db, func(o *roomserver.Options) { o.ServerName = name })
 }
 
 // Someone was invited from elsewhere, and then another user of this server joins the room: the invite is now part of the

@@ -2,7 +2,6 @@ package syncapi
 
 import (
 	"context"
-	"crypto/ed25519"
 	"encoding/json"
 	"net/http"
 	"net/http/httptest"
@@ -13,18 +12,16 @@ import (
 	"testing"
 	"time"
 
-	"github.com/sirupsen/logrus"
 	"github.com/tidwall/gjson"
 
 	"github.com/myelin-im/myelin/accounts"
 	"github.com/myelin-im/myelin/e2ee"
 	"github.com/myelin-im/myelin/ephemeral"
-	"github.com/myelin-im/myelin/internal/httpapi"
-	"github.com/myelin-im/myelin/internal/mxerr"
 	"github.com/myelin-im/myelin/push"
 	"github.com/myelin-im/myelin/push/unread"
 	"github.com/myelin-im/myelin/roomserver"
 	"github.com/myelin-im/myelin/roomserver/pdu"
+	"github.com/myelin-im/myelin/roomserver/roomservertest"
 	"github.com/myelin-im/myelin/storage"
 	"github.com/myelin-im/myelin/storage/storagetest"
 )
@@ -58,10 +55,8 @@ func (noRooms) Known(context.Context, string) (bool, error)                     
 
 func newWorld(t testing.TB, db *storage.DB) *world {
 	t.Helper()
-	logger := logrus.New()
-	logger.SetOutput(t.Output())
-	log := logrus.NewEntry(logger)
-	w := &world{t: t, db: db, clock: time.UnixMilli(1_700_000_000_000)}
+	log := roomservertest.Log()
+	w := &world{t: t, db: db, rooms: roomservertest.New(t, db), clock: time.UnixMilli(1_700_000_000_000)}
 	must := func(err error) {
 		t.Helper()
 		if err != nil {
@@ -69,8 +64,6 @@ func newWorld(t testing.TB, db *storage.DB) *world {
 		}
 	}
 	var err error
-	w.rooms, err = roomserver.New(db, roomserver.Options{ServerName: "hs", KeyID: "ed25519:1", Key: ed25519.NewKeyFromSeed(make([]byte, 32)), Log: log})
-	must(err)
 	w.ephemeral, err = ephemeral.New(ephemeral.Config{Presence: true}, ephemeral.Deps{DB: db, Rooms: w.rooms, Log: log, Now: w.now})
 	must(err)
 	rules := push.New(db)
@@ -84,20 +77,7 @@ func newWorld(t testing.TB, db *storage.DB) *world {
 	w.sync, err = New(Deps{DB: db, Rooms: w.rooms, Ephemeral: w.ephemeral, Push: rules, Unread: counts, Accounts: acc, E2EE: keys})
 	must(err)
 	w.sync.now = w.now
-	var endpoints []httpapi.Endpoint
-	for _, some := range [][]httpapi.Endpoint{acc.Endpoints(), w.ephemeral.Endpoints(), rules.Endpoints(), w.sync.Endpoints()} {
-		endpoints = append(endpoints, some...)
-	}
-	w.router, err = httpapi.NewRouter(httpapi.Config{
-		Log: log,
-		Authenticate: func(_ context.Context, token string, _ *http.Request) (*httpapi.Caller, error) {
-			if !strings.HasPrefix(token, "@") {
-				return nil, mxerr.UnknownToken(false)
-			}
-			return &httpapi.Caller{UserID: token, DeviceID: "D"}, nil
-		},
-	}, endpoints...)
-	must(err)
+	w.router = roomservertest.Router(t, acc.Endpoints(), w.ephemeral.Endpoints(), rules.Endpoints(), w.sync.Endpoints())
 	ctx, stop := context.WithCancel(context.Background())
 	var group sync.WaitGroup
 	group.Go(func() { w.ephemeral.Run(ctx) })
@@ -128,7 +108,7 @@ func eachDB(t *testing.T, fn func(t *testing.T, db *storage.DB)) {
 func (w *world) do(user, method, path, body string) gjson.Result {
 	w.t.Helper()
 	r := httptest.NewRequest(method, "/_matrix/client/v3"+path, strings.NewReader(body))
-	r.Header.Set("Authorization", "Bearer "+user)
+	r.Header.Set("Authorization", "Bearer "+user+" D")
 	rec := httptest.NewRecorder()
 	w.router.ServeHTTP(rec, r)
 	if rec.Code != 200 || !gjson.ValidBytes(rec.Body.Bytes()) {

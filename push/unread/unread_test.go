@@ -2,7 +2,6 @@ package unread
 
 import (
 	"context"
-	"crypto/ed25519"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -10,15 +9,13 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/sirupsen/logrus"
-
 	"github.com/myelin-im/myelin/accounts"
 	"github.com/myelin-im/myelin/ephemeral"
-	"github.com/myelin-im/myelin/internal/httpapi"
 	"github.com/myelin-im/myelin/push"
 	"github.com/myelin-im/myelin/push/counts"
 	"github.com/myelin-im/myelin/roomserver"
 	"github.com/myelin-im/myelin/roomserver/pdu"
+	"github.com/myelin-im/myelin/roomserver/roomservertest"
 	"github.com/myelin-im/myelin/storage"
 	"github.com/myelin-im/myelin/storage/storagetest"
 )
@@ -40,30 +37,14 @@ type server struct {
 
 func newServer(t testing.TB, db *storage.DB) *server {
 	t.Helper()
-	logger := logrus.New()
-	logger.SetOutput(t.Output())
-	log := logrus.NewEntry(logger)
-	s := &server{t: t, db: db}
-	must := func(err error) {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
+	s := &server{t: t, db: db, rooms: roomservertest.New(t, db)}
+	receipts, err := ephemeral.New(ephemeral.Config{}, ephemeral.Deps{DB: db, Rooms: s.rooms, Log: roomservertest.Log()})
+	if err != nil {
+		t.Fatal(err)
 	}
-	var err error
-	s.rooms, err = roomserver.New(db, roomserver.Options{ServerName: "hs", KeyID: "ed25519:1", Key: ed25519.NewKeyFromSeed(make([]byte, 32)), Log: log})
-	must(err)
-	receipts, err := ephemeral.New(ephemeral.Config{}, ephemeral.Deps{DB: db, Rooms: s.rooms, Log: log})
-	must(err)
 	rules := push.New(db)
-	s.Counts = New(Deps{DB: db, Rooms: s.rooms, Receipts: receipts, Rules: rules, Log: log})
-	s.router, err = httpapi.NewRouter(httpapi.Config{
-		Log: log,
-		Authenticate: func(_ context.Context, token string, _ *http.Request) (*httpapi.Caller, error) {
-			return &httpapi.Caller{UserID: token}, nil
-		},
-	}, append(rules.Endpoints(), receipts.Endpoints()...)...)
-	must(err)
+	s.Counts = New(Deps{DB: db, Rooms: s.rooms, Receipts: receipts, Rules: rules, Log: roomservertest.Log()})
+	s.router = roomservertest.Router(t, rules.Endpoints(), receipts.Endpoints())
 	return s
 }
 

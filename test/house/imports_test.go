@@ -44,7 +44,7 @@ var rows = []row{
 		"homeserver is the only one that knows everyone"},
 	{9, []string{"cmd"},
 		"main parses flags, calls homeserver and waits"},
-	{tests, []string{"test", "storage/storagetest", "internal/mail/mailtest"},
+	{tests, []string{"test", "storage/storagetest", "roomserver/roomservertest", "internal/mail/mailtest"},
 		"tests may use everything; nothing but tests may use them"},
 }
 
