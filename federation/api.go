@@ -130,6 +130,7 @@ func (a *API) Run(ctx context.Context) {
 	group.Go(func() { a.queue.Run(ctx) })
 	group.Go(func() { a.tellEphemeral(ctx) })
 	group.Go(func() { a.runInbound(ctx) })
+	group.Go(func() { a.runPruning(ctx) })
 	group.Go(func() { a.runCompletions(ctx) })
 	group.Wait()
 }

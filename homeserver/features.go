@@ -180,6 +180,7 @@ func newFeatures(cfg *config.Config, db *storage.DB, key signingkey.Key, limits 
 			{Room: unread.RoomRemoved},
 			{Room: threads.RoomRemoved},
 			{Room: directory.RoomRemoved},
+			{Room: queue.RoomRemoved},
 		},
 	})
 	if f.media, err = newMedia(cfg, db, f.rooms, others.client, part("media")); err != nil {

@@ -66,6 +66,38 @@ func scanMemberships(rows *storage.Rows, fn func(RoomMembership)) error {
 	return rows.Close()
 }
 
+// remotePage is how many remote users are read at once.
+const remotePage = 1000
+
+// EachRemoteUser calls fn with every user of another server that has a membership, of any kind, in a room that this server
+// knows, until it returns false. It reads an index of the database from end to end.
+func (s *Server) EachRemoteUser(ctx context.Context, fn func(user string) bool) error {
+	page := make([]string, 0, remotePage)
+	for after := ""; ; after = page[len(page)-1] {
+		err := s.db.Read(ctx, func(tx *storage.Tx) error {
+			page = page[:0]
+			rows := tx.Query(`SELECT DISTINCT user_id FROM room_members WHERE NOT local AND user_id > $1 ORDER BY user_id LIMIT $2`, after, int64(remotePage))
+			var user string
+			for rows.Next() {
+				rows.Scan(&user)
+				page = append(page, user)
+			}
+			return rows.Close()
+		})
+		if err != nil {
+			return fmt.Errorf("list users of other servers: %w", err)
+		}
+		for _, user := range page {
+			if !fn(user) {
+				return nil
+			}
+		}
+		if len(page) < remotePage {
+			return nil
+		}
+	}
+}
+
 // RoomsOfUserSince returns the numbers of the rooms of a local user with entries in the log beyond a position.
 func (s *Server) RoomsOfUserSince(ctx context.Context, user string, pos int64) (nids map[int64]bool, err error) {
 	err = s.db.Read(ctx, func(tx *storage.Tx) error {

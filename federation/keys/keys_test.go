@@ -404,6 +404,95 @@ func TestVerifyEvents(t *testing.T) {
 	})
 }
 
+// stored counts the keys of a server in the table.
+func stored(t *testing.T, db *storage.DB, server string) (n int64) {
+	t.Helper()
+	if _, err := db.Get(context.Background(), `SELECT count(*) FROM federation_keys WHERE server = $1`, []any{server}, &n); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// Keys are forgotten once nobody has needed a current one of their server for long, unless they matter.
+func TestPrune(t *testing.T) {
+	storagetest.Each(t, []storage.Schema{Schema}, func(t *testing.T, db *storage.DB) {
+		ctx := context.Background()
+		r := newRing(t, db, x509.NewCertPool())
+		keep := func(servers ...string) {
+			t.Helper()
+			for _, name := range []string{"a.org", "b.org"} {
+				document, err := parseDocument(signed(t, object{
+					"server_name": name, "valid_until_ts": r.Ring.now() + hour, "verify_keys": object{"ed25519:1": object{"key": encoded(keyOf(1))}},
+				}, name, "ed25519:1", keyOf(1)), name, r.Ring.now())
+				if err == nil && (len(servers) == 0 || servers[0] == name) {
+					err = r.store(ctx, name, document)
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		prune := func(want int, concerned ...string) {
+			t.Helper()
+			n, err := r.Prune(ctx, func(_ context.Context, servers map[string]struct{}) error {
+				for _, name := range concerned {
+					delete(servers, name)
+				}
+				return nil
+			})
+			if err != nil || n != want {
+				t.Errorf("%d servers are forgotten (%v), want %d", n, err, want)
+			}
+		}
+		keep()
+		prune(0)
+		r.pass(idleFor - time.Hour)
+		keep("a.org")
+		r.pass(2 * time.Hour)
+		prune(0, "b.org")
+		if key, err := r.Key(ctx, "b.org", "ed25519:1", 1); err != nil || !publicOf(keyOf(1)).Equal(key) {
+			t.Errorf("an old key that matters: %v", err)
+		}
+		prune(1)
+		if a, b := stored(t, db, "a.org"), stored(t, db, "b.org"); a != 1 || b != 0 {
+			t.Errorf("%d and %d keys are left, want 1 and 0", a, b)
+		}
+		if _, err := r.Key(ctx, "b.org", "ed25519:1", 1); !errors.Is(err, ErrUnknownKey) {
+			t.Errorf("a forgotten key: %v", err)
+		}
+	})
+}
+
+// A server that publishes new keys all the time takes no more room than others.
+func TestKeysOfOneServerAreBounded(t *testing.T) {
+	storagetest.Each(t, []storage.Schema{Schema}, func(t *testing.T, db *storage.DB) {
+		ctx := context.Background()
+		r := newRing(t, db, x509.NewCertPool())
+		last := ""
+		for round := range 3 {
+			list := object{}
+			for i := range maxKeys - 1 {
+				list[fmt.Sprintf("ed25519:%d_%d", round, i)] = object{"key": encoded(keyOf(1))}
+			}
+			last = fmt.Sprintf("ed25519:%d_0", round)
+			document, err := parseDocument(signed(t, object{"server_name": "a.org", "valid_until_ts": r.Ring.now() + hour, "verify_keys": list}, "a.org", last, keyOf(1)), "a.org", r.Ring.now())
+			if err == nil {
+				err = r.store(ctx, "a.org", document)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			r.pass(time.Minute)
+		}
+		if n := stored(t, db, "a.org"); n != maxStored {
+			t.Errorf("%d keys are kept, want %d", n, maxStored)
+		}
+		if _, err := r.Key(ctx, "a.org", last, Now); err != nil {
+			t.Errorf("the newest key: %v", err)
+		}
+	})
+}
+
 func BenchmarkVerifyEvents(b *testing.B) {
 	db := storagetest.Open(b, storage.SQLite, Schema)
 	c, err := client.New(client.Config{ServerName: "us.org", KeyID: "ed25519:us", Key: keyOf(9)})

@@ -6,7 +6,8 @@
 // A key document counts only if its server_name is the name of the server that it was asked for and it is signed with
 // one of its own current keys; one that a notary hands over must be signed by the notary as well. A document is believed
 // for as long as it says, but for no more than seven days after it was read. Keys that a newer document no longer names
-// remain known for what they signed while they were valid.
+// remain known for what they signed while they were valid, of the newest maxStored keys of a server; Prune forgets servers
+// that nobody has to do with any more.
 //
 // # What it costs
 //

@@ -32,7 +32,7 @@ func (r *Ring) keysOf(ctx context.Context, server string) (map[string]publicKey,
 func readKeys(tx *storage.Tx, server string) (map[string]publicKey, error) {
 	known := make(map[string]publicKey)
 	rows := tx.Query(`SELECT key_id, public_key, valid_until, expired, fetched, document FROM federation_keys
-		WHERE server = $1 ORDER BY valid_until DESC LIMIT 500`, server)
+		WHERE server = $1`, server)
 	for rows.Next() {
 		var id string
 		var key []byte
@@ -59,7 +59,11 @@ func (r *Ring) store(ctx context.Context, server string, d *document) error {
 				return err
 			}
 		}
-		known, err = readKeys(tx, server)
+		if known, err = readKeys(tx, server); err == nil && len(known) > maxStored {
+			if err = limit(tx, server); err == nil {
+				known, err = readKeys(tx, server)
+			}
+		}
 		return err
 	})
 	if err != nil {

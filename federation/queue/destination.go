@@ -4,6 +4,7 @@ import (
 	"context"
 	"math/rand/v2"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -20,6 +21,7 @@ type destination struct {
 	lossy   bool            // pending is not all of it: the rows of federation_owed are
 	owed    map[int64]int64 // last event by room, to be written to those rows
 	rows    bool            // there may be rows
+	writing sync.Mutex      // held while the rows are written or deleted; taken before Queue.mu
 	edus    []volatileEDU   // to be sent
 
 	due      int64 // the Source may have something up to here; 0: nothing
@@ -306,7 +308,9 @@ func (q *Queue) succeeded(ctx context.Context, d *destination, t *transaction) {
 	d.kept, d.flight = false, nil
 	q.mu.Unlock()
 	if clean {
+		d.writing.Lock()
 		left, err := q.clean(ctx, d.name, t.covers.Rooms)
+		d.writing.Unlock()
 		if err != nil && ctx.Err() == nil {
 			q.cfg.Log.WithError(err).Warn("what was delivered is still written down, and may be delivered again")
 		}

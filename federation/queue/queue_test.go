@@ -320,6 +320,66 @@ func TestVolatile(t *testing.T) {
 	})
 }
 
+// What was delivered while it was being written down does not stay written down.
+func TestOwedAndDeliveredAtOnce(t *testing.T) {
+	each(t, func(t *testing.T, w *world) {
+		q := New(Config{Name: "us.org", DB: w.db, Rooms: w.rooms, Log: logrus.NewEntry(logrus.New())})
+		ctx := context.Background()
+		d := &destination{name: "a.org", failures: 1}
+		for pos := range int64(50) {
+			q.mu.Lock()
+			d.owe(ref{1, pos + 1})
+			q.mu.Unlock()
+			var group sync.WaitGroup
+			group.Go(func() {
+				if err := q.saveOwed(ctx, d); err != nil {
+					t.Error(err)
+				}
+			})
+			q.succeeded(ctx, d, &transaction{covers: covers{Rooms: map[int64]int64{1: pos + 1}}})
+			group.Wait()
+			var n int64
+			if _, err := w.db.Get(ctx, `SELECT count(*) FROM federation_owed`, nil, &n); err != nil || n != 0 {
+				t.Fatalf("%d rows are left (%v)", n, err)
+			}
+		}
+	})
+}
+
+// What servers are owed of a room goes with the room.
+func TestRoomRemoved(t *testing.T) {
+	each(t, func(t *testing.T, w *world) {
+		ctx := context.Background()
+		err := w.db.Write(ctx, func(tx *storage.Tx) error {
+			for i := range 5 {
+				if err := putOwed(tx, fmt.Sprint("server", i), map[int64]int64{1: 10, 2: 20}); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, want := range []int64{3, 2, 0} {
+			err := w.db.Write(ctx, func(tx *storage.Tx) error {
+				n, err := RoomRemoved(tx, 1, "!r:us.org", 3)
+				if n != want {
+					t.Errorf("%d rows are deleted, want %d", n, want)
+				}
+				return err
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		var left int64
+		if _, err := w.db.Get(ctx, `SELECT count(*) FROM federation_owed WHERE room = 2`, nil, &left); err != nil || left != 5 {
+			t.Errorf("%d rows of the other room are left (%v)", left, err)
+		}
+	})
+}
+
 func TestBackoff(t *testing.T) {
 	q := &Queue{cfg: Config{Backoff: 2 * time.Second}}
 	for failures, want := range map[int]time.Duration{1: 2 * time.Second, 2: 4 * time.Second, 5: 32 * time.Second, 12: time.Hour, 1000: time.Hour} {

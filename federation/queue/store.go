@@ -129,6 +129,12 @@ func (q *Queue) clean(ctx context.Context, server string, rooms map[int64]int64)
 	return left, err
 }
 
+// RoomRemoved deletes up to limit rows that say what servers are owed of a room that is gone.
+func RoomRemoved(tx *storage.Tx, room int64, _ string, limit int) (int64, error) {
+	return tx.Exec(`DELETE FROM federation_owed WHERE room = $1 AND server IN (
+		SELECT server FROM federation_owed WHERE room = $1 ORDER BY server LIMIT $2)`, room, int64(limit))
+}
+
 // readOwed reads what a server is owed, the oldest first, as much as fits into a transaction.
 func (q *Queue) readOwed(ctx context.Context, server string) (refs []ref, err error) {
 	err = q.cfg.DB.Read(ctx, func(tx *storage.Tx) error {
@@ -146,6 +152,9 @@ func (q *Queue) readOwed(ctx context.Context, server string) (refs []ref, err er
 
 // saveOwed writes down what one server is owed.
 func (q *Queue) saveOwed(ctx context.Context, d *destination) error {
+	// Else what is delivered meanwhile could be deleted first and written then.
+	d.writing.Lock()
+	defer d.writing.Unlock()
 	q.mu.Lock()
 	owed := d.owed
 	d.owed = nil
