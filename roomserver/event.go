@@ -33,6 +33,8 @@ const (
 	// flagPartial: the states around the event were computed from one without most members (MSC3902). The index
 	// events_partial names its value, 128.
 	flagPartial
+	// flagBrought: another server brought this event of a local user into the room.
+	flagBrought
 )
 
 // Event is an event as this server holds it: the PDU and its place in the room. It is immutable once
@@ -82,7 +84,7 @@ func (e *Event) Relayed() bool { return e.flags&flagRelayed != 0 }
 
 // Brought tells that another server brought the event of a local user into the room, and sends it to the others: the one
 // through which this server entered the room.
-func (e *Event) Brought() bool { return e.flags&flagGiven != 0 }
+func (e *Event) Brought() bool { return e.flags&(flagGiven|flagBrought) != 0 }
 
 // Redaction is the redaction that applies to the event, or nil.
 func (e *Event) Redaction() *Event { return e.redaction }

@@ -153,7 +153,7 @@ func (n *Entry) given() *Given {
 // reenter enters a room of which this server has a past, or in which another of its users is.
 func (s *Server) reenter(ctx context.Context, entry Entry) (e *Event, err error) {
 	_, err = s.Turn(ctx, entry.RoomID, func(t *Turn) error {
-		in := &Incoming{Event: entry.Event, Before: entry.given()}
+		in := &Incoming{Event: entry.Event, Before: entry.given(), Brought: true}
 		known, err := t.continues(entry.Event)
 		if err != nil {
 			return err

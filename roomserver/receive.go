@@ -64,6 +64,8 @@ type Incoming struct {
 	Spam error
 	// Relay marks what this server has to send on to the other servers of the room (Event.Relayed).
 	Relay bool
+	// Brought marks an event of a local user that another server has brought into the room (Event.Brought).
+	Brought bool
 	// Draft is what a local user wanted, if the event is theirs, or nil.
 	Draft *Draft
 }
@@ -180,6 +182,9 @@ func (t *Turn) judge(in *Incoming) (e *Event, prev []*Event, got Received, err e
 	}
 	if e.StateAfter = e.StateBefore; in.Relay {
 		e.flags |= flagRelayed
+	}
+	if in.Brought {
+		e.flags |= flagBrought
 	}
 	if in.Draft != nil {
 		t.own(e, in.Draft)
@@ -336,7 +341,7 @@ func (r resolvable) Events(_ context.Context, nids []int64) ([]stateres.Event, e
 }
 
 // admit takes an authorised event in: its state, then, unless it fails against the current state or is spam, its
-// place in the timeline.
+// place in the timeline. A current state without most members says nothing (MSC3902).
 func (t *Turn) admit(e *Event, prev []*Event, spam error) (Received, error) {
 	if e.IsState() {
 		if err := t.setAfter(e); err != nil {
@@ -344,7 +349,7 @@ func (t *Turn) admit(e *Event, prev []*Event, spam error) (Received, error) {
 		}
 	}
 	reason := spam
-	if reason == nil && e.StateBefore != t.head.State && !e.Partial() {
+	if reason == nil && e.StateBefore != t.head.State && !anyPartial(t.head.Extremities) {
 		var err error
 		if reason, err = verdict(authrules.Check(e.Event, authState{t, t.head.State})); err != nil {
 			return Received{}, err
