@@ -77,6 +77,9 @@ func (d *listDiff) room(ctx context.Context, r *roomserver.UserRoom) error {
 	if v.after, err = rooms.StateAt(ctx, room, d.to); err != nil || v.before == v.after {
 		return err
 	}
+	if err := v.learn(ctx, d.from, d.to); err != nil {
+		return err
+	}
 	stay, err := v.stay(ctx, d.user)
 	if err != nil {
 		return err

@@ -23,6 +23,8 @@ type views struct {
 	rooms         *roomserver.Server
 	room          *roomserver.Room
 	before, after snapshot.Ref
+	// quiet tells that those who were there before they became known are no news.
+	quiet bool
 }
 
 // stay judges a user.
@@ -80,9 +82,23 @@ func (v *views) diff(ctx context.Context, fn func(user string, s stay)) error {
 		if err != nil {
 			return err
 		}
+		if v.quiet && s == arrived && d.New.Anchor == 0 { // nobody saw them come
+			continue
+		}
 		fn(*e.StateKey, s)
 	}
 	return nil
+}
+
+// learn finds out whether the members of the room, which was entered without them, became known between two positions.
+// Unless it is encrypted, clients have no use for all their devices, and hear of those that change.
+func (v *views) learn(ctx context.Context, from, to int64) error {
+	if !v.room.PartialAt(from) || v.room.PartialAt(to) {
+		return nil
+	}
+	encryption, err := v.rooms.StateEvent(ctx, v.room, v.after, "m.room.encryption", "")
+	v.quiet = err == nil && encryption == nil
+	return err
 }
 
 // joined calls fn with the joined members of a state.
