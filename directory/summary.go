@@ -19,7 +19,7 @@ type published struct {
 	Topic         string `json:"topic,omitempty"`
 	AvatarURL     string `json:"avatar_url,omitempty"`
 	Alias         string `json:"canonical_alias,omitempty"`
-	JoinRule      string `json:"join_rule"`
+	JoinRule      string `json:"join_rule,omitempty"` // empty: another server left it out, which means public
 	RoomType      string `json:"room_type,omitempty"`
 	Joined        int    `json:"num_joined_members"`
 	WorldReadable bool   `json:"world_readable"`
@@ -31,7 +31,7 @@ type described struct {
 	published
 	Allowed    []string `json:"allowed_room_ids,omitempty"`
 	Encryption string   `json:"encryption,omitempty"`
-	Version    string   `json:"room_version"`
+	Version    string   `json:"room_version,omitempty"`
 }
 
 // summary is what the current state of a room says to those outside. It is immutable.

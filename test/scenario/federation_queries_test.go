@@ -1,6 +1,8 @@
 package scenario
 
 import (
+	"fmt"
+	"net/http"
 	"net/url"
 	"slices"
 	"strings"
@@ -170,5 +172,35 @@ func TestSpacesOfOtherServers(t *testing.T) {
 			t.Errorf("summary: %s", seen.Raw)
 		}
 		bob.Refused(404, "M_NOT_FOUND", "GET", query(summary(private), "via", servers[0].Name), nil)
+	})
+}
+
+// TestRoomsToldWithoutTheirRules asks a server that leaves out what it may leave out of what it tells of its rooms: there, no
+// join rule means that the room is public.
+func TestRoomsToldWithoutTheirRules(t *testing.T) {
+	harness.EachFederation(t, 1, func(t *testing.T, servers []*harness.Server) {
+		s := servers[0]
+		var room string
+		peer := harness.NewPeer(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if strings.HasSuffix(r.URL.Path, "/publicRooms") {
+				fmt.Fprintf(w, `{"chunk":[{"room_id":%q,"num_joined_members":1,"world_readable":false,"guest_can_join":false}]}`, room)
+				return
+			}
+			fmt.Fprintf(w, `{"room":{"room_id":%q,"num_joined_members":1,"world_readable":false,"guest_can_join":false,"children_state":[]},
+				"children":[],"inaccessible_children":[]}`, room)
+		}))
+		room = "!room:" + peer.Name
+		alice := s.Register(t, "alice")
+		space := alice.Create(harness.J{"preset": "public_chat", "creation_content": harness.J{"type": "m.space"}})
+		alice.State(space, "m.space.child", room, harness.J{"via": []string{peer.Name}})
+		for what, got := range map[string]gjson.Result{
+			"directory": alice.Must("GET", query(harness.Path("/publicRooms"), "server", peer.Name), nil).JSON.Get("chunk.0"),
+			"hierarchy": alice.Must("GET", "/_matrix/client/v1/rooms/"+url.PathEscape(space)+"/hierarchy", nil).JSON.Get("rooms.1"),
+			"summary":   alice.Must("GET", query("/_matrix/client/v1/room_summary/"+url.PathEscape(room), "via", peer.Name), nil).JSON,
+		} {
+			if got.Get("room_id").Str != room || got.Get("join_rule").Exists() && got.Get("join_rule").Str != "public" || got.Get("room_version").Exists() {
+				t.Errorf("%s: %s", what, got.Raw)
+			}
+		}
 	})
 }
