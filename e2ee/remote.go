@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -133,25 +134,11 @@ func (a *API) queryServer(ctx context.Context, server string, wanted queriedDevi
 	if a.remote == nil {
 		return nil, errNoRemote
 	}
-	found := make(map[string]*identity, len(wanted))
-	var followed []string
-	rest := queriedDevices{}
-	for user, ids := range wanted {
-		if len(followed) < maxFollowed {
-			shared, err := a.sharedWithAny(ctx, user, 0)
-			if err != nil {
-				return nil, err
-			}
-			if shared {
-				followed = append(followed, user)
-				continue
-			}
-		}
-		if ids == nil {
-			ids = []string{}
-		}
-		rest[user] = ids
+	followed, rest, loose, err := a.whoToFollow(ctx, wanted)
+	if err != nil {
+		return nil, err
 	}
+	found := make(map[string]*identity, len(wanted))
 	identities, errs := make([]*identity, len(followed)), make([]error, len(followed))
 	inParallel(len(followed), maxFetches, func(i int) {
 		identities[i], errs[i] = a.fetchOnce(ctx, server, followed[i])
@@ -162,13 +149,59 @@ func (a *API) queryServer(ctx context.Context, server string, wanted queriedDevi
 		}
 	}
 	if len(rest) > 0 {
+		if err := a.markAsked(ctx, loose); err != nil {
+			return found, err
+		}
 		asked, err := a.askKeys(ctx, server, rest)
 		errs = append(errs, err)
-		for user, i := range asked {
-			found[user] = i
-		}
+		maps.Copy(found, asked)
 	}
 	return found, errors.Join(errs...)
+}
+
+// whoToFollow divides users of another server into those whose lists are to be known from now on, because a room is shared
+// with them, and the rest. loose are those of the rest who share a room as well.
+func (a *API) whoToFollow(ctx context.Context, wanted queriedDevices) (followed []string, rest queriedDevices, loose []string, err error) {
+	shared, err := a.together(ctx, slices.Collect(maps.Keys(wanted)), func(roomserver.RoomMembership) bool { return true })
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	rest = queriedDevices{}
+	for user, ids := range wanted {
+		if shared[user] && len(followed) < maxFollowed {
+			followed = append(followed, user)
+			continue
+		}
+		if shared[user] {
+			loose = append(loose, user)
+		}
+		if ids == nil {
+			ids = []string{}
+		}
+		rest[user] = ids
+	}
+	return followed, rest, loose, nil
+}
+
+// markAsked notes that clients have asked for the keys of remote users with whom rooms are shared, so that they hear of
+// whatever their server tells of them next.
+func (a *API) markAsked(ctx context.Context, users []string) error {
+	if len(users) == 0 {
+		return nil
+	}
+	err := a.db.Write(ctx, func(tx *storage.Tx) error {
+		for _, user := range users {
+			_, err := tx.Exec(`INSERT INTO remote_device_lists (user_id, stream_id, fresh, mark) VALUES ($1, 0, $2, 0) ON CONFLICT DO NOTHING`, user, false)
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("note whose keys were asked for: %w", err)
+	}
+	return nil
 }
 
 // askKeys asks a server for keys that are not to be remembered.
@@ -239,28 +272,8 @@ func remoteDevice(user, id string, keys gjson.Result, name string) (d deviceKeys
 
 // sharedWithAny tells whether a remote user is in a room with any local user, leaving one room aside.
 func (a *API) sharedWithAny(ctx context.Context, user string, aside int64) (bool, error) {
-	var in []int64
-	err := a.rooms.MembershipsOf(ctx, []string{user}, func(m roomserver.RoomMembership) {
-		if m.Membership == roomserver.Join && m.Room != aside {
-			in = append(in, m.Room)
-		}
-	})
-	if err != nil {
-		return false, err
-	}
-	for _, nid := range in {
-		room, err := a.rooms.RoomByNID(ctx, nid)
-		if errors.Is(err, roomserver.ErrUnknownRoom) {
-			continue
-		}
-		if err != nil {
-			return false, err
-		}
-		if len(room.LocalMembers(nil)) > 0 {
-			return true, nil
-		}
-	}
-	return false, nil
+	shared, err := a.together(ctx, []string{user}, func(m roomserver.RoomMembership) bool { return m.Room != aside })
+	return shared[user], err
 }
 
 // current finds those remote users whose stored keys are the current ones: a room has been shared with them since these
@@ -272,21 +285,26 @@ func (a *API) current(ctx context.Context, known map[string]*identity) (map[stri
 			fresh = append(fresh, user)
 		}
 	}
-	if len(fresh) == 0 {
+	return a.together(ctx, fresh, func(m roomserver.RoomMembership) bool { return m.Pos <= known[m.User].since })
+}
+
+// together finds those remote users who are in a room with any local user, as far as their presence in it counts.
+func (a *API) together(ctx context.Context, users []string, counts func(m roomserver.RoomMembership) bool) (map[string]bool, error) {
+	if len(users) == 0 {
 		return nil, nil
 	}
 	in := map[int64][]string{}
-	err := a.rooms.MembershipsOf(ctx, fresh, func(m roomserver.RoomMembership) {
-		if m.Membership == roomserver.Join && m.Pos <= known[m.User].since {
+	err := a.rooms.MembershipsOf(ctx, users, func(m roomserver.RoomMembership) {
+		if m.Membership == roomserver.Join && counts(m) {
 			in[m.Room] = append(in[m.Room], m.User)
 		}
 	})
 	if err != nil {
 		return nil, err
 	}
-	current := map[string]bool{}
+	found := map[string]bool{}
 	for nid, users := range in {
-		if !slices.ContainsFunc(users, func(user string) bool { return !current[user] }) {
+		if !slices.ContainsFunc(users, func(user string) bool { return !found[user] }) {
 			continue
 		}
 		room, err := a.rooms.RoomByNID(ctx, nid)
@@ -300,10 +318,10 @@ func (a *API) current(ctx context.Context, known map[string]*identity) (map[stri
 			continue
 		}
 		for _, user := range users {
-			current[user] = true
+			found[user] = true
 		}
 	}
-	return current, nil
+	return found, nil
 }
 
 // fetch is a request for a user's devices under way, for all who want its answer.
@@ -313,19 +331,29 @@ type fetch struct {
 	err      error
 }
 
-// fetchOnce gets the devices of a user with whom a room is shared, together with others who want them.
+// fetchOnce gets the devices of a user with whom a room is shared, together with others who want them. Whoever began may
+// have less patience than the others; then one of them tries again.
 func (a *API) fetchOnce(ctx context.Context, server, user string) (*identity, error) {
-	f := &fetch{done: make(chan struct{})}
-	other, under := a.fetches.LoadOrStore(user, f)
-	if under {
+	for {
+		f := &fetch{done: make(chan struct{})}
+		other, under := a.fetches.LoadOrStore(user, f)
+		if !under {
+			return a.fetchForAll(ctx, server, user, f)
+		}
 		f = other.(*fetch)
 		select {
 		case <-f.done:
-			return f.identity, f.err
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}
+		if ended := errors.Is(f.err, context.Canceled) || errors.Is(f.err, context.DeadlineExceeded); !ended || ctx.Err() != nil {
+			return f.identity, f.err
+		}
 	}
+}
+
+// fetchForAll gets the devices of a user and gives them to all who wait for f.
+func (a *API) fetchForAll(ctx context.Context, server, user string, f *fetch) (*identity, error) {
 	defer func() {
 		a.fetches.Delete(user)
 		close(f.done)

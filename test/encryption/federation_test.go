@@ -247,10 +247,17 @@ func newStranger(t *testing.T, to *Server, room string) *stranger {
 	s := &stranger{}
 	s.Peer = NewPeer(t, s)
 	s.user = "@stranger:" + s.Name
+	s.joins(t, to, room, s.user)
+	return s
+}
+
+// joins lets a user of the server join a room.
+func (s *stranger) joins(t *testing.T, to *Server, room, user string) {
+	t.Helper()
 	path := func(format string, segments ...string) string {
 		return strings.Replace(Path(format, segments...), "/_matrix/client/v3", "/_matrix/federation", 1)
 	}
-	made := s.Do(to, "GET", path("/v1/make_join/%s/%s?ver=12&ver=11&ver=10", room, s.user), nil)
+	made := s.Do(to, "GET", path("/v1/make_join/%s/%s?ver=12&ver=11&ver=10", room, user), nil)
 	v, ok := pdu.Lookup(made.JSON.Get("room_version").Str)
 	if !ok {
 		t.Fatalf("make_join: %v", made)
@@ -267,7 +274,27 @@ func newStranger(t *testing.T, to *Server, room string) *stranger {
 	if sent := s.Do(to, "PUT", path("/v2/send_join/%s/%s", room, join.ID), json.RawMessage(join.JSON())); sent.Status != 200 {
 		t.Fatalf("send_join: %v", sent)
 	}
-	return s
+}
+
+// TestManyUsersOfAServer asks for the keys of more users at once than are asked for one by one. Of each of them clients hear
+// when their server tells of them for the first time after that.
+func TestManyUsersOfAServer(t *testing.T) {
+	server := Start(t, storagetest.Dialects[0], Federating(t))
+	alice := server.Register(t, "alice")
+	room := alice.Create(J{"preset": "public_chat"})
+	s := newStranger(t, server, room)
+	users := []string{s.user}
+	for i := range 24 {
+		user := fmt.Sprintf("@user%d:%s", i, s.Name)
+		s.joins(t, server, room, user)
+		users = append(users, user)
+	}
+	alice.Sync(nil)
+	query(alice, users...) // the server says nothing of use
+	for _, user := range users {
+		s.sends(t, server, "m.device_list_update", J{"user_id": user, "device_id": "NEW", "stream_id": 1, "prev_id": []int{}})
+	}
+	follow(alice, "all users", users...)
 }
 
 // TestFollowingARemoteUser checks when another server is believed, and when asked.
