@@ -38,6 +38,10 @@ type slidingRoom struct {
 	config  *roomConfig // nil: no rule matches
 }
 
+// untold tells that the client knows the room as one that the user has not left yet. It is told of that also if another
+// device has forgotten the room meanwhile.
+func (c *slidingRoom) untold() bool { return c.known && c.sent.at < c.since }
+
 // slidingUser is what filters and rooms ask of a user's account data.
 type slidingUser struct {
 	direct  map[string]bool
@@ -104,11 +108,11 @@ func (l *slidingLook) collect(ctx context.Context) error {
 	}
 	l.rooms = slices.Grow(l.rooms[:0], len(rooms))
 	for i, r := range rooms {
-		if r.Forgotten {
-			continue
-		}
 		c := slidingRoom{nid: r.NID, id: r.RoomID, membership: r.Membership, since: r.Pos, activity: r.Pos, listed: true}
 		c.sent, c.known = l.turn.base.room(r.NID)
+		if r.Forgotten && !c.untold() {
+			continue
+		}
 		switch r.Membership {
 		case roomserver.Join:
 			c.activity = l.activity[i]
@@ -164,11 +168,14 @@ func (l *slidingLook) collectOutside(ctx context.Context) error {
 	}
 	for i := range records {
 		o := &records[i]
-		if o.Forgotten || slices.ContainsFunc(l.rooms, func(c slidingRoom) bool { return c.id == o.RoomID }) {
+		if slices.ContainsFunc(l.rooms, func(c slidingRoom) bool { return c.id == o.RoomID }) {
 			continue
 		}
 		c := slidingRoom{nid: outsideNID(o.RoomID), id: o.RoomID, membership: o.Membership, since: o.Pos, activity: o.Pos, listed: true, outside: o}
 		c.sent, c.known = l.turn.base.room(c.nid)
+		if o.Forgotten && !c.untold() {
+			continue
+		}
 		if o.Membership == roomserver.Invite && (l.data.ignored[o.Event.Sender] || l.data.invites.Of(o.Event.Sender) != accounts.InviteAllowed) {
 			continue
 		}

@@ -31,6 +31,7 @@ const (
 	maxSlidingTimeline    = 100
 	maxStateElements      = 200
 	maxConnectionName     = 255
+	maxListName           = 255
 )
 
 // slidingRequest is a request of either dialect.
@@ -140,8 +141,8 @@ func parseSliding(d slidingDialect, user string, body []byte) (*slidingRequest, 
 		return nil, mxerr.InvalidParam("There are too many lists or subscriptions")
 	}
 	for name, raw := range in.Lists {
-		if len(name) == 0 || len(name) > maxConnectionName {
-			return nil, mxerr.InvalidParam("The name of a list is empty or too long")
+		if len(name) == 0 || len(name) > maxListName || d == slidingV4 && !isOpaque(name) {
+			return nil, mxerr.InvalidParam("The name of a list is empty, too long, or has other characters than letters, digits and -._~")
 		}
 		l, err := parseSlidingList(d, user, raw)
 		if err != nil {
@@ -160,6 +161,15 @@ func parseSliding(d slidingDialect, user string, body []byte) (*slidingRequest, 
 		out.subscriptions[id] = l.config
 	}
 	return out, nil
+}
+
+// isOpaque tells whether a name has only the characters of opaque identifiers.
+//
+// Spec: appendices v1.19, "Opaque Identifiers".
+func isOpaque(name string) bool {
+	return !strings.ContainsFunc(name, func(r rune) bool {
+		return (r < '0' || r > '9') && (r < 'A' || r > 'Z') && (r < 'a' || r > 'z') && !strings.ContainsRune("-._~", r)
+	})
 }
 
 // decodeSliding decodes JSON that is known to be well-formed.

@@ -340,3 +340,54 @@ func TestSlidingExtensions(t *testing.T) {
 		}
 	})
 }
+
+// TestSlidingForgotten checks that a connection is told once of the end of a stay or an invite that another device has
+// forgotten meanwhile, and that others never hear of it.
+func TestSlidingForgotten(t *testing.T) {
+	Each(t, func(t *testing.T, s *Server) {
+		alice, bob := s.Register(t, "alice"), s.Register(t, "bob")
+		stay, invite := alice.Create(J{"preset": "public_chat"}), alice.Create(J{"invite": []string{bob.UserID}})
+		bob.Join(stay)
+		c, draft := &slider{Client: bob, name: "v4"}, &slider{Client: bob, name: "draft"}
+		lists := J{"lists": list(0, 9, 1, everything)}
+		asDraft := func() gjson.Result {
+			path := slidingDraft
+			if draft.pos != "" {
+				path += "?pos=" + draft.pos
+			}
+			r := draft.Must("POST", path, J{"conn_id": "draft", "lists": draftList(0, 9, 1, []string{"m.room.member", "$ME"})}).JSON
+			draft.pos = r.Get("pos").Str
+			return r
+		}
+		for _, r := range []gjson.Result{c.sync(lists), asDraft()} {
+			if !slid(r, stay).Exists() || !slid(r, invite).Exists() {
+				t.Fatalf("the rooms at the beginning: %s", r)
+			}
+		}
+		for _, id := range []string{stay, invite} {
+			bob.Leave(id)
+			bob.Must("POST", Path("/rooms/%s/forget", id), J{})
+		}
+		r := c.sync(lists)
+		if slid(r, stay).Get("membership").Str != "leave" || slid(r, invite).Get("membership").Str != "leave" {
+			t.Errorf("forgotten: %s", r)
+		}
+		r = asDraft()
+		for _, id := range []string{stay, invite} {
+			if m := Find(slid(r, id).Get("required_state"), "m.room.member", bob.UserID); m.Get("content.membership").Str != "leave" {
+				t.Errorf("forgotten, in the drafts' dialect: %s", r)
+			}
+		}
+		for _, r := range []gjson.Result{c.sync(lists), asDraft(), (&slider{Client: bob, name: "new"}).sync(lists)} {
+			if slid(r, stay).Exists() || slid(r, invite).Exists() || r.Get("lists.all.count").Int() != 0 {
+				t.Errorf("told again: %s", r)
+			}
+		}
+		bob.Join(stay)
+		if r := slid(c.sync(lists), stay); r.Get("membership").Str != "join" || !r.Get("initial").Bool() {
+			t.Errorf("joined again: %s", r)
+		}
+		c.pos = ""
+		c.Refused(400, "M_INVALID_PARAM", "POST", slidingV4, c.body(J{"lists": J{"a list": lists["lists"].(J)["all"]}}))
+	})
+}
