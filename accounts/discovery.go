@@ -26,6 +26,7 @@ var unstableFeatures = map[string]bool{
 	"org.matrix.msc2285.stable":                      true, // private read receipts
 	"org.matrix.msc3026.busy_presence":               true, // presence "busy"
 	"org.matrix.msc3266":                             true, // summaries of rooms
+	"org.matrix.msc1763":                             true, // message retention
 	"org.matrix.msc3391":                             true, // deleting account data
 	"org.matrix.msc3440.stable":                      true, // threads
 	"org.matrix.msc3771":                             true, // read receipts in threads

@@ -87,11 +87,11 @@ func newFeatures(cfg *config.Config, db *storage.DB, key signingkey.Key, limits 
 	if err != nil {
 		return nil, err
 	}
+	policy := roomserver.Retention{
+		Enabled: cfg.Retention.Enabled, Default: cfg.Retention.Default, AtLeast: cfg.Retention.AtLeast, AtMost: cfg.Retention.AtMost,
+	}
 	f.rooms, err = roomserver.New(db, roomserver.Options{
-		ServerName: cfg.Server.Name, KeyID: key.ID, Key: key.Private, OldKeys: key.OldPublic(), Log: part("rooms"),
-		Retention: roomserver.Retention{
-			Enabled: cfg.Retention.Enabled, Default: cfg.Retention.Default, AtLeast: cfg.Retention.AtLeast, AtMost: cfg.Retention.AtMost,
-		},
+		ServerName: cfg.Server.Name, KeyID: key.ID, Key: key.Private, OldKeys: key.OldPublic(), Log: part("rooms"), Retention: policy,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("set up rooms: %w", err)
@@ -173,7 +173,7 @@ func newFeatures(cfg *config.Config, db *storage.DB, key signingkey.Key, limits 
 		DB: db, Send: f.client.SendDelayed, Limiter: limits, Log: part("delayed"),
 	})
 	f.search = search.New(search.Deps{DB: db, Rooms: f.rooms, Ignored: f.unread.Ignored, Log: part("search")})
-	f.retention = retention.New(retention.Config{Interval: cfg.Retention.PurgeInterval, Abandoned: cfg.Retention.AbandonedRooms}, retention.Deps{
+	f.retention = retention.New(retention.Config{Policy: policy, Interval: cfg.Retention.PurgeInterval, Abandoned: cfg.Retention.AbandonedRooms}, retention.Deps{
 		DB: db, Rooms: f.rooms, Log: part("retention"), Hooks: []retention.Hooks{
 			{Events: f.search.Purged, Room: search.RoomRemoved},
 			{Events: ephemeral.Purged, Room: ephemeral.RoomRemoved},
@@ -225,7 +225,7 @@ func (f *features) endpoints() []httpapi.Endpoint {
 	var all []httpapi.Endpoint
 	for _, some := range [][]httpapi.Endpoint{
 		f.accounts.Endpoints(), f.ephemeral.Endpoints(), f.e2ee.Endpoints(), f.push.Endpoints(), f.pushers.Endpoints(), f.gateway.Endpoints(), f.client.Endpoints(), f.sync.Endpoints(),
-		f.directory.Endpoints(), f.notices.Endpoints(), f.services.Endpoints(), f.notified.Endpoints(), f.reports.Endpoints(), f.search.Endpoints(), f.media.Endpoints(), f.federation.Endpoints(), f.delayed.Endpoints(), f.threads.Endpoints(),
+		f.directory.Endpoints(), f.notices.Endpoints(), f.services.Endpoints(), f.notified.Endpoints(), f.reports.Endpoints(), f.search.Endpoints(), f.media.Endpoints(), f.federation.Endpoints(), f.delayed.Endpoints(), f.threads.Endpoints(), f.retention.Endpoints(),
 	} {
 		all = append(all, some...)
 	}

@@ -18,8 +18,10 @@ import (
 	"github.com/myelin-im/myelin/storage"
 )
 
-// Config says what is deleted when. How long messages live is roomserver.Options.Retention.
+// Config says what is deleted when.
 type Config struct {
+	// Policy is how long messages live, the same as roomserver.Options.Retention, for clients that ask.
+	Policy roomserver.Retention
 	// Interval is how often to look for what has expired.
 	Interval time.Duration
 	// Abandoned is how long after the last local user has forgotten a room it is removed; 0 is never.

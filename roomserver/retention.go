@@ -25,6 +25,9 @@ type Retention struct {
 	AtLeast, AtMost time.Duration
 }
 
+// Otherwise is how long messages live in rooms that say nothing of it; 0 is forever.
+func (p Retention) Otherwise() time.Duration { return p.lifetime(nil) }
+
 // lifetime is how long messages live in a room with this m.room.retention event, which may be nil; 0 is forever.
 func (p Retention) lifetime(e *Event) time.Duration {
 	if !p.Enabled {

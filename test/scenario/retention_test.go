@@ -12,6 +12,7 @@ import (
 	"github.com/tidwall/gjson"
 
 	"github.com/myelin-im/myelin/homeserver/config"
+	"github.com/myelin-im/myelin/storage"
 	"github.com/myelin-im/myelin/storage/storagetest"
 	. "github.com/myelin-im/myelin/test/harness"
 )
@@ -287,6 +288,28 @@ func TestPurgeInFederatedRooms(t *testing.T) {
 			wait(t, "alice has bob's message", func() bool { return shown(alice, again) })
 			if got, want := members(bob, id), sorted(alice.UserID, bob.UserID); !slices.Equal(got, want) {
 				t.Errorf("the members: %v, want %v", got, want)
+			}
+		})
+	}
+}
+
+// TestRetentionConfiguration checks what clients are told of the server's policy (MSC1763).
+func TestRetentionConfiguration(t *testing.T) {
+	const path = "/_matrix/client/unstable/org.matrix.msc1763/retention/configuration"
+	for name, c := range map[string]struct {
+		policy func(r *config.Retention)
+		want   string
+	}{
+		"as it comes": {func(*config.Retention) {}, `{"policies":{},"limits":{}}`},
+		"off":         {func(r *config.Retention) { r.Enabled, r.Default, r.AtMost = false, time.Hour, time.Hour }, `{"policies":{},"limits":{}}`},
+		"a default":   {func(r *config.Retention) { r.Default = time.Hour }, `{"policies":{"*":{"max_lifetime":3600000}},"limits":{}}`},
+		"limits": {func(r *config.Retention) { r.Default, r.AtLeast, r.AtMost = 3*time.Hour, time.Hour, 2*time.Hour },
+			`{"policies":{"*":{"max_lifetime":7200000}},"limits":{"max_lifetime":{"min":3600000,"max":7200000}}}`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			alice := Start(t, storage.SQLite, func(cfg *config.Config) { c.policy(&cfg.Retention) }).Register(t, "alice")
+			if a := alice.Must("GET", path, nil); string(a.Body) != c.want {
+				t.Errorf("%s, want %s", a.Body, c.want)
 			}
 		})
 	}
