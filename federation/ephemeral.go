@@ -170,6 +170,7 @@ type changes struct {
 type arrival struct {
 	room int64
 	user string
+	pos  int64
 }
 
 func newEphemeralNews() *ephemeralNews {
@@ -232,7 +233,7 @@ func (n *ephemeralNews) event(a *API, room *roomserver.Room, e *roomserver.Event
 	if e == nil || e.Type != pdu.TypeMember || e.Membership() != roomserver.Join || a.rooms.IsLocal(*e.StateKey) || len(n.arrivals) >= maxEphemeralNews {
 		return
 	}
-	n.arrivals[arrival{room.NID, *e.StateKey}] = struct{}{}
+	n.arrivals[arrival{room.NID, *e.StateKey, e.Anchor}] = struct{}{}
 	n.notify()
 }
 
@@ -286,7 +287,7 @@ func (a *API) tellEphemeral(ctx context.Context) {
 		case <-arrived.C:
 			for one := range arrivals {
 				if err := a.greet(ctx, one); err != nil && ctx.Err() == nil {
-					a.log.WithError(err).Warn("a server whose user came into a room cannot be told of presence")
+					a.log.WithError(err).Warn("a server whose user came into a room cannot be told of presence and of sticky events")
 				}
 			}
 			clear(arrivals)
@@ -319,7 +320,8 @@ const (
 	greetAfter = 2 * time.Second
 )
 
-// greet tells the server of a user who has come into a room of the presence of those who are there.
+// greet tells the server of a user who has come into a room of the presence of those who are there, and of what is sticky
+// there.
 func (a *API) greet(ctx context.Context, who arrival) error {
 	room, err := a.rooms.RoomByNID(ctx, who.room)
 	if errors.Is(err, roomserver.ErrUnknownRoom) {
@@ -337,7 +339,7 @@ func (a *API) greet(ctx context.Context, who arrival) error {
 		content := append(here[i].AppendUpdate([]byte(`{"push":[`), time.Now()), "]}"...)
 		a.queue.Volatile([]string{pdu.ServerOf(who.user)}, "presence "+here[i].User, queue.EDU{Type: "m.presence", Content: content}, true)
 	}
-	return nil
+	return a.pushSticky(ctx, room, who)
 }
 
 // tellTyping tells the servers of a room of who began to type there, or does so still, and of who stopped.

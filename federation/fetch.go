@@ -112,6 +112,29 @@ func (a *API) fetchStates(ctx context.Context, server string, room *roomserver.R
 	return given, nil
 }
 
+// maxOthers is how many other servers of a room are asked for a state that the sender of an event does not know: it may
+// have come into the room later than the event's ancestors.
+const maxOthers = 2
+
+// fetchStatesOf is fetchStates for the parents of an event of a server: if it does not know, others are asked.
+func (a *API) fetchStatesOf(ctx context.Context, origin string, room *roomserver.Room, parents []string) (*roomserver.Given, error) {
+	given, err := a.fetchStates(ctx, origin, room, parents, fetchTimeout)
+	asked := 0
+	for _, server := range room.Servers() {
+		if err == nil || ctx.Err() != nil || asked == maxOthers {
+			break
+		}
+		if server == origin || server == a.name {
+			continue
+		}
+		asked++
+		if other, otherErr := a.fetchStates(ctx, server, room, parents, fetchTimeout); otherErr == nil {
+			given, err = other, nil
+		}
+	}
+	return given, err
+}
+
 // fetchStateAfter returns the ids of the state after an event, and adds to given what is not known of it.
 func (a *API) fetchStateAfter(ctx context.Context, server string, room *roomserver.Room, id string, patience time.Duration, given *roomserver.Given) ([]string, error) {
 	query := "?" + url.Values{"event_id": {id}}.Encode()

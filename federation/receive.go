@@ -156,7 +156,7 @@ func (a *API) complete(ctx context.Context, origin string, room *roomserver.Room
 func (a *API) takeWith(ctx context.Context, origin string, room *roomserver.Room, in roomserver.Incoming, missing *roomserver.MissingError) (got roomserver.Received, err error) {
 	got.Err = missing
 	if len(missing.Prev) > 0 {
-		if in.Before, err = a.fetchStates(ctx, origin, room, missing.Prev, fetchTimeout); err != nil {
+		if in.Before, err = a.fetchStatesOf(ctx, origin, room, missing.Prev); err != nil {
 			got.Err = fmt.Errorf("state before %s: %w", in.Event.ID, err)
 			return got, ctx.Err()
 		}

@@ -188,7 +188,7 @@ func (t *Turn) apply(base int64) {
 		r.changes.push(stateChange{base + c.pos, c.old, c.new})
 	}
 	t.applyRelations()
-	t.applySticky()
+	t.applySticky(base)
 	t.applyGaps()
 	for _, x := range t.redacts {
 		s.applyRedaction(r, x)

@@ -46,27 +46,38 @@ func (x *stickyIndex) load(ctx context.Context, db *storage.DB, now int64) error
 	return nil
 }
 
-// writeSticky adds the rows of a unit's sticky events.
+// writeSticky adds the rows of a unit's sticky events. One that takes a place in the past of the room gets a position for
+// this alone, since clients are to hear of it all the same.
 func (t *Turn) writeSticky() {
 	now := t.s.now().UnixMilli()
 	for _, e := range t.events {
-		if expires := e.StickyUntil(now); e.offset > 0 && expires > now {
-			t.unit.Add(stickyTable, t.room.NID, storage.Pos(e.offset), e.NID, expires)
+		expires := e.StickyUntil(now)
+		if expires <= now || e.offset == 0 && e.Anchor == 0 {
+			continue
 		}
+		offset := e.offset
+		if offset == 0 {
+			t.placed++
+			offset = t.placed
+			t.unit.Notices = append(t.unit.Notices, storage.Notice{Pos: int64(offset), Kind: storage.State, Room: t.room.NID})
+		}
+		t.unit.Add(stickyTable, t.room.NID, storage.Pos(offset), e.NID, expires)
+		t.sticky = append(t.sticky, stickyEvent{int64(offset), e.NID, expires})
 	}
 }
 
-// applySticky lets readers know of a unit's sticky events.
-func (t *Turn) applySticky() {
-	now := t.s.now().UnixMilli()
+// applySticky lets readers know of a unit's sticky events, which are on disk at positions after base.
+func (t *Turn) applySticky(base int64) {
+	if len(t.sticky) == 0 {
+		return
+	}
 	x := &t.s.sticky
-	for _, e := range t.events {
-		if expires := e.StickyUntil(now); e.offset > 0 && expires > now {
-			x.mu.Lock()
-			x.rooms[t.room.NID] = append(x.rooms[t.room.NID], stickyEvent{e.Anchor, e.NID, expires})
-			x.last = max(x.last, e.Anchor)
-			x.mu.Unlock()
-		}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for _, e := range t.sticky {
+		e.pos += base
+		x.rooms[t.room.NID] = append(x.rooms[t.room.NID], e)
+		x.last = max(x.last, e.pos)
 	}
 }
 

@@ -59,8 +59,9 @@ type Turn struct {
 	awaited   []*Event
 	txn       *Txn
 	created   bool
-	entered   bool // the room's history begins before the first event of the unit
-	placed    int  // events that take a position
+	entered   bool          // the room's history begins before the first event of the unit
+	placed    int           // positions of the unit
+	sticky    []stickyEvent // of the unit, by offsets
 	// gapped are events whose parents are not all known; closed are gaps whose parents now are.
 	gapped []*Event
 	closed []Gap

@@ -17,12 +17,13 @@ type ref struct{ room, pos int64 }
 type destination struct {
 	name string
 
-	pending []ref           // to be sent, in order; the first ones may be under way
-	lossy   bool            // pending is not all of it: the rows of federation_owed are
-	owed    map[int64]int64 // last event by room, to be written to those rows
-	rows    bool            // there may be rows
-	writing sync.Mutex      // held while the rows are written or deleted; taken before Queue.mu
-	edus    []volatileEDU   // to be sent
+	pending []ref              // to be sent, in order; the first ones may be under way
+	lossy   bool               // pending is not all of it: the rows of federation_owed are
+	owed    map[int64]int64    // last event by room, to be written to those rows
+	rows    bool               // there may be rows
+	passed  map[int64]struct{} // rooms with sticky events of which only the last event was sent
+	writing sync.Mutex         // held while the rows are written or deleted; taken before Queue.mu
+	edus    []volatileEDU      // to be sent
 
 	due      int64 // the Source may have something up to here; 0: nothing
 	split    []EDU // of the Source: what did not fit into the transaction before
@@ -302,6 +303,9 @@ func (q *Queue) succeeded(ctx context.Context, d *destination, t *transaction) {
 		if d.owed[room] <= pos {
 			delete(d.owed, room)
 		}
+	}
+	if d.lossy {
+		q.passOver(d, t.covers.Rooms)
 	}
 	d.failures, d.retry, d.contact = 0, time.Time{}, false
 	clean := d.kept || d.rows

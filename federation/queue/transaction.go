@@ -101,13 +101,18 @@ func (q *Queue) settle(ctx context.Context, d *destination) error {
 		return err
 	}
 	rows, err := q.readOwed(ctx, d.name)
+	if err != nil || len(rows) > 0 {
+		return err
+	}
+	sticky, err := q.missed(ctx, d.passed) // which only the worker uses
 	if err != nil {
 		return err
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if len(rows) == 0 && len(d.owed) == 0 {
-		d.lossy, d.rows = false, false
+	if len(d.owed) == 0 {
+		d.lossy, d.rows, d.passed = false, false, nil
+		d.pending = sticky
 	}
 	return nil
 }
