@@ -76,7 +76,7 @@ func (a *API) completeRoom(ctx context.Context, roomID string) {
 		}
 		log.WithError(err).Info("the members of a room that was entered without them could not be had yet")
 		if room, err := a.rooms.Room(ctx, roomID); err == nil && !room.Resident() {
-			if err := a.rooms.Abandon(ctx, roomID); err == nil {
+			if err := a.rooms.Abandon(ctx, roomID); err == nil && !a.isPartial(ctx, roomID) {
 				return
 			}
 		}

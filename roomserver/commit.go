@@ -120,17 +120,9 @@ func (t *Turn) writeRows() {
 	t.tellBackfilled()
 	t.writeRecasts()
 	t.writePartial()
-	if t.placed > 0 || len(t.recasts) > 0 {
-		t.unit.Add(headsTable, r.NID, encodeNIDs(t.head.Extremities), int64(t.head.State), t.headPos())
-	}
-}
-
-// headPos is the position of the room's last entry in the log after the unit, for a row of it.
-func (t *Turn) headPos() any {
 	if t.placed > 0 {
-		return storage.Pos(t.placed)
+		t.unit.Add(headsTable, r.NID, encodeNIDs(t.head.Extremities), int64(t.head.State), storage.Pos(t.placed))
 	}
-	return t.head.Pos
 }
 
 // writeEvent adds the row of an event, or changes it where the event was an outlier until now.

@@ -199,6 +199,11 @@ func (t *Turn) complete(asIs bool) (whole bool, err error) {
 	if p == nil {
 		return true, nil
 	}
+	if asIs {
+		if resting := t.resting(); !resting || t.room.Resident() { // somebody may have come back meanwhile
+			return resting, nil
+		}
+	}
 	list, settled, err := t.partialEvents()
 	if err != nil || !settled { // then the turn waits for what is on its way
 		return false, err
@@ -226,6 +231,13 @@ func (t *Turn) complete(asIs bool) (whole bool, err error) {
 		next.Servers = nil
 	}
 	return true, t.becomeWhole(&next)
+}
+
+// resting tells that nothing of the room is on its way to the database; otherwise a turn that does nothing waits for it.
+func (t *Turn) resting() bool {
+	t.room.mu.Lock()
+	defer t.room.mu.Unlock()
+	return t.room.flying == 0
 }
 
 // becomeWhole ends the room's being partial: the state at its ends is the current one.

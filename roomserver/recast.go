@@ -173,6 +173,7 @@ func (r *recasting) refit() error {
 	}
 	head.Extremities = append(head.Extremities, r.raised...)
 	if r.refused || len(r.raised) > 0 {
+		t.place(&Event{}) // so that the new ends are written
 		var err error
 		if head.Extremities, err = r.ends(head.Extremities); err != nil {
 			return err
