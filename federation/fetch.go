@@ -173,12 +173,26 @@ func (a *API) fetchStateAfter(ctx context.Context, server string, room *roomserv
 	}
 	fetched = append(fetched, a.fetchEvents(ctx, server, room, unknown)...)
 	given.Events = append(given.Events, fetched...)
-	for _, p := range fetched {
-		if p.ID == id && p.IsState() {
-			return append(state, id), nil
-		}
+	if changes, err := a.changesState(ctx, room, id, fetched); err != nil || !changes {
+		return state, err
 	}
-	return state, nil
+	return append(state, id), nil
+}
+
+// changesState tells whether the state after an event has the event itself. It is one of those fetched just now, unless it was
+// known before.
+func (a *API) changesState(ctx context.Context, room *roomserver.Room, id string, fetched []*pdu.Event) (bool, error) {
+	if i := slices.IndexFunc(fetched, func(p *pdu.Event) bool { return p.ID == id }); i >= 0 {
+		return fetched[i].IsState(), nil
+	}
+	e, err := a.rooms.Event(ctx, room, id)
+	if errors.Is(err, roomserver.ErrUnknownEvent) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	return e.IsState() && !e.Rejected(), nil
 }
 
 // fetchWholeState asks for a state with all its events.
