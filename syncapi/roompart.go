@@ -304,10 +304,7 @@ func (p *roomPart) lazyLoad(ctx context.Context, start, end snapshot.Ref) error 
 		if had[user] {
 			continue
 		}
-		e, err := l.api.rooms.StateEvent(ctx, p.room, at, "m.room.member", user)
-		if err == nil && e == nil {
-			e, err = p.citedMember(ctx, user)
-		}
+		e, err := l.api.memberOf(ctx, p.room, at, user, p.timeline)
 		if err != nil {
 			return err
 		}
@@ -323,17 +320,6 @@ func (p *roomPart) lazyLoad(ctx context.Context, start, end snapshot.Ref) error 
 		}
 	}
 	return nil
-}
-
-// citedMember finds the membership of a sender that is not known by the state, because not all members are, among the auth
-// events of what they sent (MSC3902).
-func (p *roomPart) citedMember(ctx context.Context, user string) (*roomserver.Event, error) {
-	for _, e := range p.timeline {
-		if e.Sender == user && e.Partial() {
-			return p.look.api.rooms.CitedMember(ctx, p.room, e)
-		}
-	}
-	return nil, nil
 }
 
 // empty tells that neither timeline nor state has anything new.

@@ -73,6 +73,9 @@ func (l *slidingLook) room(ctx context.Context, c *slidingRoom) error {
 	}
 	switch p.membership.Membership() {
 	case roomserver.Join:
+		if room.PartialAt(l.upTo) && c.config.state.everyMember() {
+			return nil
+		}
 		err = p.joined(ctx)
 	case roomserver.Invite, roomserver.Knock:
 		return p.stripped(ctx)
@@ -377,7 +380,7 @@ func (p *slidingPart) lazyMembers(ctx context.Context) error {
 			return nil
 		}
 		have[user] = true
-		e, err := l.api.rooms.StateEvent(ctx, p.room, p.end, memberType, user)
+		e, err := l.api.memberOf(ctx, p.room, p.end, user, p.timeline)
 		key := lazyMember{p.room.NID, user}
 		if err != nil || e == nil || !forgotten && l.turn.members[key] == e.NID {
 			return err

@@ -300,8 +300,8 @@ func (l *look) room(ctx context.Context, s *sections, r roomserver.UserRoom) err
 	}
 	switch m.now {
 	case roomserver.Join:
-		if !l.filter.Room.State.LazyLoadMembers && room.PartialAt(l.upTo) {
-			return nil // the client wants all members and gets the room with them (MSC3902)
+		if l.withheld(room, l.upTo) {
+			return nil
 		}
 		return l.joined(ctx, s, room, m)
 	case roomserver.Invite, roomserver.Knock:
@@ -393,9 +393,7 @@ func (l *look) lost(s *sections, room *roomserver.Room) {
 // joined adds a room that the user is in, if anything in it changed.
 func (l *look) joined(ctx context.Context, s *sections, room *roomserver.Room, m membership) error {
 	part := roomPart{look: l, room: room, from: l.since.Pos, to: l.upTo, fresh: l.initial() || m.before != roomserver.Join}
-	if !l.filter.Room.State.LazyLoadMembers && room.PartialAt(l.since.Pos) {
-		part.fresh = true // it was kept from the client until now
-	}
+	part.fresh = part.fresh || l.withheld(room, l.since.Pos)
 	if err := part.read(ctx); err != nil {
 		return err
 	}

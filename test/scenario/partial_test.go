@@ -120,12 +120,22 @@ func TestJoinBeforeTheMembersAreKnown(t *testing.T) {
 		}
 		eager = user.Since()
 
+		eagerly := &slider{Client: user, name: "eager"}
+		wish := harness.J{"lists": list(0, 9, 5, everything)}
+		if got := slid(eagerly.sync(wish), r.room); got.Exists() {
+			t.Errorf("a sliding client that wants all members is shown the room: %s", got)
+		}
 		sent := user.Text(r.room, "hello")
 		for _, c := range []*harness.Client{r.owner, r.guest} {
 			c.Until("the message", func(sync gjson.Result) bool { return shows(sent)(harness.Room(sync, "join", r.room)) })
 		}
 		answer := r.others[0].Text(r.room, "hello yourself")
 		room = r.until(user, &lazy, lazily, "the answer", shows(answer))
+		asked := harness.J{"lists": list(0, 9, 5, harness.J{"include": []harness.J{{}}, "lazy_members": true})}
+		got := slid((&slider{Client: user, name: "lazy"}).sync(asked), r.room)
+		if !harness.Find(got.Get("required_state"), "m.room.member", r.others[0].UserID).Exists() {
+			t.Errorf("sliding: the sender of the answer has no membership: %s", got)
+		}
 		if !harness.Find(room.Get("state.events"), "m.room.member", r.others[0].UserID).Exists() {
 			t.Errorf("the sender of the answer has no membership: %s", room)
 		}
@@ -164,6 +174,12 @@ func TestJoinBeforeTheMembersAreKnown(t *testing.T) {
 		}
 		if count := room.Get(`summary.m\.joined_member_count`).Int(); count != int64(len(want)) {
 			t.Errorf("%d members in the summary, want %d", count, len(want))
+		}
+		room = slid(eagerly.sync(wish), r.room)
+		for _, id := range want {
+			if !harness.Find(room.Get("required_state"), "m.room.member", id).Exists() {
+				t.Errorf("sliding: %s is missing in %s", id, room)
+			}
 		}
 		r.findsMembers(user)
 	})
