@@ -118,3 +118,12 @@ func (u *keyUpload) writeIdentity(tx *storage.Tx) error {
 	}
 	return noteNews(tx, u.user, u.device)
 }
+
+// canonicalOf returns a copy of the canonical form of an object.
+func canonicalOf(rawObject []byte) ([]byte, error) {
+	canon, err := canonicaljson.Canonical(rawObject, canonicaljson.Lax)
+	if err != nil || canon[0] != '{' {
+		return nil, mxerr.BadJSON("A key is not as it should be").With(err)
+	}
+	return append([]byte(nil), canon...), nil
+}

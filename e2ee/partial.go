@@ -176,15 +176,3 @@ func namesOf(i *identity) []string {
 	}
 	return names
 }
-
-// tellServers queues news for servers.
-func (a *API) tellServers(ctx context.Context, n *news, servers []string) error {
-	for len(servers) > 0 {
-		k := min(len(servers), destinationsPerWrite)
-		if err := a.db.Write(ctx, func(tx *storage.Tx) error { return writeUpdates(tx, n, servers[:k], false) }); err != nil {
-			return fmt.Errorf("tell of devices of %s: %w", n.user, err)
-		}
-		servers = servers[k:]
-	}
-	return nil
-}
