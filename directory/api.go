@@ -1,6 +1,7 @@
 package directory
 
 import (
+	"context"
 	"embed"
 	"net/http"
 
@@ -27,6 +28,7 @@ type API struct {
 	index     *index
 
 	client *client.Client              // nil: other servers are not asked
+	alias  ResolveAlias                // nil: nor are they asked for aliases
 	trees  *cache.Cache[string, *tree] // what they said
 }
 
@@ -35,10 +37,14 @@ const (
 	childrenCacheBytes = 16 << 20
 )
 
+// ResolveAlias finds the room of an alias of another server, and servers that are in it. It is implemented by federation.
+// Errors are *mxerr.Error where they are for the client.
+type ResolveAlias func(ctx context.Context, alias string) (roomID string, servers []string, err error)
+
 // New makes the API. It subscribes to the log and must be called before the first write. The client asks other servers;
-// nil: they are not asked.
-func New(db *storage.DB, rooms *roomserver.Server, requests *client.Client) *API {
-	a := &API{db: db, rooms: rooms, client: requests, trees: cache.New[string, *tree](maxTrees)}
+// nil: they are not asked, as for aliases if alias is nil.
+func New(db *storage.DB, rooms *roomserver.Server, requests *client.Client, alias ResolveAlias) *API {
+	a := &API{db: db, rooms: rooms, client: requests, alias: alias, trees: cache.New[string, *tree](maxTrees)}
 	a.summaries = cache.New[int64, *summary](summaryCacheBytes)
 	a.children = cache.New[int64, *childList](childrenCacheBytes)
 	a.index = newIndex(a)

@@ -21,7 +21,7 @@ func world(b *testing.B, rooms int) (a *API, s *roomserver.Server, space, last s
 	b.Helper()
 	db := storagetest.Open(b, storage.SQLite, roomserver.Schema, Schema)
 	s = roomservertest.New(b, db)
-	a = New(db, s, nil)
+	a = New(db, s, nil, nil)
 	ctx := context.Background()
 	v, _ := pdu.Lookup(pdu.DefaultVersion)
 	var err error

@@ -99,24 +99,22 @@ type tree struct {
 	until    time.Time
 }
 
-// treeOf asks the servers, until one answers, for a room that this server is not in.
+// treeOf asks the servers, until one answers, for a room that this server is not in. That none of them answers is
+// remembered of these servers only: others may know the room.
 func (a *API) treeOf(ctx context.Context, roomID string, via []string) *tree {
-	if t, ok := a.trees.Get(roomID); ok && time.Now().Before(t.until) {
-		return t
+	servers := a.askable(roomID, via)
+	unknown := roomID + " " + strings.Join(servers, " ")
+	for _, key := range [...]string{roomID, unknown} {
+		if t, ok := a.trees.Get(key); ok && time.Now().Before(t.until) {
+			return t
+		}
 	}
 	t := &tree{until: time.Now().Add(treeFresh)}
 	if a.client == nil {
 		return t
 	}
-	if server := pdu.ServerOf(roomID); server != "" {
-		via = append(via[:len(via):len(via)], server)
-	}
-	asked, refused := map[string]bool{a.rooms.Name(): true}, false
-	for _, server := range via {
-		if asked[server] || len(asked) > maxAsked || !pdu.ValidServerName(server) {
-			continue
-		}
-		asked[server] = true
+	refused := false
+	for _, server := range servers {
 		raw, err := a.client.Do(ctx, client.Request{
 			Server: server, Method: http.MethodGet, Path: client.Path("/_matrix/federation/v1/hierarchy/%s", roomID) + "?suggested_only=false",
 			Timeout: remoteTimeout, MaxBytes: maxRemoteAnswer,
@@ -131,10 +129,26 @@ func (a *API) treeOf(ctx context.Context, roomID string, via []string) *tree {
 			break
 		}
 	}
-	if ctx.Err() == nil && (t.room != nil || !refused) {
+	switch {
+	case t.room != nil:
 		a.trees.Put(strings.Clone(roomID), t, 1)
+	case ctx.Err() == nil && !refused:
+		a.trees.Put(unknown, t, 1)
 	}
 	return t
+}
+
+// askable are the servers to ask about a room: a few of those that are named, and the one that made it.
+func (a *API) askable(roomID string, via []string) (servers []string) {
+	if server := pdu.ServerOf(roomID); server != "" {
+		via = append(slices.Clip(via), server)
+	}
+	for _, server := range via {
+		if len(servers) < maxAsked && server != a.rooms.Name() && !slices.Contains(servers, server) && pdu.ValidServerName(server) {
+			servers = append(servers, server)
+		}
+	}
+	return servers
 }
 
 // parseTree reads the answer of another server.

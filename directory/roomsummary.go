@@ -23,20 +23,13 @@ type roomSummaryResponse struct {
 // roomSummary: client-server API v1.19, GET /room_summary/{roomIdOrAlias}. A room that the caller may not see is
 // answered like one that does not exist.
 func (a *API) roomSummary(ctx context.Context, by *httpapi.Caller, in *roomSummaryRequest) (*roomSummaryResponse, error) {
-	id := in.Room
-	if strings.HasPrefix(id, "#") {
-		alias, ok, err := a.rooms.LookupAlias(ctx, id)
-		if err != nil {
-			return nil, err
-		}
-		if !ok {
-			return nil, errNoRoom
-		}
-		id = alias.RoomID
+	id, via, err := a.roomOf(ctx, by, in)
+	if err != nil {
+		return nil, err
 	}
 	room, err := a.rooms.Room(ctx, id)
 	if errors.Is(err, roomserver.ErrUnknownRoom) || err == nil && !room.Resident() {
-		return a.remoteSummary(ctx, by, id, in.Via)
+		return a.remoteSummary(ctx, by, id, via)
 	}
 	if err != nil {
 		return nil, err
@@ -58,6 +51,25 @@ func (a *API) roomSummary(ctx context.Context, by *httpapi.Caller, in *roomSumma
 		}
 	}
 	return out, nil
+}
+
+// roomOf finds out which room is asked for, and which servers may be in it.
+func (a *API) roomOf(ctx context.Context, by *httpapi.Caller, in *roomSummaryRequest) (id string, via []string, err error) {
+	switch {
+	case !strings.HasPrefix(in.Room, "#"):
+		return in.Room, in.Via, nil
+	case !a.rooms.IsLocal(in.Room):
+		if a.alias == nil || by.UserID == "" {
+			return "", nil, errNoRoom // strangers cannot have us ask other servers
+		}
+		id, via, err = a.alias(ctx, in.Room)
+		return id, append(via, in.Via...), err
+	}
+	alias, ok, err := a.rooms.LookupAlias(ctx, in.Room)
+	if err == nil && !ok {
+		err = errNoRoom
+	}
+	return alias.RoomID, in.Via, err
 }
 
 // remoteSummary is roomSummary for a room that this server is not in.

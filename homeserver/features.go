@@ -166,7 +166,7 @@ func newFeatures(cfg *config.Config, db *storage.DB, key signingkey.Key, limits 
 	if err != nil {
 		return nil, fmt.Errorf("set up sync: %w", err)
 	}
-	f.directory = directory.New(db, f.rooms, others.client)
+	f.directory = directory.New(db, f.rooms, others.client, f.federation.ResolveAlias)
 	f.reports = reports.New(db, f.rooms)
 	f.threads = threads.New(db, f.rooms)
 	f.delayed = delayed.New(delayed.Limits{MaxDelay: cfg.DelayedEvents.MaxDelay, MaxScheduled: cfg.DelayedEvents.MaxScheduled}, delayed.Deps{

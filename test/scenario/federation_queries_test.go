@@ -167,11 +167,21 @@ func TestSpacesOfOtherServers(t *testing.T) {
 		}
 
 		summary := func(room string) string { return "/_matrix/client/v1/room_summary/" + url.PathEscape(room) }
+		unheard := alice.Create(harness.J{"preset": "public_chat", "name": "unheard"})
+		bob.Refused(404, "M_NOT_FOUND", "GET", summary(unheard), nil) // nobody was named who may know it
+		bob.Must("GET", query(summary(unheard), "via", servers[0].Name), nil)
 		seen := bob.Must("GET", query(summary(public), "via", servers[0].Name), nil).JSON
 		if seen.Get("name").Str != "public" || seen.Get("membership").Str != "leave" || seen.Get("num_joined_members").Int() != 1 {
 			t.Errorf("summary: %s", seen.Raw)
 		}
 		bob.Refused(404, "M_NOT_FOUND", "GET", query(summary(private), "via", servers[0].Name), nil)
+		alias := "#public:" + servers[0].Name
+		alice.Must("PUT", harness.Path("/directory/room/%s", alias), harness.J{"room_id": public})
+		if byAlias := bob.Must("GET", summary(alias), nil).JSON; byAlias.Raw != seen.Raw {
+			t.Errorf("summary by alias: %s, by room id: %s", byAlias.Raw, seen.Raw)
+		}
+		bob.Refused(404, "M_NOT_FOUND", "GET", summary("#nothing:"+servers[0].Name), nil)
+		servers[1].Client(t).Refused(404, "M_NOT_FOUND", "GET", summary(alias), nil) // who is not logged in has nobody else asked
 	})
 }
 
