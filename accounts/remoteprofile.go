@@ -23,7 +23,7 @@ const (
 // profiles are told.
 func (a *API) remoteProfile(ctx context.Context, userID string) (*Profile, error) {
 	fields, err := a.profile(ctx, userID)
-	if err != nil && mxerr.As(err).Code != "M_NOT_FOUND" {
+	if said := mxerr.As(err); err != nil && (said == nil || said.Code != "M_NOT_FOUND") {
 		return nil, err
 	}
 	if problem := a.keepRemote(ctx, userID, fields); problem != nil && ctx.Err() == nil {
