@@ -21,6 +21,8 @@ const (
 	// before, up to maxPartialPause.
 	partialPause    = 5 * time.Second
 	maxPartialPause = 10 * time.Minute
+	// toldFailures is how many of their failures the log tells.
+	toldFailures = 4
 )
 
 // completions keeps account of the rooms that are being completed: those that were entered without most members.
@@ -133,7 +135,7 @@ func (a *API) fetchEntry(ctx context.Context, room *roomserver.Room, u *roomserv
 		}
 		failures = append(failures, fmt.Errorf("%s: %w", server, err))
 	}
-	return errors.Join(failures...)
+	return errors.Join(failures[:min(len(failures), toldFailures)]...)
 }
 
 // witnesses lists servers to ask for the members of a room: the one that let us in first.
@@ -166,7 +168,9 @@ func (a *API) runCompletions(ctx context.Context) {
 		a.completeLater(p.RoomID)
 	}
 	<-ctx.Done()
-	a.stop()
+	a.completions.mu.Lock()
+	a.stop() // nothing is begun any more
+	a.completions.mu.Unlock()
 	a.completions.group.Wait()
 }
 

@@ -144,7 +144,8 @@ func (s *Server) Unknown(ctx context.Context, room *Room, ids []string) ([]strin
 	}
 	var unknown []string
 	for _, id := range ids {
-		if !known[id] && !slices.Contains(unknown, id) {
+		if !known[id] {
+			known[id] = true // once is enough
 			unknown = append(unknown, id)
 		}
 	}
