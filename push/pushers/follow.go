@@ -18,6 +18,8 @@ const (
 	retryLook = 5 * time.Second
 	// savePause is how often it is written down how far gateways were told.
 	savePause = 10 * time.Second
+	// lastSave is how long writing it down may take when the server ends.
+	lastSave = 3 * time.Second
 )
 
 func isGone(err error) bool { return errors.Is(err, roomserver.ErrUnknownRoom) }
@@ -124,7 +126,7 @@ func (a *API) Run(ctx context.Context) {
 	})
 	group.Wait()
 	a.deliveries.Wait()
-	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastSave)
 	a.save(last)
 	cancel()
 }

@@ -436,6 +436,14 @@ func TestRestart(t *testing.T) {
 		g.does(says(500, "no"))
 		sent := []string{s.say(room, "one"), s.say(room, "two")}
 		g.hears("a first attempt", sent[0], 2)
+		s.until("the gateway is known to fail", bob, func(u *user) bool {
+			for _, q := range u.queues {
+				q.mu.Lock()
+				defer q.mu.Unlock()
+				return q.pusher.FailingSince != 0
+			}
+			return false
+		})
 		s.restart()
 		row := s.row(bob)
 		if row.FailingSince == 0 {

@@ -209,12 +209,13 @@ func TestGiveUp(t *testing.T) {
 // A gateway that is failing is tried at once if the pusher is set anew.
 func TestSetWhileItRests(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		q := newQueue(&user{}, pusher{Data: json.RawMessage(idOnly)})
-		g := &attempts{fail: func(n int) bool { return n < 8 }}
+		p := pusher{Data: json.RawMessage(idOnly)}
+		q := newQueue(&user{}, p)
+		begin := time.Now()
+		g := &attempts{fail: func(int) bool { return time.Since(begin) < 40*time.Second }}
 		go func() {
 			time.Sleep(40 * time.Second) // between the sixth attempt and the seventh
-			g.fail = func(int) bool { return false }
-			q.change(q.pusher)
+			q.change(p)
 		}()
 		g.tell(q, 1)
 		if last := g.at[len(g.at)-1]; last != 40*time.Second || len(g.at) != 7 {
