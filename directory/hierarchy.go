@@ -38,6 +38,8 @@ type hierarchyRequest struct {
 	MaxDepth      *int   `query:"max_depth" min:"0"`
 	Limit         int    `query:"limit" default:"50" min:"1"`
 	From          string `query:"from"`
+	// Via are servers that may know the space (MSC4235).
+	Via []string `query:"org.matrix.msc4235.via"`
 }
 
 type hierarchyRoom struct {
@@ -52,18 +54,19 @@ type hierarchyResponse struct {
 
 // hierarchyToken is where a page ended: which walk it is, how many rooms it has shown, and the last of them.
 type hierarchyToken struct {
-	Root      string `json:"o"`
-	Suggested bool   `json:"s,omitempty"`
-	Depth     int    `json:"d"`
-	Count     int    `json:"n"`
-	Last      string `json:"l"`
+	Root      string   `json:"o"`
+	Via       []string `json:"v,omitempty"`
+	Suggested bool     `json:"s,omitempty"`
+	Depth     int      `json:"d"`
+	Count     int      `json:"n"`
+	Last      string   `json:"l"`
 }
 
 var errOtherWalk = mxerr.InvalidParam("suggested_only and max_depth cannot change on paginated requests")
 
 // token reads the request's token, or makes that of a new walk.
 func (in *hierarchyRequest) token() (*hierarchyToken, error) {
-	t := &hierarchyToken{Root: in.RoomID, Depth: maxDepth}
+	t := &hierarchyToken{Root: in.RoomID, Via: in.Via[:min(len(in.Via), maxAsked)], Depth: maxDepth}
 	if in.MaxDepth != nil {
 		t.Depth = min(*in.MaxDepth, maxDepth)
 	}
@@ -97,7 +100,7 @@ func (a *API) hierarchy(ctx context.Context, by *httpapi.Caller, in *hierarchyRe
 	if err != nil {
 		return nil, err
 	}
-	w := &walk{api: a, user: by.UserID, suggested: t.Suggested, depth: t.Depth, seen: map[string]bool{}, stack: []step{{roomID: in.RoomID}}}
+	w := &walk{api: a, user: by.UserID, suggested: t.Suggested, depth: t.Depth, seen: map[string]bool{}, stack: []step{{roomID: in.RoomID, via: t.Via}}}
 	for i := range t.Count {
 		r, err := w.next(ctx)
 		if err != nil {

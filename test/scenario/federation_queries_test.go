@@ -156,6 +156,21 @@ func TestSpacesOfOtherServers(t *testing.T) {
 		if got, want := hierarchy("max_depth", "2"), []string{"here", "there", "public", "back", "deep"}; !slices.Equal(got, want) {
 			t.Errorf("two levels of the space: %q, want %q", got, want)
 		}
+		// A space that nothing here links to is found through servers that the client names, page by page.
+		far := "/_matrix/client/v1/rooms/" + url.PathEscape(deep) + "/hierarchy"
+		found := []string{}
+		for page := query(far, "limit", "1", "org.matrix.msc4235.via", servers[0].Name); page != ""; {
+			a := bob.Must("GET", page, nil).JSON
+			found = append(found, a.Get("rooms.0.name").Str)
+			if page = ""; a.Get("next_batch").Exists() {
+				page = query(far, "limit", "1", "from", a.Get("next_batch").Str)
+			}
+		}
+		if want := []string{"deep", "last"}; !slices.Equal(found, want) {
+			t.Errorf("a space there: %q, want %q", found, want)
+		}
+		apart := space(alice, "apart")
+		bob.Refused(403, "M_FORBIDDEN", "GET", "/_matrix/client/v1/rooms/"+url.PathEscape(apart)+"/hierarchy", nil)
 		peer := harness.NewPeer(t, nil)
 		told := peer.Do(servers[0], "GET", "/_matrix/federation/v1/hierarchy/"+url.PathEscape(there), nil).JSON
 		if told.Get("room.name").Str != "there" || told.Get("room.children_state.#").Int() != 4 || told.Get("children.#").Int() != 2 ||
