@@ -244,3 +244,39 @@ func TestLeaveBeforeTheMembersAreKnown(t *testing.T) {
 		}
 	})
 }
+
+// A member's devices that change before it is known that they are a member are told of afterwards, and no others, since the
+// room is not encrypted.
+func TestDevicesThatChangeBeforeTheMembersAreKnown(t *testing.T) {
+	eachResidents(t, func(t *testing.T, r *residents) {
+		user, ann := r.third.Register(t, "user"), r.others[0]
+		r.joinBy(user, r.first)
+		user.Sync(lazily)
+		ann.Must("PUT", harness.Path("/devices/%s", ann.DeviceID), harness.J{"display_name": "Renamed"})
+		said := r.others[1].Text(r.room, "renamed") // goes the same way
+		var told []string
+		sync := func() gjson.Result {
+			q := url.Values{"timeout": {"1000"}, "filter": lazily["filter"]}
+			got := user.Sync(q)
+			for _, id := range got.Get("device_lists.changed").Array() {
+				told = append(told, id.Str)
+			}
+			return harness.Room(got, "join", r.room)
+		}
+		for end := time.Now().Add(30 * time.Second); !shows(said)(sync()); {
+			if time.Now().After(end) {
+				t.Fatal("the message does not arrive")
+			}
+		}
+		r.gate.Open()
+		r.members(user)
+		for end := time.Now().Add(30 * time.Second); !slices.Contains(told, ann.UserID); sync() {
+			if time.Now().After(end) {
+				t.Fatalf("the change is not told; told of %v", told)
+			}
+		}
+		if slices.Contains(told, r.owner.UserID) {
+			t.Errorf("told of %v", told)
+		}
+	})
+}
