@@ -1,6 +1,6 @@
 // Two users with two devices each talk in an encrypted room, with the library's cryptography; others come and go: a device
-// nobody has verified, a user who is removed, a device that restores the keys. In the end every device must read the
-// messages that were meant for it, and no other. It runs in Node and, by browser.mjs, in a browser.
+// that nobody has verified and that logs out, a user who is removed, a device that restores the keys. In the end every
+// device must read the messages that were meant for it, and no other. It runs in Node and, by browser.mjs, in a browser.
 
 import assert from "node:assert/strict";
 import { connect, eventually, login, register, run, sdk, servers, until } from "./client.mjs";
