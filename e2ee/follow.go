@@ -304,21 +304,23 @@ func (a *API) introduce(ctx context.Context, user string, servers []string) erro
 	return nil
 }
 
-// everything is all that there is to tell of a user to those who have not heard of them. For a device without keys nothing
-// can be encrypted.
+// everything is all that there is to tell of a user to those who have not heard of them, devices without keys included.
 func everything(tx *storage.Tx, user string, pos int64) (*news, error) {
 	identity, err := localIdentity(tx, user)
 	if err != nil {
 		return nil, err
 	}
-	n := &news{pos: pos, user: user}
-	for _, d := range identity.devices {
-		if d.keys != nil {
-			n.devices = append(n.devices, d.id)
-		}
+	return &news{pos: pos, user: user, devices: namesOf(identity)}, nil
+}
+
+// namesOf are the devices of a user and, if there are any, the empty one that stands for the cross-signing keys.
+func namesOf(i *identity) []string {
+	var names []string
+	for _, d := range i.devices {
+		names = append(names, d.id)
 	}
-	if identity.master != nil {
-		n.devices = append(n.devices, "")
+	if i.master != nil {
+		names = append(names, "")
 	}
-	return n, nil
+	return names
 }

@@ -164,15 +164,3 @@ func (a *API) makeUp(ctx context.Context, user string, c roomserver.Completion) 
 	}
 	return a.tellServers(ctx, &news{pos: changed, user: user, devices: devices}, behind)
 }
-
-// namesOf are the devices of a user and, if there are any, the empty one that stands for the cross-signing keys.
-func namesOf(i *identity) []string {
-	var names []string
-	for _, d := range i.devices {
-		names = append(names, d.id)
-	}
-	if i.master != nil {
-		names = append(names, "")
-	}
-	return names
-}

@@ -310,9 +310,7 @@ func TestFollowingARemoteUser(t *testing.T) {
 			follow(alice, "the stranger", s.user)
 			check := func(what string, asked int, want ...string) {
 				t.Helper()
-				if got := deviceIDs(alice, s.user); !slices.Equal(got, want) {
-					t.Errorf("%s: devices %v, want %v", what, got, want)
-				}
+				waitFor(t, what, func() bool { return slices.Equal(deviceIDs(alice, s.user), want) })
 				if got := s.times(); got != asked {
 					t.Errorf("%s: the server was asked %d times, want %d", what, got, asked)
 				}
@@ -355,9 +353,7 @@ func TestFollowingARemoteUser(t *testing.T) {
 			x := newCrossSigning(s.user, "1")
 			s.sends(t, server, "m.signing_key_update", J{"user_id": s.user, "master_key": x.key(x.master, "master")})
 			follow(alice, "a master key", s.user)
-			if !query(alice, s.user).Get("master_keys").Get(Key(s.user)).Exists() {
-				t.Error("there is no master key")
-			}
+			waitFor(t, "the master key", func() bool { return query(alice, s.user).Get("master_keys").Get(Key(s.user)).Exists() })
 
 			// Nobody speaks for others' users.
 			s.sends(t, server, "m.device_list_update", J{"user_id": alice.UserID, "device_id": alice.DeviceID, "stream_id": 1, "deleted": true})
