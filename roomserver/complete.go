@@ -351,7 +351,8 @@ func (s *Server) Completions(ctx context.Context) (list []Completion, err error)
 // CompletionTold notes that all others know that a room is whole.
 func (s *Server) CompletionTold(ctx context.Context, roomID string) error {
 	err := s.db.Write(ctx, func(tx *storage.Tx) error {
-		_, err := tx.Exec(`UPDATE partial_rooms SET told = $1 WHERE until > 0 AND room = (SELECT nid FROM rooms WHERE room_id = $2)`, true, roomID)
+		_, err := tx.Exec(`UPDATE partial_rooms SET told = $1, seen = $2 WHERE until > 0 AND room = (SELECT nid FROM rooms WHERE room_id = $3)`,
+			true, encodeServers(nil), roomID)
 		return err
 	})
 	if err != nil {

@@ -138,6 +138,10 @@ func TestPartialRoomIsJudgedAgain(t *testing.T) {
 				first := p.both(w.build(nil, "@a:remote", "m.room.message", "", text), Accepted, Accepted)
 				// Nobody there knows that b has left, nor that so nobody was kicked.
 				bad := p.both(w.buildOn(nil, old, "@b:remote", "m.room.member", "@c:remote", `{"membership":"ban"}`), Rejected, Accepted)
+				unsaid := p.both(w.buildOn([]*Event{bad}, old, "@b:remote", "m.room.redaction", first.ID, `{}`), Rejected, Accepted)
+				if e, err := p.away.Event(ctx, p.at, first.ID); err != nil || e.Redaction() == nil {
+					t.Fatalf("not redacted: %+v, %v", e, err)
+				}
 				lost := p.both(w.buildOn([]*Event{bad}, w.room.Head().State, "@c:remote", "m.room.message", "", text), Accepted, Rejected)
 				topic := p.both(w.build([]*Event{lost}, "@a:remote", "m.room.topic", "", `{"topic":"x"}`), Accepted, Accepted)
 				own, err := p.away.Send(ctx, w.room.ID, Draft{Sender: "@u:away", Type: "m.room.message", Content: []byte(text)})
@@ -185,7 +189,10 @@ func TestPartialRoomIsJudgedAgain(t *testing.T) {
 				if got, want := w.history(p.away), []string{p.join.ID, first.ID, topic.ID, own, lost.ID}; !slices.Equal(got, want) {
 					t.Errorf("history %v, want %v", got, want)
 				}
-				for id, rejected := range map[string]bool{bad.ID: true, lost.ID: false} {
+				if e, err := p.away.Event(ctx, p.at, first.ID); err != nil || e.Redaction() != nil || string(e.Content()) != text {
+					t.Errorf("still redacted: %+v, %v", e, err)
+				}
+				for id, rejected := range map[string]bool{bad.ID: true, unsaid.ID: true, lost.ID: false} {
 					if e, err := p.away.Event(ctx, p.at, id); err != nil || e.Rejected() != rejected || e.Partial() {
 						t.Errorf("%s: %+v, %v", id, e, err)
 					}

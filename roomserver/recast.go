@@ -2,9 +2,11 @@ package roomserver
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/myelin-im/myelin/roomserver/authchain"
 	"github.com/myelin-im/myelin/roomserver/snapshot"
+	"github.com/myelin-im/myelin/storage"
 )
 
 // recasting computes the states around partial events again.
@@ -109,6 +111,9 @@ func (r *recasting) refuse(old, e *Event) error {
 	if old.Anchor == 0 {
 		return nil
 	}
+	if err := r.restore(old); err != nil {
+		return err
+	}
 	t := r.t
 	if link, ok := linkOf(old.Event); ok {
 		t.unit.Exec(`DELETE FROM relations WHERE room = $1 AND target = $2 AND anchor = $3 AND sub = $4`,
@@ -118,6 +123,54 @@ func (r *recasting) refuse(old, e *Event) error {
 	if e.flags&flagGiven != 0 {
 		t.closed = append(t.closed, Gap{old.Token(), old.NID})
 	}
+	return nil
+}
+
+// restore undoes a redaction, if the event was one that applied.
+func (r *recasting) restore(by *Event) error {
+	target, t := by.Redacts(), r.t
+	if by.Type != "m.room.redaction" || target == "" {
+		return nil
+	}
+	var row eventRow
+	undone := false
+	err := t.s.db.Read(t.ctx, func(tx *storage.Tx) error {
+		args := []any{t.room.NID, eventKey(target), by.NID}
+		undone = false
+		applied, err := tx.Get(`SELECT redaction FROM redactions WHERE room = $1 AND target = $2 AND redaction = $3 AND applied`, args, new(int64))
+		if err != nil || !applied {
+			return err
+		}
+		others, err := tx.Get(`SELECT redaction FROM redactions WHERE room = $1 AND target = $2 AND redaction <> $3 AND applied`, args, new(int64))
+		if err != nil || others {
+			return err
+		}
+		undone, err = tx.Get(`SELECT `+eventColumns+` FROM events WHERE room = $1 AND event_id = $2`, args[:2], row.dest()...)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("what %s redacted: %w", by.ID, err)
+	}
+	t.unit.Exec(`UPDATE redactions SET applied = $1 WHERE room = $2 AND target = $3 AND redaction = $4`, false, t.room.NID, eventKey(target), by.NID)
+	if !undone {
+		return nil
+	}
+	plain, err := row.event(t.room)
+	if err != nil {
+		return err
+	}
+	e, err := t.event(plain.NID)
+	if err != nil {
+		return err
+	}
+	if !slices.Contains(t.recasts, e) {
+		flags := e.flags
+		e = e.recast()
+		e.flags = flags // it may have to be judged again itself
+		r.keep(e)
+	}
+	e.Event, e.redaction, e.relation = plain.Event, nil, nil
+	e.flags &^= flagRedacted
 	return nil
 }
 
