@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 
+	"github.com/myelin-im/myelin/roomserver/authrules"
 	"github.com/myelin-im/myelin/roomserver/pdu"
 	"github.com/myelin-im/myelin/roomserver/snapshot"
 	"github.com/myelin-im/myelin/storage"
@@ -83,11 +84,13 @@ func (t *Turn) putFetched(event *Event, g *Given, lenient bool) error {
 		return nil
 	}
 	next := *p
+	var roots []snapshot.Ref
 	for _, ids := range g.States {
 		root, err := t.given(event.ID, ids, lenient)
 		if err != nil {
 			return err
 		}
+		roots = append(roots, root)
 		t.givens = append(t.givens, givenState{event, root, true})
 		members, err := t.stateOfType(root, pdu.TypeMember)
 		if err != nil {
@@ -95,9 +98,44 @@ func (t *Turn) putFetched(event *Event, g *Given, lenient bool) error {
 		}
 		next.seen = union(next.seen, joinedServers(members))
 	}
+	if err := t.checkEntry(event, roots); err != nil {
+		return err
+	}
 	t.unit.Exec(`DELETE FROM partial_given WHERE room = $1 AND event = $2`, t.room.NID, event.NID)
 	t.partial = &next
 	return nil
+}
+
+// checkEntry checks that states, together with those after the known parents, allow the event with which the room was
+// entered: other servers have accepted it, so that a state which does not is not the one before it.
+func (t *Turn) checkEntry(event *Event, given []snapshot.Ref) error {
+	parents, err := t.parentsOf(event)
+	if err != nil || anyPartial(parents) || len(given) == 0 {
+		return err
+	}
+	before, err := t.resolve(append(statesAfter(parents), given...))
+	if err != nil {
+		return err
+	}
+	reason, err := verdict(authrules.Check(event.Event, authState{t, before}))
+	if err == nil && reason != nil {
+		err = fmt.Errorf("the state does not allow %s: %w", event.ID, reason)
+	}
+	return err
+}
+
+// parentsOf returns the parents of an event that have a state here.
+func (t *Turn) parentsOf(e *Event) (parents []*Event, err error) {
+	for _, id := range e.PrevEventIDs() {
+		p, err := t.find(id)
+		if err != nil {
+			return nil, err
+		}
+		if p != nil && !p.Outlier() {
+			parents = append(parents, p)
+		}
+	}
+	return parents, nil
 }
 
 // stateOfType returns the state events of a type at a root.

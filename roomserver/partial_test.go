@@ -206,6 +206,30 @@ func TestPartialRoomIsJudgedAgain(t *testing.T) {
 	}
 }
 
+// A state that does not allow the join which others have accepted is not the one before it.
+func TestPartialRoomRefusesAnotherState(t *testing.T) {
+	eachPair(t, "10", func(t *testing.T, w *world, away *Server) {
+		p := w.enterPartially(away, "@u:away")
+		missing, err := away.Unfetched(ctx, p.at)
+		if err != nil || len(missing) != 1 {
+			t.Fatalf("%+v, %v", missing, err)
+		}
+		given := p.given(p.join)
+		rules := w.stateIDs(p.join.StateBefore)["m.room.join_rules|"]
+		given.States[0] = slices.DeleteFunc(given.States[0], func(id string) bool { return id == rules })
+		if err := away.PutFetched(ctx, w.room.ID, missing[0].Event, given, true); err == nil {
+			t.Error("took a state without the rule by which the join was allowed")
+		}
+		if err := p.fetch(false, ""); err != nil {
+			t.Fatal(err)
+		}
+		if err := away.MakeWhole(ctx, w.room.ID); err != nil {
+			t.Fatal(err)
+		}
+		p.whole()
+	})
+}
+
 // completion checks that others are told once.
 func (p *partial) completion() {
 	p.t.Helper()

@@ -68,17 +68,8 @@ func (r *recasting) event(old *Event) error {
 
 // before are the states that the parents of an event left behind.
 func (r *recasting) before(e *Event) ([]snapshot.Ref, error) {
-	var parents []*Event
-	for _, id := range e.PrevEventIDs() {
-		p, err := r.t.find(id)
-		if err != nil {
-			return nil, err
-		}
-		if p != nil && !p.Outlier() {
-			parents = append(parents, p)
-		}
-	}
-	return append(statesAfter(parents), r.given[e.NID]...), nil
+	parents, err := r.t.parentsOf(e)
+	return append(statesAfter(parents), r.given[e.NID]...), err
 }
 
 // after computes the state after an event that counts.
@@ -209,6 +200,7 @@ func (r *recasting) raise(e *Event) error {
 func (r *recasting) refit() error {
 	t := r.t
 	head := &Head{State: t.head.State, Pos: t.head.Pos}
+	var last []*Event // if nothing counts any more, the room goes on from these
 	for _, x := range t.head.Extremities {
 		now, err := t.event(x.NID)
 		if err != nil {
@@ -218,6 +210,7 @@ func (r *recasting) refit() error {
 			head.Extremities = append(head.Extremities, now)
 			continue
 		}
+		last = append(last, now)
 		behind, err := r.counting(now)
 		if err != nil {
 			return err
@@ -231,6 +224,9 @@ func (r *recasting) refit() error {
 		if head.Extremities, err = r.ends(head.Extremities); err != nil {
 			return err
 		}
+	}
+	if len(head.Extremities) == 0 {
+		head.Extremities = last
 	}
 	t.head = head
 	return nil
