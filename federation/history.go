@@ -271,9 +271,14 @@ func (a *API) wanted(ctx context.Context, room *roomserver.Room, found []*pdu.Ev
 // events get them.
 func (a *API) withStates(ctx context.Context, server string, room *roomserver.Room, found []*pdu.Event) ([]roomserver.Incoming, error) {
 	coming := make(map[string]bool, len(found))
+	lost := make(map[string]bool) // what is left out, whose children are, too
 	in := make([]roomserver.Incoming, 0, len(found))
 	edges := 0
 	for _, p := range found {
+		if slices.ContainsFunc(p.PrevEventIDs(), func(id string) bool { return lost[id] }) {
+			lost[p.ID] = true
+			continue
+		}
 		parents, err := a.stateless(ctx, room, p.PrevEventIDs(), coming)
 		if err != nil {
 			return nil, err
@@ -281,13 +286,15 @@ func (a *API) withStates(ctx context.Context, server string, room *roomserver.Ro
 		i := roomserver.Incoming{Event: p}
 		if len(parents) > 0 {
 			if edges++; edges > maxEdges {
+				lost[p.ID] = true
 				continue
 			}
-			if i.Before, err = a.fetchStates(ctx, server, room, parents, fetchTimeout); err != nil {
+			if i.Before, err = a.fetchStatesOf(ctx, server, room, parents); err != nil {
 				a.log.WithError(err).WithField("event_id", p.ID).Debug("an older event is left out")
 				if ctx.Err() != nil {
 					return nil, ctx.Err()
 				}
+				lost[p.ID] = true
 				continue
 			}
 		}

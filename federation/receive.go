@@ -189,44 +189,35 @@ func (a *API) fillGap(ctx context.Context, origin string, room *roomserver.Room,
 		a.log.WithError(err).WithField("origin", origin).Debug("missing events could not be had")
 		return ctx.Err()
 	}
-	in := make([]roomserver.Incoming, 0, len(found))
-	for _, m := range parentsFirst(found) {
-		if m.ID != p.ID {
-			in = append(in, roomserver.Incoming{Event: m})
-		}
-	}
-	if err := a.recommended(ctx, room, in); err != nil || len(in) == 0 {
-		return err
-	}
-	return a.takeFilled(ctx, origin, room, in)
+	found = slices.DeleteFunc(found, func(m *pdu.Event) bool { return m.ID == p.ID })
+	return a.takeFilled(ctx, origin, room, parentsFirst(found))
 }
 
-// takeFilled takes in events that were missing.
-func (a *API) takeFilled(ctx context.Context, origin string, room *roomserver.Room, in []roomserver.Incoming) error {
+// takeFilled takes in events that were missing, all at once: they may belong before others that are here already.
+func (a *API) takeFilled(ctx context.Context, origin string, room *roomserver.Room, found []*pdu.Event) error {
+	unknown := make([]*pdu.Event, 0, len(found))
+	for _, p := range found {
+		without, err := a.stateless(ctx, room, []string{p.ID}, nil)
+		if err != nil {
+			return err
+		}
+		if len(without) > 0 {
+			unknown = append(unknown, p)
+		}
+	}
+	in, err := a.withStates(ctx, origin, room, unknown)
+	if err != nil || len(in) == 0 {
+		return err
+	}
+	if err := a.recommended(ctx, room, in); err != nil {
+		return err
+	}
 	got, err := a.rooms.Take(ctx, room.ID, in)
 	if err != nil {
 		return err
 	}
-	lost := map[string]bool{} // what could not be judged, whose children cannot be either
 	for i := range got {
-		if got[i].Err == nil {
-			continue
-		}
-		again, missing, err := a.retake(ctx, room, in[i]) // an earlier one may have been what it lacked
-		if err != nil {
-			return err
-		}
-		if missing != nil && slices.ContainsFunc(missing.Prev, func(id string) bool { return lost[id] }) {
-			lost[in[i].Event.ID] = true
-			continue
-		}
-		if missing != nil {
-			if again, err = a.takeWith(ctx, origin, room, in[i], missing); err != nil {
-				return err
-			}
-		}
-		lost[in[i].Event.ID] = again.Err != nil
-		note(a.log.WithField("room_id", room.ID), in[i].Event, again)
+		note(a.log.WithField("room_id", room.ID), in[i].Event, got[i])
 	}
 	return nil
 }

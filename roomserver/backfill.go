@@ -144,8 +144,59 @@ func (t *Turn) citedAtGap(id string) (gap Gap, cited bool, err error) {
 	return gap, false, nil
 }
 
+// pastEvents are those of a list of received events that belong before an event at a gap.
+type pastEvents struct {
+	gaps  map[string]Gap // by the events' ids; the zero Gap as in citedAtGap
+	order []Gap
+	taken map[Gap][]*Event // what is to be inserted before a gap, parents before children
+}
+
+// beforeGaps finds the events of a list, parents before children, that an event at a gap follows, directly or by others of
+// the list.
+func (t *Turn) beforeGaps(in []Incoming) (*pastEvents, error) {
+	past := &pastEvents{gaps: map[string]Gap{}, taken: map[Gap][]*Event{}}
+	for i := range slices.Backward(in) {
+		p := in[i].Event
+		gap, older := past.gaps[p.ID]
+		if !older {
+			var err error
+			if gap, older, err = t.citedAtGap(p.ID); err != nil {
+				return nil, err
+			}
+		}
+		if !older {
+			continue
+		}
+		past.gaps[p.ID] = gap
+		for _, id := range p.PrevEventIDs() {
+			if _, known := past.gaps[id]; !known {
+				past.gaps[id] = gap
+			}
+		}
+	}
+	return past, nil
+}
+
+// add notes an event that is to be inserted before a gap.
+func (p *pastEvents) add(e *Event, gap Gap) {
+	if p.taken[gap] == nil {
+		p.order = append(p.order, gap)
+	}
+	p.taken[gap] = append(p.taken[gap], e)
+}
+
+// insert gives the events their places.
+func (p *pastEvents) insert(t *Turn) error {
+	for _, gap := range p.order {
+		if err := t.insert(gap, p.taken[gap]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // slip takes in an event that came after one that follows it: it belongs before that one and is no end of the graph.
-func (t *Turn) slip(e *Event, gap Gap) (Received, error) {
+func (t *Turn) slip(e *Event, gap Gap, past *pastEvents) (Received, error) {
 	if e.IsState() {
 		if err := t.setAfter(e); err != nil {
 			return Received{}, err
@@ -153,7 +204,8 @@ func (t *Turn) slip(e *Event, gap Gap) (Received, error) {
 	}
 	if gap != (Gap{}) {
 		t.keep(e)
-		return Received{Outcome: Accepted}, t.insert(gap, []*Event{e})
+		past.add(e, gap)
+		return Received{Outcome: Accepted}, nil
 	}
 	t.place(e)
 	t.keep(e)

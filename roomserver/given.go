@@ -191,7 +191,14 @@ func (t *Turn) continues(p *pdu.Event) (bool, error) {
 
 // join receives an event that must be accepted.
 func (t *Turn) join(in *Incoming) (*Event, error) {
-	got, err := t.receive(in)
+	past, err := t.beforeGaps([]Incoming{*in})
+	if err != nil {
+		return nil, err
+	}
+	got, err := t.receive(in, past)
+	if err == nil {
+		err = past.insert(t)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -86,18 +86,22 @@ func (s *Server) Take(ctx context.Context, roomID string, in []Incoming) ([]Rece
 	var out []Received
 	_, err := s.Turn(ctx, roomID, func(t *Turn) error {
 		out = make([]Received, len(in))
+		past, err := t.beforeGaps(in)
+		if err != nil {
+			return err
+		}
 		for i := range in {
 			var missing *MissingError
 			if p := in[i].Event; p.RoomID != t.room.ID {
 				out[i].Err = fmt.Errorf("event %s is of room %s and not of %s", p.ID, p.RoomID, t.room.ID)
 				continue
 			}
-			out[i], out[i].Err = t.receive(&in[i])
+			out[i], out[i].Err = t.receive(&in[i], past)
 			if err := out[i].Err; err != nil && !errors.As(err, &missing) {
 				return err
 			}
 		}
-		return nil
+		return past.insert(t)
 	})
 	return out, err
 }
@@ -121,16 +125,13 @@ func (t *Turn) find(id string) (*Event, error) {
 }
 
 // receive judges one event and makes it part of the unit.
-func (t *Turn) receive(in *Incoming) (Received, error) {
+func (t *Turn) receive(in *Incoming, past *pastEvents) (Received, error) {
 	e, prev, got, err := t.judge(in)
 	if err != nil || got.Outcome != 0 {
 		return got, err
 	}
-	switch gap, cited, err := t.citedAtGap(e.ID); {
-	case err != nil:
-		return got, err
-	case cited && in.Spam == nil:
-		return t.slip(e, gap)
+	if gap, older := past.gaps[e.ID]; older && in.Spam == nil {
+		return t.slip(e, gap, past)
 	}
 	return t.admit(e, prev, in.Spam)
 }

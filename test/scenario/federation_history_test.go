@@ -21,7 +21,7 @@ func TestSearchInFetchedHistory(t *testing.T) {
 		joinThrough(t, bob, room, servers[0])
 		alice.Redact(room, want[0])
 		end := alice.Text(room, "the end")
-		sees(bob, room, end)
+		sees(t, bob, room, end)
 		bob.Walk(room, "", "b", 50)
 		servers[1].Restart()
 		within(t, "the messages to be found", 20*time.Second, func() bool {
@@ -54,9 +54,9 @@ func TestReadForwardOverGaps(t *testing.T) {
 		}
 		servers[1].Resume()
 		back := bob.Text(room, "back again")
-		sees(alice, room, back)
+		sees(t, alice, room, back)
 		last := alice.Text(room, "welcome back")
-		sees(bob, room, last)
+		sees(t, bob, room, last)
 		got := slices.DeleteFunc(bob.Walk(room, from, "f", 20), func(id string) bool { return id == back })
 		if want = append(want, last); !slices.Equal(got, want) {
 			t.Errorf("while it was away: %d events, want %d:\n%v\n%v", len(got), len(want), got, want)

@@ -458,6 +458,39 @@ func TestStateThatCannotBeHad(t *testing.T) {
 	})
 }
 
+// The state after a parent holds the parent itself also where the server had it as an auth event before.
+func TestStateAfterAnEventOutsideOfTheTimeline(t *testing.T) {
+	eachWorld(t, func(t *testing.T, w *world, alice *harness.Client) {
+		tip := w.tip
+		w.say("never seen")
+		name := w.build("m.room.member", &w.user, harness.J{"membership": "join", "displayname": "New name"})
+		w.serve(nil)
+		w.mu.Lock()
+		w.events[name.ID] = name
+		w.mu.Unlock()
+		// A message on the old branch makes it known, by its auth events.
+		before := w.tip
+		w.tip = tip
+		cites := w.build("m.room.message", nil, harness.J{"body": "cites the name"}, func(p *pdu.Proto) {
+			p.AuthEvents = slices.DeleteFunc(p.AuthEvents, func(r pdu.Ref) bool { return r.ID == tip[0].ID })
+			p.AuthEvents = append(p.AuthEvents, name.Ref())
+		})
+		w.send(cites)
+		w.until(alice, cites)
+		w.tip = before
+		w.add(name)
+		near := w.say("given as missing")
+		last := w.say("last")
+		w.serve([]*pdu.Event{near})
+		w.send(last)
+		w.until(alice, last)
+		e := alice.Must("GET", harness.Path("/rooms/%s/context/%s?limit=0", w.room, last.ID), nil).JSON
+		if m := harness.Find(e.Get("state"), "m.room.member", w.user); m.Get("content.displayname").Str != "New name" {
+			t.Errorf("the member at the last event is %s", m.Raw)
+		}
+	})
+}
+
 // What was answered is worked through after a stop in between.
 func TestTransactionsOutliveAStop(t *testing.T) {
 	eachWorld(t, func(t *testing.T, w *world, alice *harness.Client) {

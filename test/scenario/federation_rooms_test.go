@@ -4,16 +4,26 @@ import (
 	"net/url"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/tidwall/gjson"
 
 	"github.com/myelin-im/myelin/test/harness"
 )
 
-// joinThrough joins a room with the help of another server.
+// joinThrough joins a room with the help of another server. One that has only just entered the room itself lets nobody in
+// before it knows all members.
 func joinThrough(t *testing.T, c *harness.Client, room string, via *harness.Server) {
 	t.Helper()
-	c.Must("POST", harness.Path("/join/%s?", room)+url.Values{"server_name": {via.Name}}.Encode(), harness.J{})
+	path := harness.Path("/join/%s?", room) + url.Values{"server_name": {via.Name}}.Encode()
+	var a *harness.Answer
+	within(t, "the join through "+via.Name, 20*time.Second, func() bool {
+		a = c.Do("POST", path, harness.J{})
+		return a.Status != 404
+	})
+	if a.Status != 200 {
+		t.Fatalf("join through %s: %v", via.Name, a)
+	}
 }
 
 // members lists the joined members that a user sees.
@@ -41,7 +51,8 @@ func TestJoinARoomOfAnotherServer(t *testing.T) {
 				sent = append(sent, alice.Text(room, "before the join"))
 			}
 			joinThrough(t, bob, room, servers[0])
-			joined := harness.Room(bob.Sync(nil), "join", room)
+			// It is shown once its members are known.
+			joined := harness.Room(bob.Until("the room", func(r gjson.Result) bool { return harness.Room(r, "join", room).Exists() }), "join", room)
 			if n := harness.Find(joined.Get("state.events"), "m.room.name", ""); n.Get("content.name").Str != "The room" {
 				t.Errorf("version %s: state of the joined room: %s", version, joined.Get("state.events").Raw)
 			}

@@ -53,7 +53,7 @@ func TestStickyEventsOfOtherServers(t *testing.T) {
 		}
 		servers[0].Restart()
 		servers[2].Resume()
-		sees(alice, room, carol.Text(room, "back again"))
+		sees(t, alice, room, carol.Text(room, "back again"))
 		stuck(t, carol, room, missed...)
 	})
 }
