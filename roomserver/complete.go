@@ -237,13 +237,19 @@ func (t *Turn) complete(asIs bool) (whole bool, err error) {
 	if p == nil {
 		return true, nil
 	}
-	if asIs {
-		if resting := t.resting(); !resting || t.room.Resident() { // somebody may have come back meanwhile
-			return resting, nil
-		}
+	// Events get their places when they are on disk, and only then can their rows be changed.
+	wait, err := t.settle()
+	if err == nil {
+		err = wait()
 	}
-	list, settled, err := t.partialEvents()
-	if err != nil || !settled { // then the turn waits for what is on its way
+	if err != nil {
+		return false, err
+	}
+	if asIs && t.room.Resident() { // somebody has come back meanwhile
+		return true, nil
+	}
+	list, err := t.partialEvents()
+	if err != nil {
 		return false, err
 	}
 	given, err := t.storedGiven()
@@ -271,13 +277,6 @@ func (t *Turn) complete(asIs bool) (whole bool, err error) {
 	return true, t.becomeWhole(&next)
 }
 
-// resting tells that nothing of the room is on its way to the database; otherwise a turn that does nothing waits for it.
-func (t *Turn) resting() bool {
-	t.room.mu.Lock()
-	defer t.room.mu.Unlock()
-	return t.room.flying == 0
-}
-
 // becomeWhole ends the room's being partial: the state at its ends is the current one.
 func (t *Turn) becomeWhole(p *Partial) error {
 	state, err := t.resolve(statesAfter(t.head.Extremities))
@@ -292,9 +291,8 @@ func (t *Turn) becomeWhole(p *Partial) error {
 	return nil
 }
 
-// partialEvents lists the partial events of the room, parents first. It is settled unless a state that was given for one
-// of them is not on disk yet.
-func (t *Turn) partialEvents() (list []*Event, settled bool, err error) {
+// partialEvents lists the partial events of the room, parents first. All of them are on disk.
+func (t *Turn) partialEvents() (list []*Event, err error) {
 	var nids []int64
 	err = t.s.db.Read(t.ctx, func(tx *storage.Tx) error {
 		nids = nids[:0]
@@ -307,27 +305,12 @@ func (t *Turn) partialEvents() (list []*Event, settled bool, err error) {
 		return rows.Close()
 	})
 	if err != nil {
-		return nil, false, fmt.Errorf("events to look at again: %w", err)
+		return nil, fmt.Errorf("events to look at again: %w", err)
 	}
-	stored := make(map[int64]bool, len(nids))
-	for _, nid := range nids {
-		stored[nid] = true
-	}
-	settled = true
-	t.room.mu.Lock()
-	for nid, e := range t.room.pending.byNID {
-		if e.Partial() && !stored[nid] {
-			nids = append(nids, nid)
-			settled = settled && e.flags&flagGiven == 0
-		}
-	}
-	t.room.mu.Unlock()
-	slices.Sort(nids)
 	if list, err = t.load(nids); err != nil {
-		return nil, false, err
+		return nil, err
 	}
-	list = slices.DeleteFunc(list, func(e *Event) bool { return !e.Partial() })
-	return ordered(list, func(e *Event) string { return e.ID }, func(e *Event) []string { return e.PrevEventIDs() }), settled, nil
+	return ordered(list, func(e *Event) string { return e.ID }, func(e *Event) []string { return e.PrevEventIDs() }), nil
 }
 
 // storedGiven returns the states after unknown parents of partial events, nil if one of them is still to be asked for.

@@ -354,3 +354,56 @@ func TestPartialRoomIsAbandoned(t *testing.T) {
 		p.whole()
 	})
 }
+
+// What is on its way to the database when the members become known gets its place all the same.
+func TestPartialRoomWithAnEventInFlight(t *testing.T) {
+	eachPair(t, "10", func(t *testing.T, w *world, away *Server) {
+		p := w.enterPartially(away, "@u:away")
+		if err := p.fetch(false, ""); err != nil {
+			t.Fatal(err)
+		}
+		release := hold(away)
+		sent, whole := make(chan string, 1), make(chan error, 1)
+		go func() {
+			id, err := away.Send(ctx, w.room.ID, Draft{Sender: "@u:away", Type: "m.room.message", Content: []byte(text)})
+			if err != nil {
+				t.Error(err)
+			}
+			sent <- id
+		}()
+		soon(t, func() bool { return p.flying() == 1 })
+		go func() { whole <- away.MakeWhole(ctx, w.room.ID) }()
+		soon(t, func() bool {
+			if p.at.turn.TryLock() {
+				p.at.turn.Unlock()
+				return p.flying() > 1
+			}
+			return true
+		})
+		release()
+		if err := <-whole; err != nil {
+			t.Fatal(err)
+		}
+		if got, want := w.history(away), []string{p.join.ID, <-sent}; !slices.Equal(got, want) {
+			t.Errorf("history %v, want %v", got, want)
+		}
+		w.consistent(away)
+	})
+}
+
+// flying is how many units of the room are on their way to the database.
+func (p *partial) flying() int {
+	p.at.mu.Lock()
+	defer p.at.mu.Unlock()
+	return p.at.flying
+}
+
+// soon waits until a condition holds.
+func soon(t *testing.T, done func() bool) {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); !done(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("nothing happens")
+		}
+	}
+}
