@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"sync"
 	"time"
 
@@ -305,18 +304,13 @@ func (a *API) introduce(ctx context.Context, user string, servers []string) erro
 	return nil
 }
 
-// everything is all that there is to tell of a user to those who have not heard of them, devices without keys included;
-// nothing if there are only such, for which nobody can encrypt.
+// everything is all that there is to tell of a user to those who have not heard of them, devices without keys included.
 func everything(tx *storage.Tx, user string, pos int64) (*news, error) {
 	identity, err := localIdentity(tx, user)
 	if err != nil {
 		return nil, err
 	}
-	n := &news{pos: pos, user: user}
-	if identity.master != nil || slices.ContainsFunc(identity.devices, func(d deviceKeys) bool { return d.keys != nil }) {
-		n.devices = namesOf(identity)
-	}
-	return n, nil
+	return &news{pos: pos, user: user, devices: namesOf(identity)}, nil
 }
 
 // namesOf are the devices of a user and, if there are any, the empty one that stands for the cross-signing keys.
