@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -240,6 +241,13 @@ func (a *API) followRoom(ctx context.Context, nid, from, to int64) error {
 		}
 	}
 	for _, user := range came {
+		keyless, err := a.keyless(ctx, user)
+		if err != nil {
+			return err
+		}
+		if keyless && room.Partial() != nil {
+			continue // nobody can encrypt for them; who is in the room is told when that is known
+		}
 		if err := a.introduce(ctx, user, room.Servers()); err != nil {
 			return err
 		}
@@ -302,6 +310,22 @@ func (a *API) introduce(ctx context.Context, user string, servers []string) erro
 		strangers = strangers[n:]
 	}
 	return nil
+}
+
+// keyless tells whether nothing can be encrypted for a local user yet.
+func (a *API) keyless(ctx context.Context, user string) (bool, error) {
+	keyless := false
+	err := a.db.Read(ctx, func(tx *storage.Tx) error {
+		identity, err := localIdentity(tx, user)
+		if err == nil {
+			keyless = identity.master == nil && !slices.ContainsFunc(identity.devices, func(d deviceKeys) bool { return d.keys != nil })
+		}
+		return err
+	})
+	if err != nil {
+		return false, fmt.Errorf("look up devices of %s: %w", user, err)
+	}
+	return keyless, nil
 }
 
 // everything is all that there is to tell of a user to those who have not heard of them, devices without keys included.

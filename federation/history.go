@@ -83,7 +83,7 @@ func (a *API) fillNext(ctx context.Context, room *roomserver.Room, events int, n
 		if since, resting := a.rests.Get(key); resting && time.Since(since) < gapRest {
 			return nil
 		}
-		if !a.awaitWhole(ctx, room) {
+		if !a.awaitWhole(ctx, room, backfillTimeout) {
 			return nil
 		}
 		n, err := a.fill(ctx, room, gap, events)

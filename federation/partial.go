@@ -21,6 +21,9 @@ const (
 	// before, up to maxPartialPause.
 	partialPause    = 5 * time.Second
 	maxPartialPause = 10 * time.Minute
+	// joinPatience is how long a join waits for the members: in most rooms they are there at once, and clients then never
+	// meet a room that is not whole.
+	joinPatience = 400 * time.Millisecond
 	// toldFailures is how many of their failures the log tells.
 	toldFailures = 4
 )
@@ -154,9 +157,9 @@ func (a *API) witnesses(room *roomserver.Room) (list []string) {
 	return list
 }
 
-// awaitWhole waits a while until the members of a room are known: older events would need them, too.
-func (a *API) awaitWhole(ctx context.Context, room *roomserver.Room) bool {
-	ctx, cancel := context.WithTimeout(ctx, backfillTimeout)
+// awaitWhole waits a while until the members of a room are known, and tells whether they are.
+func (a *API) awaitWhole(ctx context.Context, room *roomserver.Room, patience time.Duration) bool {
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	return a.rooms.AwaitWhole(ctx, room) == nil
 }
