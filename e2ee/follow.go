@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"sync"
 	"time"
 
@@ -246,7 +245,7 @@ func (a *API) followRoom(ctx context.Context, nid, from, to int64) error {
 			return err
 		}
 		if keyless && room.Partial() != nil {
-			continue // nobody can encrypt for them; who is in the room is told when that is known
+			continue // nobody can encrypt for them; all who share a room then are told of their first keys
 		}
 		if err := a.introduce(ctx, user, room.Servers()); err != nil {
 			return err
@@ -318,7 +317,7 @@ func (a *API) keyless(ctx context.Context, user string) (bool, error) {
 	err := a.db.Read(ctx, func(tx *storage.Tx) error {
 		identity, err := localIdentity(tx, user)
 		if err == nil {
-			keyless = identity.master == nil && !slices.ContainsFunc(identity.devices, func(d deviceKeys) bool { return d.keys != nil })
+			keyless = identity.keyless()
 		}
 		return err
 	})

@@ -37,6 +37,11 @@ type identity struct {
 	streamID int64
 }
 
+// keyless tells that nothing can be encrypted for the user yet.
+func (i *identity) keyless() bool {
+	return i.master == nil && !slices.ContainsFunc(i.devices, func(d deviceKeys) bool { return d.keys != nil })
+}
+
 // deviceKeys are the keys of one device.
 type deviceKeys struct {
 	id string

@@ -122,9 +122,9 @@ func (a *API) makeUp(ctx context.Context, user string, c roomserver.Completion) 
 	var changed int64
 	sent := map[string]int64{}
 	var devices []string
+	keyless := false
 	err := a.db.Read(ctx, func(tx *storage.Tx) error {
 		clear(sent)
-		devices = nil
 		if _, err := tx.Get(`SELECT pos FROM device_list_changes WHERE user_id = $1`, []any{user}, &changed); err != nil {
 			return err
 		}
@@ -142,7 +142,7 @@ func (a *API) makeUp(ctx context.Context, user string, c roomserver.Completion) 
 		if err != nil {
 			return err
 		}
-		devices = namesOf(identity)
+		devices, keyless = namesOf(identity), identity.keyless()
 		return nil
 	})
 	if err != nil {
@@ -155,7 +155,7 @@ func (a *API) makeUp(ctx context.Context, user string, c roomserver.Completion) 
 		case server == a.rooms.Name() || known && stream >= changed*streamsPerPosition:
 		case changed > c.Since:
 			behind = append(behind, server)
-		case !known:
+		case !known && !keyless:
 			strangers = append(strangers, server)
 		}
 	}
