@@ -86,6 +86,9 @@ func (s *Server) Take(ctx context.Context, roomID string, in []Incoming) ([]Rece
 	var out []Received
 	_, err := s.Turn(ctx, roomID, func(t *Turn) error {
 		out = make([]Received, len(in))
+		if err := t.lookAhead(in); err != nil {
+			return err
+		}
 		past, err := t.beforeGaps(in)
 		if err != nil {
 			return err
@@ -104,6 +107,18 @@ func (s *Server) Take(ctx context.Context, roomID string, in []Incoming) ([]Rece
 		return past.insert(t)
 	})
 	return out, err
+}
+
+// lookAhead finds out at once which of the events are known already, if there are some.
+func (t *Turn) lookAhead(in []Incoming) error {
+	if len(in) < lookBatch/8 {
+		return nil
+	}
+	ids := make([]string, len(in))
+	for i := range in {
+		ids[i] = in[i].Event.ID
+	}
+	return t.look(ids)
 }
 
 // find returns an event of the room by id, among them those that are not durable yet; nil if it is unknown.
