@@ -60,8 +60,7 @@ func countKeys(tx *storage.Tx, user string) (map[string]KeyCounts, error) {
 	for rows.Next() {
 		rows.Scan(&device, &algorithm, &n)
 		usual[device] = usual[device] || algorithm == signedCurve25519
-		b := canonicaljson.AppendString(separate(oneTime[device], '{'), algorithm)
-		oneTime[device] = strconv.AppendInt(append(b, ':'), n, 10)
+		oneTime[device] = appendCount(oneTime[device], algorithm, n)
 	}
 	if err := rows.Close(); err != nil {
 		return nil, err
@@ -76,10 +75,7 @@ func countKeys(tx *storage.Tx, user string) (map[string]KeyCounts, error) {
 	}
 	all := make(map[string]KeyCounts, len(oneTime)+len(fallback))
 	for device, b := range oneTime {
-		if !usual[device] {
-			b = append(b, `,"`+signedCurve25519+`":0`...)
-		}
-		all[device] = KeyCounts{append(b, '}'), noKeys.UnusedFallback}
+		all[device] = KeyCounts{closeCounts(b, usual[device]), noKeys.UnusedFallback}
 	}
 	for device, b := range fallback {
 		c := countsOf(all, device)
@@ -88,6 +84,36 @@ func countKeys(tx *storage.Tx, user string) (map[string]KeyCounts, error) {
 		all[device] = c
 	}
 	return all, nil
+}
+
+// countDevice counts the one-time keys of one device: by algorithm, as its owner is told, and all of them.
+func countDevice(tx *storage.Tx, user, device string) (counts json.RawMessage, total int64, err error) {
+	rows := tx.Query(`SELECT algorithm, count(*) FROM one_time_keys WHERE user_id = $1 AND device_id = $2 AND claimed_ts IS NULL
+		GROUP BY algorithm ORDER BY algorithm`, user, device)
+	var algorithm string
+	var n int64
+	usual := false
+	for rows.Next() {
+		rows.Scan(&algorithm, &n)
+		usual = usual || algorithm == signedCurve25519
+		counts = appendCount(counts, algorithm, n)
+		total += n
+	}
+	return closeCounts(counts, usual), total, rows.Close()
+}
+
+// appendCount adds an algorithm to an object that counts.
+func appendCount(b []byte, algorithm string, n int64) []byte {
+	b = canonicaljson.AppendString(separate(b, '{'), algorithm)
+	return strconv.AppendInt(append(b, ':'), n, 10)
+}
+
+// closeCounts ends an object that counts; usual tells whether signedCurve25519 is in it.
+func closeCounts(b []byte, usual bool) []byte {
+	if !usual {
+		b = append(separate(b, '{'), `"`+signedCurve25519+`":0`...)
+	}
+	return append(b, '}')
 }
 
 // separate begins a container, or goes on in it.

@@ -111,13 +111,6 @@ func (u *keyUpload) writeOneTime(tx *storage.Tx, pos int64) error {
 			return err
 		}
 	}
-	var held int64
-	if _, err := tx.Get(`SELECT count(*) FROM one_time_keys WHERE user_id = $1 AND device_id = $2 AND claimed_ts IS NULL`, []any{u.user, u.device}, &held); err != nil {
-		return err
-	}
-	if held > maxOneTimeKeys {
-		return mxerr.TooLarge("The device has too many one-time keys")
-	}
 	return nil
 }
 

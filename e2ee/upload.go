@@ -51,7 +51,7 @@ func (a *API) upload(ctx context.Context, by *httpapi.Caller, in *uploadRequest)
 	if err := a.checkUpload(ctx, u); err != nil {
 		return nil, err
 	}
-	var counts map[string]KeyCounts
+	var counts json.RawMessage
 	err := a.db.Write(ctx, func(tx *storage.Tx) (err error) {
 		known, err := accounts.HasDevice(tx, by.UserID, by.DeviceID)
 		if err != nil {
@@ -63,13 +63,16 @@ func (a *API) upload(ctx context.Context, by *httpapi.Caller, in *uploadRequest)
 		if err := u.write(tx); err != nil {
 			return err
 		}
-		counts, err = countKeys(tx, by.UserID)
+		var held int64
+		if counts, held, err = countDevice(tx, by.UserID, by.DeviceID); err == nil && held > maxOneTimeKeys {
+			err = mxerr.TooLarge("The device has too many one-time keys")
+		}
 		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("store keys: %w", err)
 	}
-	return &uploadResponse{countsOf(counts, by.DeviceID).OneTime}, nil
+	return &uploadResponse{counts}, nil
 }
 
 // checkUpload checks what the device has signed.
