@@ -60,12 +60,18 @@ func (t *Turn) presume(e *Event, auth []*Event, into map[authrules.StateKeyTuple
 		}
 	}
 	in := stateres.Input{Version: t.room.Version, Events: resolvable{t}, Auth: t.room.chains}
+	var drops []func()
+	defer func() {
+		for _, drop := range drops {
+			drop()
+		}
+	}()
 	for _, prefer := range []bool{false, true} {
 		tree, drop, err := t.sketch(e.StateBefore, places, cited, prefer)
 		if err != nil {
 			return err
 		}
-		defer drop()
+		drops = append(drops, drop)
 		in.States = append(in.States, tree)
 	}
 	pack, err := t.s.nids.Next(t.ctx)

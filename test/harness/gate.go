@@ -55,7 +55,8 @@ func NewGate(t testing.TB) (*Gate, func(*config.Config)) {
 			t.Fatal(err)
 		}
 		server := &http.Server{Handler: g.guard(proxy), ReadHeaderTimeout: time.Minute, ErrorLog: proxy.ErrorLog}
-		go server.Serve(tls.NewListener(socket, &tls.Config{Certificates: []tls.Certificate{a.cert}, MinVersion: tls.VersionTLS12}))
+		listener := tls.NewListener(socket, &tls.Config{Certificates: []tls.Certificate{a.cert}, MinVersion: tls.VersionTLS12})
+		go func() { _ = server.Serve(listener) }() // it ends when the server is closed
 		t.Cleanup(func() {
 			g.Open()
 			server.Close()
