@@ -34,17 +34,7 @@ type Unfetched struct {
 
 // Unfetched returns what is still to be asked for of a room.
 func (s *Server) Unfetched(ctx context.Context, room *Room) ([]Unfetched, error) {
-	var nids []int64
-	err := s.db.Read(ctx, func(tx *storage.Tx) error {
-		nids = nids[:0]
-		rows := tx.Query(`SELECT event FROM partial_given WHERE room = $1 AND root IS NULL ORDER BY event`, room.NID)
-		var nid int64
-		for rows.Next() {
-			rows.Scan(&nid)
-			nids = append(nids, nid)
-		}
-		return rows.Close()
-	})
+	nids, err := s.numbers(ctx, `SELECT event FROM partial_given WHERE room = $1 AND root IS NULL ORDER BY event`, room.NID)
 	if err != nil {
 		return nil, fmt.Errorf("what is missing of %s: %w", room.ID, err)
 	}
@@ -293,17 +283,7 @@ func (t *Turn) becomeWhole(p *Partial) error {
 
 // partialEvents lists the partial events of the room, parents first. All of them are on disk.
 func (t *Turn) partialEvents() (list []*Event, err error) {
-	var nids []int64
-	err = t.s.db.Read(t.ctx, func(tx *storage.Tx) error {
-		nids = nids[:0]
-		rows := tx.Query(`SELECT nid FROM events WHERE room = $1 AND flags & 128 <> 0 ORDER BY nid`, t.room.NID)
-		var nid int64
-		for rows.Next() {
-			rows.Scan(&nid)
-			nids = append(nids, nid)
-		}
-		return rows.Close()
-	})
+	nids, err := t.s.numbers(t.ctx, `SELECT nid FROM events WHERE room = $1 AND flags & 128 <> 0 ORDER BY nid`, t.room.NID)
 	if err != nil {
 		return nil, fmt.Errorf("events to look at again: %w", err)
 	}

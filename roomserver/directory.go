@@ -67,16 +67,7 @@ func NoteDirectory(tx *storage.Tx, room int64) error {
 
 // PublicRooms returns the numbers of the rooms in this server's directory, the oldest first and at most limit.
 func (s *Server) PublicRooms(ctx context.Context, limit int) (nids []int64, err error) {
-	err = s.db.Read(ctx, func(tx *storage.Tx) error {
-		nids = nil
-		rows := tx.Query(`SELECT r.nid FROM public_rooms p JOIN rooms r ON r.room_id = p.room_id ORDER BY r.nid LIMIT $1`, int64(limit))
-		var nid int64
-		for rows.Next() {
-			rows.Scan(&nid)
-			nids = append(nids, nid)
-		}
-		return rows.Close()
-	})
+	nids, err = s.numbers(ctx, `SELECT r.nid FROM public_rooms p JOIN rooms r ON r.room_id = p.room_id ORDER BY r.nid LIMIT $1`, int64(limit))
 	if err != nil {
 		return nil, fmt.Errorf("read the directory: %w", err)
 	}

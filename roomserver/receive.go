@@ -11,7 +11,6 @@ import (
 	"github.com/myelin-im/myelin/roomserver/pdu"
 	"github.com/myelin-im/myelin/roomserver/snapshot"
 	"github.com/myelin-im/myelin/roomserver/stateres"
-	"github.com/myelin-im/myelin/storage"
 )
 
 // Outcome is what became of a received event.
@@ -526,17 +525,7 @@ func (t *Turn) redactReceived(e *Event) error {
 		}
 	}
 	t.room.mu.Unlock()
-	var stored []int64
-	err := t.s.db.Read(t.ctx, func(tx *storage.Tx) error {
-		stored = nil
-		rows := tx.Query(`SELECT redaction FROM redactions WHERE room = $1 AND target = $2 ORDER BY redaction`, t.room.NID, eventKey(e.ID))
-		var nid int64
-		for rows.Next() {
-			rows.Scan(&nid)
-			stored = append(stored, nid)
-		}
-		return rows.Close()
-	})
+	stored, err := t.s.numbers(t.ctx, `SELECT redaction FROM redactions WHERE room = $1 AND target = $2 ORDER BY redaction`, t.room.NID, eventKey(e.ID))
 	if err != nil {
 		return fmt.Errorf("redactions of %s: %w", e.ID, err)
 	}

@@ -202,18 +202,8 @@ func (t *Turn) checkAnnotation(p *pdu.Event, r link) error {
 		}
 	}
 	t.room.mu.Unlock()
-	var nids []int64
-	err := t.s.db.Read(t.ctx, func(tx *storage.Tx) error {
-		nids = nids[:0]
-		rows := tx.Query(`SELECT child FROM relations WHERE room = $1 AND target = $2 AND sender = $3 AND kind = 4 ORDER BY child DESC LIMIT $4`,
-			t.room.NID, eventKey(r.Target), p.Sender, int64(maxAnnotations))
-		var nid int64
-		for rows.Next() {
-			rows.Scan(&nid)
-			nids = append(nids, nid)
-		}
-		return rows.Close()
-	})
+	nids, err := t.s.numbers(t.ctx, `SELECT child FROM relations WHERE room = $1 AND target = $2 AND sender = $3 AND kind = 4 ORDER BY child DESC LIMIT $4`,
+		t.room.NID, eventKey(r.Target), p.Sender, int64(maxAnnotations))
 	if err != nil || len(nids) == 0 {
 		return err
 	}
