@@ -44,7 +44,8 @@ const (
 )
 
 // searchUsers: client-server API v1.19, POST /user_directory/search. Users who are called exactly so come first, then
-// those who have the words, then those who have words that begin with them.
+// those who have the words, then those who have words that begin with them. The searcher is found like everybody else: the
+// specification makes no exception of them.
 func (a *API) searchUsers(ctx context.Context, by *httpapi.Caller, in *usersRequest) (*usersResponse, error) {
 	if in.Term == nil {
 		return nil, mxerr.MissingParam("Missing parameter search_term")
@@ -61,7 +62,7 @@ func (a *API) searchUsers(ctx context.Context, by *httpapi.Caller, in *usersRequ
 	if err != nil {
 		return nil, err
 	}
-	found, err := a.findUsers(ctx, by.UserID, *in.Term, visible, limit+1)
+	found, err := a.findUsers(ctx, *in.Term, visible, limit+1)
 	if err != nil {
 		return nil, fmt.Errorf("search the user directory: %w", err)
 	}
@@ -84,8 +85,8 @@ func (a *API) visibleUsers(ctx context.Context, searcher string) ([]storage.Term
 	return terms, nil
 }
 
-// findUsers returns up to limit users, the best first. Nobody finds themselves.
-func (a *API) findUsers(ctx context.Context, searcher, text string, visible []storage.Term, limit int) ([]foundUser, error) {
+// findUsers returns up to limit users, the best first.
+func (a *API) findUsers(ctx context.Context, text string, visible []storage.Term, limit int) ([]foundUser, error) {
 	asked, server := splitUser(text)
 	wanted := words.Query(asked)
 	found := []foundUser{}
@@ -116,7 +117,7 @@ func (a *API) findUsers(ctx context.Context, searcher, text string, visible []st
 			}
 			level = slices.DeleteFunc(level, func(u foundUser) bool {
 				_, its, _ := strings.Cut(u.UserID, ":")
-				return seen[u.id] || u.UserID == searcher || !strings.HasPrefix(its, server)
+				return seen[u.id] || !strings.HasPrefix(its, server)
 			})
 			sortUsers(level, asked)
 			for _, u := range level {

@@ -58,7 +58,8 @@ func TestUserDirectory(t *testing.T) {
 		findsUsers(t, me, "@carla:myelin.test", id("carla"))
 		findsUsers(t, me, "@carla:elsewhere", []string{}...)
 		findsUsers(t, me, "@annabel", id("annabel.lee"))
-		findsUsers(t, me, "searcher") // nobody looks for themselves
+		// Who searches is in a public room as well, and the specification makes no exception of them.
+		findsUsers(t, me, "searcher", id("searcher"))
 		findsUsers(t, me, "nobody")
 		findsUsers(t, me, "")
 		u := me.Must("POST", Path("/user_directory/search"), J{"search_term": "carla"}).JSON
@@ -102,8 +103,9 @@ func TestUserDirectoryVisibility(t *testing.T) {
 	Each(t, func(t *testing.T, s *Server) {
 		ann, ben, cid := s.Register(t, "ann"), s.Register(t, "ben"), s.Register(t, "cid")
 		findsUsers(t, ann, "ben")
-		room := ann.Create(J{"preset": "private_chat"})
 		findsUsers(t, ann, "ann")
+		room := ann.Create(J{"preset": "private_chat"})
+		findsUsers(t, ann, "ann", ann.UserID)
 		ann.Change("invite", room, ben.UserID)
 		findsUsers(t, ann, "ben")
 		ben.Join(room)
