@@ -8,6 +8,9 @@
 // announced with a notice of their own (storage.PrivateReceipt) and shown to their user alone. The read marker
 // m.fully_read is room account data; the table holds its place, so that it does not move back either.
 //
+// A receipt of another server's user for an event that is not known here waits for it in table waiting_receipts. If it is
+// the user's first one, it is shown at once, without a place in the history order: the event says what comes after it.
+//
 // Memory holds the last position of each room with a receipt since the start, the newest receipts of rooms that somebody
 // follows, and the receipts of users whose unread events somebody counts, so that a message to a room with many
 // readers reads nothing from the database.

@@ -40,7 +40,7 @@ type Receipt struct {
 	Thread string
 	// EventID is the last event that was read.
 	EventID string
-	// At is that event's place in the room's history.
+	// At is that event's place in the room's history; zero, before all others, while the event is not known.
 	At roomserver.HistoryToken
 	// TS is when the server got the receipt, in milliseconds.
 	TS int64

@@ -12,8 +12,9 @@ import (
 )
 
 // Receive takes a public receipt that another server sent for one of its users (server-server API v1.19,
-// "Receipts"). One for an event that is not known yet waits for it; one of somebody who is not in the room is dropped.
-// Whether the server may speak for the user, the caller has checked.
+// "Receipts"). One for an event that is not known yet waits for it, and if the user has none yet that it could move back,
+// readers are told of it meanwhile. One of somebody who is not in the room is dropped. Whether the server may speak for
+// the user, the caller has checked.
 func (a *API) Receive(ctx context.Context, roomID, user, thread, eventID string, ts int64) error {
 	room, err := a.rooms.Room(ctx, roomID)
 	if errors.Is(err, roomserver.ErrUnknownRoom) {
@@ -23,7 +24,7 @@ func (a *API) Receive(ctx context.Context, roomID, user, thread, eventID string,
 		return err
 	}
 	in, err := a.rooms.MayBeIn(ctx, room, user)
-	if err != nil || !in || len(thread) > maxThread || len(eventID) > maxThread {
+	if err != nil || !in || len(thread) > maxThread || eventID == "" || len(eventID) > maxThread {
 		return err
 	}
 	r := Receipt{User: user, Kind: Read, Thread: thread, EventID: eventID, TS: ts}
@@ -60,21 +61,21 @@ func (a *API) locate(ctx context.Context, room *roomserver.Room, r *Receipt) (kn
 // maxWaiting bounds the receipts that wait in one room. The oldest ones give way.
 const maxWaiting = 100
 
-// wait keeps a receipt for an event that is not known yet, in place of the one that the user had waiting before.
+// wait keeps a receipt for an event that is not known yet, in place of the one that the user had waiting before. Where it
+// belongs in the room's history will be known with the event. Until then it stands before everything, so that it is shown
+// of a user who has no other, and replaces none.
 func (a *API) wait(ctx context.Context, room *roomserver.Room, r *Receipt) error {
 	a.waiting.add(room.NID)
 	err := a.db.Write(ctx, func(tx *storage.Tx) error {
-		var n int64
-		_, err := tx.Get(`SELECT count(*) FROM waiting_receipts WHERE room = $1`, []any{room.NID}, &n)
-		if err == nil && n >= maxWaiting {
-			_, err = tx.Exec(`DELETE FROM waiting_receipts WHERE room = $1 AND ts = (SELECT min(ts) FROM waiting_receipts WHERE room = $1)`, room.NID)
-		}
-		if err != nil {
+		if err := giveWay(tx, room.NID); err != nil {
 			return err
 		}
-		_, err = tx.Exec(`INSERT INTO waiting_receipts (room, user_id, thread, event_id, ts) VALUES ($1, $2, $3, $4, $5)
+		_, err := tx.Exec(`INSERT INTO waiting_receipts (room, user_id, thread, event_id, ts) VALUES ($1, $2, $3, $4, $5)
 			ON CONFLICT (room, user_id, thread) DO UPDATE SET event_id = excluded.event_id, ts = excluded.ts`,
 			room.NID, r.User, r.Thread, r.EventID, r.TS)
+		if err == nil {
+			_, err = putReceipt(tx, room.NID, r)
+		}
 		return err
 	})
 	if err != nil {
@@ -85,6 +86,23 @@ func (a *API) wait(ctx context.Context, room *roomserver.Room, r *Receipt) error
 	a.waiting.arrived(room.NID)
 	a.wake()
 	return nil
+}
+
+// giveWay makes room for one that waits. With those that waited longest goes what is shown of them: else a server could
+// fill the table with receipts for events that do not exist.
+func giveWay(tx *storage.Tx, room int64) error {
+	var n int64
+	if _, err := tx.Get(`SELECT count(*) FROM waiting_receipts WHERE room = $1`, []any{room}, &n); err != nil || n < maxWaiting {
+		return err
+	}
+	const oldest = `FROM waiting_receipts WHERE room = $1 AND ts = (SELECT min(ts) FROM waiting_receipts WHERE room = $1)`
+	_, err := tx.Exec(`DELETE FROM receipts WHERE room = $1 AND kind = $2 AND anchor = 0 AND (user_id, thread) IN (SELECT user_id, thread `+oldest+`)`,
+		room, int64(Read))
+	if err != nil {
+		return err
+	}
+	_, err = tx.Exec(`DELETE `+oldest, room)
+	return err
 }
 
 // waitingRooms knows in which rooms receipts wait, and in which of them something arrived.

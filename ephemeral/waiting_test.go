@@ -1,6 +1,7 @@
 package ephemeral
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -37,17 +38,71 @@ func TestReceivedReceipts(t *testing.T) {
 		if got := s.receipts(room, alice, 0, events); got != "read bob 1; main read bob 0" {
 			t.Errorf("alice sees %q", got)
 		}
+	})
+}
+
+// TestReceiptsOfUnknownEvents: who has no receipt yet is shown to have read something that this server does not know; where
+// that is, the event will tell.
+func TestReceiptsOfUnknownEvents(t *testing.T) {
+	each(t, func(t *testing.T, s *server) {
+		room := s.room(alice, bob)
+		events := []string{s.send(room, alice, ""), s.send(room, alice, "")}
+		s.announced()
+		receive := func(user, event, thread, shown, announced string) {
+			t.Helper()
+			if err := s.Receive(t.Context(), room.ID, user, thread, event, 5); err != nil {
+				t.Fatal(err)
+			}
+			if got := s.receipts(room, alice, 0, events); got != shown {
+				t.Errorf("alice sees %q, want %q", got, shown)
+			}
+			if got := strings.Join(s.announced(), ", "); got != announced {
+				t.Errorf("announced %q, want %q", got, announced)
+			}
+		}
+		receive(carol, "$unknown", "", "", "") // is not in the room
+		receive(bob, "", "", "", "")
+		receive(bob, "$unknown", "", "read bob -1", "receipt @bob:hs")
+		receive(bob, "$unknown", "", "read bob -1", "")
+		receive(bob, "$else", "", "read bob -1", "") // which of the two is later is not known
+		receive(bob, "$unknown", "main", "read bob -1; main read bob -1", "receipt @bob:hs")
+		receive(bob, events[0], "", "main read bob -1; read bob 0", "receipt @bob:hs")
+		receive(bob, "$unknown", "", "main read bob -1; read bob 0", "")
+		if upTo, err := s.ReadUpTo(t.Context(), room.NID, bob, Main); err != nil || upTo != 0 {
+			t.Errorf("bob has read up to %d (%v)", upTo, err)
+		}
+		if n := s.waits(); n != 2 {
+			t.Errorf("%d receipts wait", n)
+		}
+		// As if the event had not been there a moment ago.
+		if err := s.wait(t.Context(), room, &Receipt{User: bob, Kind: Read, Thread: Main, EventID: events[1], TS: 6}); err != nil {
+			t.Fatal(err)
+		}
+		s.pass(settlePause)
+		receive(bob, events[0], "main", "read bob 0; main read bob 1", "receipt @bob:hs")
+	})
+}
+
+// TestManyReceiptsOfUnknownEvents bounds what another server can make this one keep.
+func TestManyReceiptsOfUnknownEvents(t *testing.T) {
+	each(t, func(t *testing.T, s *server) {
+		room := s.room(alice, bob)
+		events := []string{s.send(room, alice, "")}
+		if err := s.Receive(t.Context(), room.ID, bob, "a", events[0], 0); err != nil {
+			t.Fatal(err)
+		}
 		for i := range maxWaiting + 10 {
 			if err := s.Receive(t.Context(), room.ID, bob, string(rune('a'+i)), "$unknown", int64(i)); err != nil {
 				t.Fatal(err)
 			}
 		}
-		if n := s.waits(); n != maxWaiting {
-			t.Errorf("%d receipts wait", n)
-		}
 		s.pass(time.Minute)
-		if got := s.receipts(room, alice, 0, events); got != "read bob 1; main read bob 0" {
-			t.Errorf("alice sees %q", got)
+		var placeless, all int64
+		if _, err := s.db.Get(t.Context(), `SELECT count(*) FILTER (WHERE anchor = 0), count(*) FROM receipts`, nil, &placeless, &all); err != nil {
+			t.Fatal(err)
+		}
+		if n := s.waits(); n != maxWaiting || placeless != maxWaiting || all != maxWaiting+1 {
+			t.Errorf("%d receipts wait, %d of %d have no place", n, placeless, all)
 		}
 	})
 }
@@ -66,7 +121,7 @@ func TestWaitingReceipts(t *testing.T) {
 			}
 		}
 		// The event came while the receipt was being kept.
-		if err := s.wait(t.Context(), room, &Receipt{User: bob, EventID: events[0], TS: 1}); err != nil {
+		if err := s.wait(t.Context(), room, &Receipt{User: bob, Kind: Read, EventID: events[0], TS: 1}); err != nil {
 			t.Fatal(err)
 		}
 		s.pass(settlePause)
