@@ -7,13 +7,7 @@ import (
 // Guests returns the user ids of guests in order: those after a user, at most limit.
 func Guests(tx *storage.Tx, after string, limit int) (users []string, err error) {
 	// The kind is not a parameter, so that the index of guests can be used.
-	rows := tx.Query(`SELECT user_id FROM accounts WHERE kind = 1 AND user_id > $1 AND deactivated_ts IS NULL ORDER BY user_id LIMIT $2`, after, limit)
-	for rows.Next() {
-		var user string
-		rows.Scan(&user)
-		users = append(users, user)
-	}
-	return users, rows.Close()
+	return storage.List[string](tx, `SELECT user_id FROM accounts WHERE kind = 1 AND user_id > $1 AND deactivated_ts IS NULL ORDER BY user_id LIMIT $2`, after, limit)
 }
 
 // GuestsAmong returns which of some users, at most 1000, are guests.
@@ -22,11 +16,5 @@ func GuestsAmong(tx *storage.Tx, users []string) (guests []string, err error) {
 	for _, u := range users {
 		args = append(args, u)
 	}
-	rows := tx.Query(`SELECT user_id FROM accounts WHERE kind = $1 AND user_id IN `+storage.In(len(users), 2), args...)
-	for rows.Next() {
-		var user string
-		rows.Scan(&user)
-		guests = append(guests, user)
-	}
-	return guests, rows.Close()
+	return storage.List[string](tx, `SELECT user_id FROM accounts WHERE kind = $1 AND user_id IN `+storage.In(len(users), 2), args...)
 }

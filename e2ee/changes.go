@@ -104,16 +104,7 @@ func (a *API) changedBetween(ctx context.Context, from, to int64) (users []strin
 	if users, known := a.changes.between(from, to); known {
 		return users, nil
 	}
-	err = a.db.Read(ctx, func(tx *storage.Tx) error {
-		users = nil
-		rows := tx.Query(`SELECT user_id FROM device_list_changes WHERE pos > $1 AND pos <= $2`, from, to)
-		var user string
-		for rows.Next() {
-			rows.Scan(&user)
-			users = append(users, user)
-		}
-		return rows.Close()
-	})
+	users, err = storage.ReadList[string](ctx, a.db, `SELECT user_id FROM device_list_changes WHERE pos > $1 AND pos <= $2`, from, to)
 	if err != nil {
 		return nil, fmt.Errorf("read changed devices: %w", err)
 	}

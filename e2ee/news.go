@@ -50,18 +50,12 @@ func (a *API) tellNews(ctx context.Context) error {
 		n := news{}
 		found := false
 		err := a.db.Read(ctx, func(tx *storage.Tx) (err error) {
-			n.devices = nil
 			found, err = tx.Get(`SELECT pos, user_id FROM device_list_news ORDER BY pos, user_id LIMIT 1`, nil, &n.pos, &n.user)
 			if err != nil || !found {
 				return err
 			}
-			rows := tx.Query(`SELECT device_id FROM device_list_news WHERE pos = $1 AND user_id = $2 ORDER BY device_id DESC`, n.pos, n.user)
-			var device string
-			for rows.Next() {
-				rows.Scan(&device)
-				n.devices = append(n.devices, device)
-			}
-			return rows.Close()
+			n.devices, err = storage.List[string](tx, `SELECT device_id FROM device_list_news WHERE pos = $1 AND user_id = $2 ORDER BY device_id DESC`, n.pos, n.user)
+			return err
 		})
 		if err != nil {
 			return fmt.Errorf("read changed devices: %w", err)

@@ -16,16 +16,7 @@ type EDU struct {
 
 // Destinations returns the servers that are owed something written at positions in (after, upTo], sorted.
 func (a *API) Destinations(ctx context.Context, after, upTo int64) (servers []string, err error) {
-	err = a.db.Read(ctx, func(tx *storage.Tx) error {
-		servers = nil
-		rows := tx.Query(`SELECT DISTINCT destination FROM outgoing_edus WHERE pos > $1 AND pos <= $2 ORDER BY destination`, after, upTo)
-		var server string
-		for rows.Next() {
-			rows.Scan(&server)
-			servers = append(servers, server)
-		}
-		return rows.Close()
-	})
+	servers, err = storage.ReadList[string](ctx, a.db, `SELECT DISTINCT destination FROM outgoing_edus WHERE pos > $1 AND pos <= $2 ORDER BY destination`, after, upTo)
 	if err != nil {
 		return nil, fmt.Errorf("servers that are owed EDUs: %w", err)
 	}

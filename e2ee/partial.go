@@ -80,17 +80,7 @@ func (a *API) MembersKnown(ctx context.Context, c roomserver.Completion) error {
 // takeUpIn takes up what was postponed of the members of a room, and forgets all of it when no room is left whose members
 // are not known.
 func (a *API) takeUpIn(ctx context.Context, room *roomserver.Room) error {
-	var users []string
-	err := a.db.Read(ctx, func(tx *storage.Tx) error {
-		users = nil
-		rows := tx.Query(`SELECT user_id FROM postponed_device_lists`)
-		var user string
-		for rows.Next() {
-			rows.Scan(&user)
-			users = append(users, user)
-		}
-		return rows.Close()
-	})
+	users, err := storage.ReadList[string](ctx, a.db, `SELECT user_id FROM postponed_device_lists`)
 	if err != nil {
 		return fmt.Errorf("postponed changes of devices: %w", err)
 	}

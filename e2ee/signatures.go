@@ -255,16 +255,7 @@ func (a *API) signedBetween(ctx context.Context, signer string, from, to int64) 
 	if a.changes.unchanged(signer, from) { // write notes the signer's change
 		return nil, nil
 	}
-	err = a.db.Read(ctx, func(tx *storage.Tx) error {
-		users = nil
-		rows := tx.Query(`SELECT DISTINCT user_id FROM key_signatures WHERE signer = $1 AND user_id <> $1 AND pos > $2 AND pos <= $3`, signer, from, to)
-		var user string
-		for rows.Next() {
-			rows.Scan(&user)
-			users = append(users, user)
-		}
-		return rows.Close()
-	})
+	users, err = storage.ReadList[string](ctx, a.db, `SELECT DISTINCT user_id FROM key_signatures WHERE signer = $1 AND user_id <> $1 AND pos > $2 AND pos <= $3`, signer, from, to)
 	if err != nil {
 		return nil, fmt.Errorf("read new signatures: %w", err)
 	}

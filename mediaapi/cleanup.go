@@ -135,18 +135,8 @@ func (a *API) dropUnattached(ctx context.Context, before int64) error {
 
 // dropUnnamed removes blobs that nothing refers to: somebody ended this process before it could.
 func (a *API) dropUnnamed(ctx context.Context) error {
-	var keys []string
-	err := a.db.Read(ctx, func(tx *storage.Tx) error {
-		keys = nil
-		rows := tx.Query(`SELECT key FROM media_blobs b WHERE NOT EXISTS (SELECT 1 FROM media WHERE blob = b.key)
+	keys, err := storage.ReadList[string](ctx, a.db, `SELECT key FROM media_blobs b WHERE NOT EXISTS (SELECT 1 FROM media WHERE blob = b.key)
 			AND NOT EXISTS (SELECT 1 FROM media_thumbnails WHERE data = b.key AND blob <> b.key) LIMIT 10000`)
-		for rows.Next() {
-			var key string
-			rows.Scan(&key)
-			keys = append(keys, key)
-		}
-		return rows.Close()
-	})
 	if err != nil {
 		return fmt.Errorf("look for blobs without a name: %w", err)
 	}

@@ -73,16 +73,7 @@ func TestThumbnails(t *testing.T) {
 		})
 		var keys []string
 		if err == nil {
-			err = a.db.Read(context.Background(), func(tx *storage.Tx) error {
-				keys = nil
-				rows := tx.Query(`SELECT key FROM media_blobs`)
-				for rows.Next() {
-					var key string
-					rows.Scan(&key)
-					keys = append(keys, key)
-				}
-				return rows.Close()
-			})
+			keys, err = storage.ReadList[string](context.Background(), a.db, `SELECT key FROM media_blobs`)
 		}
 		if err == nil {
 			err = a.dropBlobs(context.Background(), keys)

@@ -68,16 +68,7 @@ func (s *Server) DeleteAlias(ctx context.Context, alias string) error {
 
 // Aliases returns the local aliases of a room, sorted.
 func (s *Server) Aliases(ctx context.Context, roomID string) (aliases []string, err error) {
-	err = s.db.Read(ctx, func(tx *storage.Tx) error {
-		aliases = []string{}
-		rows := tx.Query(`SELECT alias FROM room_aliases WHERE room_id = $1 ORDER BY alias`, roomID)
-		var a string
-		for rows.Next() {
-			rows.Scan(&a)
-			aliases = append(aliases, a)
-		}
-		return rows.Close()
-	})
+	aliases, err = storage.ReadList[string](ctx, s.db, `SELECT alias FROM room_aliases WHERE room_id = $1 ORDER BY alias`, roomID)
 	if err != nil {
 		return nil, fmt.Errorf("aliases of %s: %w", roomID, err)
 	}

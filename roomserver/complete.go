@@ -34,7 +34,7 @@ type Unfetched struct {
 
 // Unfetched returns what is still to be asked for of a room.
 func (s *Server) Unfetched(ctx context.Context, room *Room) ([]Unfetched, error) {
-	nids, err := s.numbers(ctx, `SELECT event FROM partial_given WHERE room = $1 AND root IS NULL ORDER BY event`, room.NID)
+	nids, err := storage.ReadList[int64](ctx, s.db, `SELECT event FROM partial_given WHERE room = $1 AND root IS NULL ORDER BY event`, room.NID)
 	if err != nil {
 		return nil, fmt.Errorf("what is missing of %s: %w", room.ID, err)
 	}
@@ -283,7 +283,7 @@ func (t *Turn) becomeWhole(p *Partial) error {
 
 // partialEvents lists the partial events of the room, parents first. All of them are on disk.
 func (t *Turn) partialEvents() (list []*Event, err error) {
-	nids, err := t.s.numbers(t.ctx, `SELECT nid FROM events WHERE room = $1 AND flags & 128 <> 0 ORDER BY nid`, t.room.NID)
+	nids, err := storage.ReadList[int64](t.ctx, t.s.db, `SELECT nid FROM events WHERE room = $1 AND flags & 128 <> 0 ORDER BY nid`, t.room.NID)
 	if err != nil {
 		return nil, fmt.Errorf("events to look at again: %w", err)
 	}

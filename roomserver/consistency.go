@@ -24,17 +24,7 @@ const maxProblems = 50
 // joined, nil if there are none. It reads every event and verifies its hash, id and, for those of local users,
 // signature, so it takes long on a large server. Nothing may write meanwhile.
 func (s *Server) CheckConsistency(ctx context.Context) error {
-	var ids []string
-	err := s.db.Read(ctx, func(tx *storage.Tx) error {
-		ids = ids[:0]
-		rows := tx.Query(`SELECT room_id FROM rooms ORDER BY nid`)
-		var id string
-		for rows.Next() {
-			rows.Scan(&id)
-			ids = append(ids, id)
-		}
-		return rows.Close()
-	})
+	ids, err := storage.ReadList[string](ctx, s.db, `SELECT room_id FROM rooms ORDER BY nid`)
 	if err != nil {
 		return fmt.Errorf("list rooms: %w", err)
 	}

@@ -67,7 +67,7 @@ func NoteDirectory(tx *storage.Tx, room int64) error {
 
 // PublicRooms returns the numbers of the rooms in this server's directory, the oldest first and at most limit.
 func (s *Server) PublicRooms(ctx context.Context, limit int) (nids []int64, err error) {
-	nids, err = s.numbers(ctx, `SELECT r.nid FROM public_rooms p JOIN rooms r ON r.room_id = p.room_id ORDER BY r.nid LIMIT $1`, int64(limit))
+	nids, err = storage.ReadList[int64](ctx, s.db, `SELECT r.nid FROM public_rooms p JOIN rooms r ON r.room_id = p.room_id ORDER BY r.nid LIMIT $1`, int64(limit))
 	if err != nil {
 		return nil, fmt.Errorf("read the directory: %w", err)
 	}
@@ -76,19 +76,10 @@ func (s *Server) PublicRooms(ctx context.Context, limit int) (nids []int64, err 
 
 // MutualRooms returns the ids of the rooms that both a local user and another user are joined to, sorted.
 func (s *Server) MutualRooms(ctx context.Context, local, other string) (ids []string, err error) {
-	err = s.db.Read(ctx, func(tx *storage.Tx) error {
-		ids = nil
-		rows := tx.Query(`SELECT r.room_id FROM room_members a
+	ids, err = storage.ReadList[string](ctx, s.db, `SELECT r.room_id FROM room_members a
 			JOIN room_members b ON b.room = a.room AND b.user_id = $2 AND b.membership = $3
 			JOIN rooms r ON r.nid = a.room
 			WHERE a.user_id = $1 AND a.local AND a.membership = $3 ORDER BY r.room_id`, local, other, Join)
-		var id string
-		for rows.Next() {
-			rows.Scan(&id)
-			ids = append(ids, id)
-		}
-		return rows.Close()
-	})
 	if err != nil {
 		return nil, fmt.Errorf("rooms that %s shares: %w", local, err)
 	}

@@ -13,24 +13,9 @@ const maxRoomsWithEvent = 10
 
 // RoomsWithEvent returns the numbers of the rooms that have an event with this id, at most 10 of them.
 func (s *Server) RoomsWithEvent(ctx context.Context, id string) (nids []int64, err error) {
-	nids, err = s.numbers(ctx, `SELECT room FROM events WHERE event_id = $1 ORDER BY room LIMIT $2`, eventKey(id), maxRoomsWithEvent)
+	nids, err = storage.ReadList[int64](ctx, s.db, `SELECT room FROM events WHERE event_id = $1 ORDER BY room LIMIT $2`, eventKey(id), maxRoomsWithEvent)
 	if err != nil {
 		return nil, fmt.Errorf("rooms of event %s: %w", id, err)
 	}
 	return nids, nil
-}
-
-// numbers reads a column of numbers.
-func (s *Server) numbers(ctx context.Context, sql string, args ...any) (list []int64, err error) {
-	err = s.db.Read(ctx, func(tx *storage.Tx) error {
-		list = list[:0]
-		rows := tx.Query(sql, args...)
-		var n int64
-		for rows.Next() {
-			rows.Scan(&n)
-			list = append(list, n)
-		}
-		return rows.Close()
-	})
-	return list, err
 }

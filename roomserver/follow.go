@@ -10,7 +10,7 @@ import (
 // RoomsSince returns the numbers of rooms with entries in the log beyond a position, in order: those with numbers above
 // after, at most limit. It looks at all rooms, and is for readers that follow the log and were away.
 func (s *Server) RoomsSince(ctx context.Context, pos, after int64, limit int) (nids []int64, err error) {
-	nids, err = s.numbers(ctx, `SELECT room FROM room_heads WHERE room > $1 AND pos > $2 ORDER BY room LIMIT $3`, after, pos, int64(limit))
+	nids, err = storage.ReadList[int64](ctx, s.db, `SELECT room FROM room_heads WHERE room > $1 AND pos > $2 ORDER BY room LIMIT $3`, after, pos, int64(limit))
 	if err != nil {
 		return nil, fmt.Errorf("rooms with news: %w", err)
 	}

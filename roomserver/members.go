@@ -177,19 +177,13 @@ const heroCount = 5
 // Heroes returns the users after whom a room without a name is named: the first joined or invited members except
 // the reader, else those who left (client-server API v1.19, "Calculating the display name for a room").
 func (s *Server) Heroes(ctx context.Context, room *Room, reader string) ([]string, error) {
-	heroes := []string{}
-	err := s.db.Read(ctx, func(tx *storage.Tx) error {
+	var heroes []string
+	err := s.db.Read(ctx, func(tx *storage.Tx) (err error) {
 		for _, pair := range [][2]string{{Join, Invite}, {Leave, Ban}} {
-			heroes = heroes[:0]
-			rows := tx.Query(`SELECT user_id FROM room_members
+			heroes, err = storage.List[string](tx, `SELECT user_id FROM room_members
 				WHERE room = $1 AND user_id <> $2 AND (membership = $3 OR membership = $4) ORDER BY event LIMIT $5`,
 				room.NID, reader, pair[0], pair[1], int64(heroCount))
-			var user string
-			for rows.Next() {
-				rows.Scan(&user)
-				heroes = append(heroes, user)
-			}
-			if err := rows.Close(); err != nil || len(heroes) > 0 {
+			if err != nil || len(heroes) > 0 {
 				return err
 			}
 		}

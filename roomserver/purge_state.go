@@ -119,11 +119,12 @@ const sweepPage = 1000
 // flight are newer than all that it looks at, and what they refer to is in use by the events on which they build.
 func (s *Server) unusedPacks(ctx context.Context, room *Room) (packs []int64, err error) {
 	for after := int64(-1); ; after = packs[len(packs)-1] {
-		n := len(packs)
-		if packs, err = s.packsAfter(ctx, room, after, packs); err != nil {
-			return nil, err
+		page, err := storage.ReadList[int64](ctx, s.db, `SELECT pack FROM state_packs WHERE room = $1 AND pack > $2 ORDER BY pack LIMIT $3`, room.NID, after, int64(sweepPage))
+		if err != nil {
+			return nil, fmt.Errorf("list rows of state: %w", err)
 		}
-		if len(packs) < n+sweepPage {
+		packs = append(packs, page...)
+		if len(page) < sweepPage {
 			break
 		}
 	}
@@ -141,22 +142,6 @@ func (s *Server) unusedPacks(ctx context.Context, room *Room) (packs []int64, er
 		}
 	}
 	return slices.DeleteFunc(packs, marker.Needs), nil
-}
-
-// packsAfter appends a page of the ids of a room's rows of state.
-func (s *Server) packsAfter(ctx context.Context, room *Room, after int64, packs []int64) ([]int64, error) {
-	n := len(packs)
-	err := s.db.Read(ctx, func(tx *storage.Tx) error {
-		packs = packs[:n]
-		rows := tx.Query(`SELECT pack FROM state_packs WHERE room = $1 AND pack > $2 ORDER BY pack LIMIT $3`, room.NID, after, int64(sweepPage))
-		var pack int64
-		for rows.Next() {
-			rows.Scan(&pack)
-			packs = append(packs, pack)
-		}
-		return rows.Close()
-	})
-	return packs, err
 }
 
 // markRoots marks the states that a query names, page by page.

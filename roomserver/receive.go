@@ -11,6 +11,7 @@ import (
 	"github.com/myelin-im/myelin/roomserver/pdu"
 	"github.com/myelin-im/myelin/roomserver/snapshot"
 	"github.com/myelin-im/myelin/roomserver/stateres"
+	"github.com/myelin-im/myelin/storage"
 )
 
 // Outcome is what became of a received event.
@@ -525,7 +526,7 @@ func (t *Turn) redactReceived(e *Event) error {
 		}
 	}
 	t.room.mu.Unlock()
-	stored, err := t.s.numbers(t.ctx, `SELECT redaction FROM redactions WHERE room = $1 AND target = $2 ORDER BY redaction`, t.room.NID, eventKey(e.ID))
+	stored, err := storage.ReadList[int64](t.ctx, t.s.db, `SELECT redaction FROM redactions WHERE room = $1 AND target = $2 ORDER BY redaction`, t.room.NID, eventKey(e.ID))
 	if err != nil {
 		return fmt.Errorf("redactions of %s: %w", e.ID, err)
 	}

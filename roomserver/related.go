@@ -69,13 +69,7 @@ func (q *RelationQuery) direct(tx *storage.Tx, room *Room) (nids []int64, err er
 	} else {
 		sql += " ORDER BY anchor DESC, sub DESC LIMIT $" + strconv.Itoa(len(args))
 	}
-	rows := tx.Query(sql, args...)
-	var nid int64
-	for rows.Next() {
-		rows.Scan(&nid)
-		nids = append(nids, nid)
-	}
-	return nids, rows.Close()
+	return storage.List[int64](tx, sql, args...)
 }
 
 const (

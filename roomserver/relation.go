@@ -202,7 +202,7 @@ func (t *Turn) checkAnnotation(p *pdu.Event, r link) error {
 		}
 	}
 	t.room.mu.Unlock()
-	nids, err := t.s.numbers(t.ctx, `SELECT child FROM relations WHERE room = $1 AND target = $2 AND sender = $3 AND kind = 4 ORDER BY child DESC LIMIT $4`,
+	nids, err := storage.ReadList[int64](t.ctx, t.s.db, `SELECT child FROM relations WHERE room = $1 AND target = $2 AND sender = $3 AND kind = 4 ORDER BY child DESC LIMIT $4`,
 		t.room.NID, eventKey(r.Target), p.Sender, int64(maxAnnotations))
 	if err != nil || len(nids) == 0 {
 		return err

@@ -8,6 +8,7 @@ import (
 
 	"github.com/myelin-im/myelin/roomserver/pdu"
 	"github.com/myelin-im/myelin/roomserver/snapshot"
+	"github.com/myelin-im/myelin/storage"
 )
 
 // ServerViewer decides which events of a room another server may see: those that one of its users may. It remembers
@@ -83,7 +84,7 @@ func (v *ServerViewer) allows(ctx context.Context, root snapshot.Ref) (ok bool, 
 
 // FindEvent returns an event by its id alone, and its room. It returns ErrUnknownEvent where there is none.
 func (s *Server) FindEvent(ctx context.Context, id string) (*Room, *Event, error) {
-	nids, err := s.numbers(ctx, `SELECT room FROM events WHERE event_id = $1 LIMIT 8`, eventKey(id))
+	nids, err := storage.ReadList[int64](ctx, s.db, `SELECT room FROM events WHERE event_id = $1 LIMIT 8`, eventKey(id))
 	if err != nil {
 		return nil, nil, fmt.Errorf("find %s: %w", id, err)
 	}

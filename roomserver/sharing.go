@@ -72,18 +72,9 @@ const remotePage = 1000
 // EachRemoteUser calls fn with every user of another server that has a membership, of any kind, in a room that this server
 // knows, until it returns false. It reads an index of the database from end to end.
 func (s *Server) EachRemoteUser(ctx context.Context, fn func(user string) bool) error {
-	page := make([]string, 0, remotePage)
-	for after := ""; ; after = page[len(page)-1] {
-		err := s.db.Read(ctx, func(tx *storage.Tx) error {
-			page = page[:0]
-			rows := tx.Query(`SELECT DISTINCT user_id FROM room_members WHERE NOT local AND user_id > $1 ORDER BY user_id LIMIT $2`, after, int64(remotePage))
-			var user string
-			for rows.Next() {
-				rows.Scan(&user)
-				page = append(page, user)
-			}
-			return rows.Close()
-		})
+	after := ""
+	for {
+		page, err := storage.ReadList[string](ctx, s.db, `SELECT DISTINCT user_id FROM room_members WHERE NOT local AND user_id > $1 ORDER BY user_id LIMIT $2`, after, int64(remotePage))
 		if err != nil {
 			return fmt.Errorf("list users of other servers: %w", err)
 		}
@@ -95,6 +86,7 @@ func (s *Server) EachRemoteUser(ctx context.Context, fn func(user string) bool) 
 		if len(page) < remotePage {
 			return nil
 		}
+		after = page[len(page)-1]
 	}
 }
 

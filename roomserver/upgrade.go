@@ -335,17 +335,7 @@ func (s *Server) moveBans(ctx context.Context, from, to *Room, user string) erro
 	if err != nil || levels.User(user) < levels.Ban() {
 		return err
 	}
-	var banned []string
-	err = s.db.Read(ctx, func(tx *storage.Tx) error {
-		banned = nil
-		rows := tx.Query(`SELECT user_id FROM room_members WHERE room = $1 AND membership = $2 ORDER BY user_id`, from.NID, Ban)
-		var u string
-		for rows.Next() {
-			rows.Scan(&u)
-			banned = append(banned, u)
-		}
-		return rows.Close()
-	})
+	banned, err := storage.ReadList[string](ctx, s.db, `SELECT user_id FROM room_members WHERE room = $1 AND membership = $2 ORDER BY user_id`, from.NID, Ban)
 	if err != nil {
 		return fmt.Errorf("bans of %s: %w", from.ID, err)
 	}

@@ -33,15 +33,8 @@ func (x *index) dropPurged(ctx context.Context, entries map[int64]*entry) error 
 			args[i] = ids[min(i, len(ids)-1)]
 		}
 		err := x.db.Write(ctx, func(tx *storage.Tx) error {
-			var gone []int64
-			rows := tx.Query(`SELECT id FROM search_events WHERE id IN `+storage.In(purgeChunk, 1)+`
+			gone, err := storage.List[int64](tx, `SELECT id FROM search_events WHERE id IN `+storage.In(purgeChunk, 1)+`
 				AND NOT EXISTS (SELECT 1 FROM events WHERE events.nid = search_events.event AND events.anchor IS NOT NULL)`, args...)
-			var id int64
-			for rows.Next() {
-				rows.Scan(&id)
-				gone = append(gone, id)
-			}
-			err := rows.Close()
 			for _, id := range gone {
 				if err == nil {
 					err = dropEntry(tx, id)
@@ -70,14 +63,8 @@ func dropEntry(tx *storage.Tx, id int64) error {
 // RoomRemoved deletes up to limit entries of a room that is gone from the index and the user directory.
 func RoomRemoved(tx *storage.Tx, room int64, _ string, limit int) (n int64, err error) {
 	condition, text := tx.Matching(eventTerms, storage.TermQuery{{{Text: roomTerm(room)}}})
-	var ids []int64
-	rows := tx.Query(`SELECT rowid FROM search_terms WHERE `+condition+` LIMIT $2`, text, int64(limit))
-	var id int64
-	for rows.Next() {
-		rows.Scan(&id)
-		ids = append(ids, id)
-	}
-	if err := rows.Close(); err != nil {
+	ids, err := storage.List[int64](tx, `SELECT rowid FROM search_terms WHERE `+condition+` LIMIT $2`, text, int64(limit))
+	if err != nil {
 		return 0, err
 	}
 	for _, id := range ids {

@@ -1,6 +1,7 @@
 package storage
 
 import (
+	"context"
 	"database/sql"
 	"encoding/json"
 	"fmt"
@@ -92,6 +93,27 @@ func (r *Rows) Close() error {
 	}
 	r.done = true
 	return r.err
+}
+
+// List returns the first column of all rows of a query; without an error it is never nil.
+func List[T int64 | string](tx *Tx, query string, args ...any) ([]T, error) {
+	rows := tx.Query(query, args...)
+	list := []T{}
+	var value T
+	for rows.Next() {
+		rows.Scan(&value)
+		list = append(list, value)
+	}
+	return list, rows.Close()
+}
+
+// ReadList is List in a read of its own.
+func ReadList[T int64 | string](ctx context.Context, db *DB, query string, args ...any) (list []T, err error) {
+	err = db.Read(ctx, func(tx *Tx) (err error) {
+		list, err = List[T](tx, query, args...)
+		return err
+	})
+	return list, err
 }
 
 func errNull(column int) error {

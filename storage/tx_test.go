@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -567,4 +568,32 @@ func TestQueueBounded(t *testing.T) {
 	if err := db.Write(t.Context(), func(*storage.Tx) error { return nil }); err != nil || done.Load() != 20 {
 		t.Errorf("err %v, %d of 20 units done", err, done.Load())
 	}
+}
+
+func TestList(t *testing.T) {
+	each(t, func(t *testing.T, db *storage.DB) {
+		names, err := storage.ReadList[string](t.Context(), db, `SELECT name FROM names`)
+		if err != nil || names == nil || len(names) != 0 {
+			t.Errorf("of no rows: %#v, %v", names, err)
+		}
+		var added []string
+		err = db.Write(t.Context(), func(tx *storage.Tx) (err error) {
+			added, err = storage.List[string](tx, `INSERT INTO names (name, ok) VALUES ('b', TRUE), ('a', FALSE) RETURNING name`)
+			return err
+		})
+		if err != nil || len(added) != 2 {
+			t.Errorf("of what was added: %q, %v", added, err)
+		}
+		names, err = storage.ReadList[string](t.Context(), db, `SELECT name FROM names WHERE name <> $1 ORDER BY name`, "c")
+		if err != nil || !slices.Equal(names, []string{"a", "b"}) {
+			t.Errorf("of two rows: %q, %v", names, err)
+		}
+		if _, err := storage.ReadList[int64](t.Context(), db, `SELECT nothing FROM names`); err == nil {
+			t.Error("a column that is not there was read")
+		}
+		numbers, err := storage.ReadList[int64](t.Context(), db, `SELECT COUNT(*) FROM names`)
+		if err != nil || !slices.Equal(numbers, []int64{2}) {
+			t.Errorf("of a number: %v, %v", numbers, err)
+		}
+	})
 }

@@ -133,17 +133,7 @@ func (a *API) Run(ctx context.Context) {
 
 // load marks all users with pushers: something may have come while the server was away.
 func (a *API) load(ctx context.Context) error {
-	var users []string
-	err := a.db.Read(ctx, func(tx *storage.Tx) error {
-		users = users[:0]
-		rows := tx.Query(`SELECT DISTINCT user_id FROM pushers`)
-		var id string
-		for rows.Next() {
-			rows.Scan(&id)
-			users = append(users, id)
-		}
-		return rows.Close()
-	})
+	users, err := storage.ReadList[string](ctx, a.db, `SELECT DISTINCT user_id FROM pushers`)
 	if err != nil {
 		if ctx.Err() == nil {
 			a.log.WithError(err).Error("cannot read the pushers; trying again")

@@ -97,14 +97,8 @@ func remove(tx *storage.Tx, user string, k key) (bool, error) {
 
 // removeOthers deletes the pushers of other users with the same key: a device has changed hands.
 func removeOthers(tx *storage.Tx, user string, k key) error {
-	rows := tx.Query(`DELETE FROM pushers WHERE app_id = $1 AND pushkey = $2 AND user_id <> $3 RETURNING user_id`, k.app, k.pushkey, user)
-	var others []string
-	for rows.Next() {
-		var other string
-		rows.Scan(&other)
-		others = append(others, other)
-	}
-	if err := rows.Close(); err != nil {
+	others, err := storage.List[string](tx, `DELETE FROM pushers WHERE app_id = $1 AND pushkey = $2 AND user_id <> $3 RETURNING user_id`, k.app, k.pushkey, user)
+	if err != nil {
 		return fmt.Errorf("delete pushers of other users: %w", err)
 	}
 	for _, other := range others {
