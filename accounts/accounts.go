@@ -147,16 +147,16 @@ type API struct {
 	log      *logrus.Entry
 	now      func() time.Time
 
-	templates *templates
-	hasher    *hasher
-	cache     *tokenCache
-	seen      *lastSeen
-	erased    erasedUsers
-	jobs      *jobs
-	tokenIDs  *storage.IDs
-	jobIDs    *storage.IDs
-	nonces    nonces
-	prune     pruner
+	texts    *texts
+	hasher   *hasher
+	cache    *tokenCache
+	seen     *lastSeen
+	erased   erasedUsers
+	jobs     *jobs
+	tokenIDs *storage.IDs
+	jobIDs   *storage.IDs
+	nonces   nonces
+	prune    pruner
 }
 
 // New makes the accounts on an open database. It must be called before the first write to the database.
@@ -181,7 +181,7 @@ func New(cfg Config, deps Deps) (*API, error) {
 		nonces: newNonces(cfg.Registration.SharedSecret, deps.Now),
 	}
 	var err error
-	if a.templates, err = loadTemplates(cfg.Email.Templates); err != nil {
+	if a.texts, err = loadTexts(cfg.Email.Templates); err != nil {
 		return nil, fmt.Errorf("accounts: %w", err)
 	}
 	a.jobs = newJobs(a)

@@ -247,7 +247,7 @@ func (a *API) sendEmail(ctx context.Context, s *emailSession) error {
 	if s.token != "" {
 		data.Link = strings.TrimSuffix(a.cfg.Email.BaseURL, "/") + submitPath + "?" + url.Values{"sid": {s.sid}, "token": {s.token}}.Encode()
 	}
-	message, err := a.templates.mail(name, data)
+	message, err := a.texts.mails[name].Compose(s.address, data)
 	if err != nil {
 		return err
 	}

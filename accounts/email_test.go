@@ -430,14 +430,14 @@ func TestOwnTemplates(t *testing.T) {
 		for name, text := range map[string]string{"register.txt": "{{.Nothing}}", "reset.html": "{{", "page.html": "{{.Nothing}}", "add.txt": "no subject"} {
 			write("register.txt", `{{define "subject"}}x{{end}}`)
 			write(name, text)
-			if _, err := loadTemplates(folder); err == nil {
+			if _, err := loadTexts(folder); err == nil {
 				t.Errorf("%s with %q: no error", name, text)
 			}
 			if err := os.Remove(filepath.Join(folder, name)); err != nil {
 				t.Fatal(err)
 			}
 		}
-		if _, err := loadTemplates(filepath.Join(folder, "nothing")); err == nil {
+		if _, err := loadTexts(filepath.Join(folder, "nothing")); err == nil {
 			t.Error("a folder that does not exist: no error")
 		}
 	})

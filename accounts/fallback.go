@@ -33,7 +33,7 @@ func (a *API) fallbackEndpoints() []httpapi.Endpoint {
 func (a *API) showLogin(_ context.Context, _ *httpapi.Caller, w http.ResponseWriter, _ *http.Request) error {
 	nonce := newNonce()
 	var body bytes.Buffer
-	if err := a.templates.login.Execute(&body, &page{AppName: a.appName(), Nonce: nonce}); err != nil {
+	if err := a.texts.login.Execute(&body, &page{AppName: a.appName(), Nonce: nonce}); err != nil {
 		return fmt.Errorf("write page: %w", err)
 	}
 	pageHeaders(w.Header(), nonce, "'self'")

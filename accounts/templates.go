@@ -5,16 +5,12 @@ import (
 	"crypto/rand"
 	"embed"
 	"encoding/base64"
-	"errors"
 	"fmt"
 	"html/template"
-	"io/fs"
 	"net/http"
-	"os"
 	"strings"
-	texttemplate "text/template"
 
-	"github.com/myelin-im/myelin/internal/mail"
+	"github.com/myelin-im/myelin/internal/templates"
 )
 
 //go:embed templates
@@ -39,89 +35,37 @@ type mailData struct {
 	Link string
 }
 
-// templates are the texts of e-mails and pages.
-type templates struct {
-	text map[string]*texttemplate.Template
-	html map[string]*template.Template
-	page *template.Template
+// texts are the templates of e-mails and pages.
+type texts struct {
+	mails map[string]*templates.Mail
+	page  *template.Template
 	// login is the page of the login fallback.
 	login *template.Template
 }
 
-// loadTemplates reads the built-in templates and those in a folder (empty: none) that replace them. What it returns
-// has been tried out.
-func loadTemplates(folder string) (*templates, error) {
-	t := &templates{text: map[string]*texttemplate.Template{}, html: map[string]*template.Template{}}
+// loadTexts reads the built-in templates and those in a folder (empty: none) that replace them. What it returns has been
+// tried out.
+func loadTexts(folder string) (*texts, error) {
+	from := templates.Set{Folder: folder, BuiltIn: builtIn}
+	t := &texts{mails: map[string]*templates.Mail{}}
 	for _, name := range []string{mailRegister, mailAdd, mailReset, mailInUse, mailUnknown} {
-		source, err := templateSource(folder, name+".txt")
+		m, err := from.Mail(name)
 		if err != nil {
 			return nil, err
 		}
-		if t.text[name], err = texttemplate.New(name + ".txt").Parse(source); err != nil {
-			return nil, fmt.Errorf("template of an e-mail: %w", err)
-		}
-		if t.html[name], err = loadHTML(folder, name+".html"); err != nil {
+		if _, err := m.Compose("a@b", mailData{"App", "server", "a@b", "@a:b", "https://server"}); err != nil {
 			return nil, err
 		}
-		if _, err := t.mail(name, mailData{"App", "server", "a@b", "@a:b", "https://server"}); err != nil {
-			return nil, err
-		}
+		t.mails[name] = m
 	}
 	var err error
-	if t.page, err = loadHTML(folder, "page.html"); err != nil {
+	if t.page, err = from.Page("page"); err != nil {
 		return nil, err
 	}
-	if t.login, err = loadHTML(folder, "login.html"); err != nil {
+	if t.login, err = from.Page("login"); err != nil {
 		return nil, err
 	}
 	return t, t.page.Execute(new(bytes.Buffer), &page{Links: []link{{}}, Button: "x", Hidden: []hidden{{}}, Ask: &question{}, Done: true})
-}
-
-func loadHTML(folder, name string) (*template.Template, error) {
-	source, err := templateSource(folder, name)
-	if err != nil {
-		return nil, err
-	}
-	t, err := template.New(name).Parse(source)
-	if err != nil {
-		return nil, fmt.Errorf("template: %w", err)
-	}
-	return t, nil
-}
-
-// templateSource is the text of a template: the operator's, else the built-in one.
-func templateSource(folder, name string) (string, error) {
-	if folder != "" {
-		root, err := os.OpenRoot(folder)
-		if err != nil {
-			return "", fmt.Errorf("folder of templates: %w", err)
-		}
-		defer root.Close()
-		own, err := root.ReadFile(name)
-		if err == nil {
-			return string(own), nil
-		}
-		if !errors.Is(err, fs.ErrNotExist) {
-			return "", fmt.Errorf("read template: %w", err)
-		}
-	}
-	source, err := builtIn.ReadFile("templates/" + name)
-	return string(source), err
-}
-
-// mail writes an e-mail.
-func (t *templates) mail(name string, data mailData) (mail.Message, error) {
-	var subject, text, html bytes.Buffer
-	if err := t.text[name].ExecuteTemplate(&subject, "subject", data); err != nil {
-		return mail.Message{}, fmt.Errorf("subject of an e-mail: %w", err)
-	}
-	if err := t.text[name].Execute(&text, data); err != nil {
-		return mail.Message{}, fmt.Errorf("text of an e-mail: %w", err)
-	}
-	if err := t.html[name].Execute(&html, data); err != nil {
-		return mail.Message{}, fmt.Errorf("HTML of an e-mail: %w", err)
-	}
-	return mail.Message{To: data.Address, Subject: strings.TrimSpace(subject.String()), Text: text.String(), HTML: html.String()}, nil
 }
 
 // page is a page on which users do one thing.
@@ -153,7 +97,7 @@ type question struct{ Name, Type, Label string }
 func (a *API) show(w http.ResponseWriter, status int, p *page) error {
 	p.AppName, p.Nonce = a.appName(), newNonce()
 	var body bytes.Buffer
-	if err := a.templates.page.Execute(&body, p); err != nil {
+	if err := a.texts.page.Execute(&body, p); err != nil {
 		return fmt.Errorf("write page: %w", err)
 	}
 	pageHeaders(w.Header(), p.Nonce, strings.TrimSpace("'self' "+p.formTarget))

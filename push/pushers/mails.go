@@ -1,19 +1,12 @@
 package pushers
 
 import (
-	"bytes"
 	"context"
 	"embed"
-	"errors"
-	"fmt"
-	"html/template"
-	"io/fs"
-	"os"
-	"strings"
-	texttemplate "text/template"
 	"time"
 
 	"github.com/myelin-im/myelin/internal/mail"
+	"github.com/myelin-im/myelin/internal/templates"
 )
 
 //go:embed templates
@@ -24,8 +17,7 @@ type Mails struct {
 	sender          *mail.Sender
 	appName, server string
 	delay           time.Duration
-	text            *texttemplate.Template
-	html            *template.Template
+	template        *templates.Mail
 }
 
 // Digest is what templates of such e-mails know.
@@ -54,19 +46,9 @@ type DigestMessage struct {
 // in a folder (empty: none) replace the built-in templates.
 func NewMails(sender *mail.Sender, appName, server, folder string, delay time.Duration) (*Mails, error) {
 	m := &Mails{sender: sender, appName: appName, server: server, delay: delay}
-	text, err := templateSource(folder, "digest.txt")
-	if err != nil {
+	var err error
+	if m.template, err = (templates.Set{Folder: folder, BuiltIn: builtIn}).Mail("digest"); err != nil {
 		return nil, err
-	}
-	html, err := templateSource(folder, "digest.html")
-	if err != nil {
-		return nil, err
-	}
-	if m.text, err = texttemplate.New("digest.txt").Parse(text); err != nil {
-		return nil, fmt.Errorf("template of an e-mail: %w", err)
-	}
-	if m.html, err = template.New("digest.html").Parse(html); err != nil {
-		return nil, fmt.Errorf("template of an e-mail: %w", err)
 	}
 	sample := &Digest{Rooms: []DigestRoom{{Messages: []DigestMessage{{}}, More: 1}}, More: 1}
 	if _, err := m.compose(sample); err != nil {
@@ -75,36 +57,9 @@ func NewMails(sender *mail.Sender, appName, server, folder string, delay time.Du
 	return m, nil
 }
 
-// templateSource is the text of a template: the operator's, else the built-in one.
-func templateSource(folder, name string) (string, error) {
-	if folder != "" {
-		own, err := fs.ReadFile(os.DirFS(folder), name)
-		if err == nil {
-			return string(own), nil
-		}
-		if !errors.Is(err, fs.ErrNotExist) {
-			return "", fmt.Errorf("read template: %w", err)
-		}
-	}
-	source, err := builtIn.ReadFile("templates/" + name)
-	return string(source), err
-}
-
 func (m *Mails) compose(d *Digest) (mail.Message, error) {
 	d.AppName, d.Server = m.appName, m.server
-	var subject, text, html bytes.Buffer
-	if err := m.text.ExecuteTemplate(&subject, "subject", d); err != nil {
-		return mail.Message{}, fmt.Errorf("subject of an e-mail: %w", err)
-	}
-	if err := m.text.Execute(&text, d); err != nil {
-		return mail.Message{}, fmt.Errorf("text of an e-mail: %w", err)
-	}
-	if err := m.html.Execute(&html, d); err != nil {
-		return mail.Message{}, fmt.Errorf("HTML of an e-mail: %w", err)
-	}
-	// A room's name must not break the header.
-	line := strings.Join(strings.Fields(subject.String()), " ")
-	return mail.Message{To: d.Address, Subject: line, Text: text.String(), HTML: html.String()}, nil
+	return m.template.Compose(d.Address, d)
 }
 
 func (m *Mails) send(ctx context.Context, d *Digest) error {
