@@ -4,6 +4,7 @@ import (
 	"context"
 	"embed"
 	"io/fs"
+	"sync"
 	"testing"
 	"time"
 
@@ -52,6 +53,19 @@ func sub(f fs.FS, dir string) fs.FS {
 		panic(err)
 	}
 	return s
+}
+
+// appendUnit appends a unit, whose outcome wg then waits for. It must not fail.
+func appendUnit(t *testing.T, db *storage.DB, wg *sync.WaitGroup, u *storage.Unit) {
+	t.Helper()
+	wg.Add(1)
+	u.Done = func(_ int64, err error) {
+		if err != nil {
+			t.Error(err)
+		}
+		wg.Done()
+	}
+	db.Append(u)
 }
 
 // hold occupies the committer until release is called, so that what is queued meanwhile becomes one batch.

@@ -189,23 +189,7 @@ func (p *postgres) migrate(_ context.Context, schemas []Schema) (err error) {
 	if err := c.simple(`CREATE TABLE IF NOT EXISTS schema_versions (feature BYTEA PRIMARY KEY, version BIGINT NOT NULL)`); err != nil {
 		return err
 	}
-	for _, schema := range schemas {
-		tx := &Tx{pg: c, write: true}
-		var have int64
-		if _, err := tx.Get(`SELECT version FROM schema_versions WHERE feature = $1`, []any{schema.Feature}, &have); err != nil {
-			return err
-		}
-		steps, err := schema.pending(have)
-		if err != nil {
-			return err
-		}
-		for _, step := range steps {
-			if err := c.applyMigration(schema.Feature, step); err != nil {
-				return fmt.Errorf("schema %s: %s: %w", schema.Feature, step.name, err)
-			}
-		}
-	}
-	return nil
+	return migrate(&Tx{pg: c, write: true}, schemas, c.applyMigration)
 }
 
 // applyMigration runs one migration in a transaction of its own.

@@ -91,11 +91,16 @@ func (c *pgConn) simpleCount(sql string) (int64, error) {
 	if err != nil {
 		return 0, c.wrap(err)
 	}
+	return affected(res), nil
+}
+
+// affected is how many rows a statement changed; 0 if it is one without a count.
+func affected(res driver.Result) int64 {
 	n, err := res.RowsAffected()
 	if err != nil {
-		n = 0 // a command without a count
+		return 0
 	}
-	return n, nil
+	return n
 }
 
 // prepare returns the prepared statement of a text that is run for the second time or later, else nil:
@@ -199,11 +204,7 @@ func (c *pgConn) exec(sql string, args []any) (int64, error) {
 	if err != nil {
 		return 0, c.wrap(err)
 	}
-	n, err := res.RowsAffected()
-	if err != nil {
-		n = 0 // a command without a count
-	}
-	return n, nil
+	return affected(res), nil
 }
 
 // allocate takes n positions and returns the one before them. The row stays locked until the commit.

@@ -70,6 +70,26 @@ func (s Schema) pending(have int64) ([]migration, error) {
 	return steps[have:], nil
 }
 
+// migrate applies what is pending of each schema, step by step.
+func migrate(tx *Tx, schemas []Schema, apply func(feature string, step migration) error) error {
+	for _, schema := range schemas {
+		var have int64
+		if _, err := tx.Get(`SELECT version FROM schema_versions WHERE feature = $1`, []any{schema.Feature}, &have); err != nil {
+			return err
+		}
+		steps, err := schema.pending(have)
+		if err != nil {
+			return err
+		}
+		for _, step := range steps {
+			if err := apply(schema.Feature, step); err != nil {
+				return fmt.Errorf("schema %s: %s: %w", schema.Feature, step.name, err)
+			}
+		}
+	}
+	return nil
+}
+
 var (
 	wordBytea  = regexp.MustCompile(`\bBYTEA\b`)
 	wordBigint = regexp.MustCompile(`\bBIGINT\b`)

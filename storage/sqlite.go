@@ -254,23 +254,8 @@ func (s *lite) migrate(_ context.Context, schemas []Schema) error {
 	if err := c.c.Exec(`CREATE TABLE IF NOT EXISTS schema_versions (feature BLOB PRIMARY KEY, version INTEGER NOT NULL) WITHOUT ROWID`); err != nil {
 		return err
 	}
-	for _, schema := range schemas {
-		tx := &Tx{lite: c, write: true}
-		var have int64
-		if _, err := tx.Get(`SELECT version FROM schema_versions WHERE feature = $1`, []any{schema.Feature}, &have); err != nil {
-			return err
-		}
-		steps, err := schema.pending(have)
-		if err != nil {
-			return err
-		}
-		for _, step := range steps {
-			if err := s.apply(tx, schema.Feature, step); err != nil {
-				return fmt.Errorf("schema %s: %s: %w", schema.Feature, step.name, err)
-			}
-		}
-	}
-	return nil
+	tx := &Tx{lite: c, write: true}
+	return migrate(tx, schemas, func(feature string, step migration) error { return s.apply(tx, feature, step) })
 }
 
 // apply runs one migration in a transaction of its own.
