@@ -37,32 +37,32 @@ func (s *Server) Timeline(ctx context.Context, room *Room, after, upTo int64, li
 	if err := s.fillRecent(ctx, room); err != nil {
 		return nil, false, err
 	}
-	if after == 0 {
-		events, covered := room.recent.last(limit+1, upTo)
-		if !covered {
-			events, err = s.HistoryBefore(ctx, room, AfterPosition(upTo), limit+1)
-			if err != nil {
-				return nil, false, err
-			}
-			slices.Reverse(events)
-		}
-		events, more = newest(events, limit)
-		events, cut := room.Contiguous(events)
-		return events, more || cut, nil
-	}
-	events, covered := room.recent.since(after, upTo)
-	if !covered {
-		events, err = s.queryEvents(ctx, room, `SELECT `+eventColumns+` FROM events
-			WHERE room = $1 AND anchor IS NOT NULL AND anchor > $2 AND anchor <= $3 AND sub = 0
-			ORDER BY anchor DESC LIMIT $4`, room.NID, after, upTo, int64(limit+1))
-		if err != nil {
-			return nil, false, err
-		}
-		slices.Reverse(events)
+	if events, err = s.arrived(ctx, room, after, upTo, limit+1); err != nil {
+		return nil, false, err
 	}
 	events, more = newest(events, limit)
 	events, cut := room.Contiguous(events)
 	return events, more || cut, nil
+}
+
+// arrived returns the newest n events that arrived at positions in (after, upTo], oldest first, from memory if they are
+// there: then there may be more than n.
+func (s *Server) arrived(ctx context.Context, room *Room, after, upTo int64, n int) (events []*Event, err error) {
+	if after == 0 {
+		if events, covered := room.recent.last(n, upTo); covered {
+			return events, nil
+		}
+		events, err = s.HistoryBefore(ctx, room, AfterPosition(upTo), n)
+	} else {
+		if events, covered := room.recent.since(after, upTo); covered {
+			return events, nil
+		}
+		events, err = s.queryEvents(ctx, room, `SELECT `+eventColumns+` FROM events
+			WHERE room = $1 AND anchor IS NOT NULL AND anchor > $2 AND anchor <= $3 AND sub = 0
+			ORDER BY anchor DESC LIMIT $4`, room.NID, after, upTo, int64(n))
+	}
+	slices.Reverse(events)
+	return events, err
 }
 
 // newest returns the last n events and whether it left any out.

@@ -35,6 +35,20 @@ func joined(b *testing.B, n int) (*Store, *rowsOnDisk, Ref, int64) {
 	return store, disk, root, nid
 }
 
+// commit stores a change, adds the size of its rows to size, and returns the new state.
+func commit(b *testing.B, store *Store, e *Edit, nid int64, size *int) Ref {
+	b.Helper()
+	root, rows, err := e.Commit(b.Context())
+	if err != nil {
+		b.Fatal(err)
+	}
+	store.Durable(1, nid)
+	for _, r := range rows {
+		*size += len(r.Data)
+	}
+	return root
+}
+
 // BenchmarkSet changes the membership of one member after the other. B/change is the
 // size of the stored rows.
 func BenchmarkSet(b *testing.B) {
@@ -52,15 +66,7 @@ func BenchmarkSet(b *testing.B) {
 					i++
 					e := store.At(1, testSeed, root).Edit(nid)
 					e.Set("m.room.member", member(i*7919%n), nid)
-					next, rows, err := e.Commit(b.Context())
-					if err != nil {
-						b.Fatal(err)
-					}
-					store.Durable(1, nid)
-					root = next
-					for _, r := range rows {
-						size += len(r.Data)
-					}
+					root = commit(b, store, e, nid, &size)
 				}
 				b.ReportMetric(float64(size)/float64(b.N), "B/change")
 			})
@@ -77,15 +83,7 @@ func BenchmarkSetTopic(b *testing.B) {
 		nid += stride
 		e := store.At(1, testSeed, root).Edit(nid)
 		e.Set("m.room.topic", "", nid)
-		next, rows, err := e.Commit(b.Context())
-		if err != nil {
-			b.Fatal(err)
-		}
-		store.Durable(1, nid)
-		root = next
-		for _, r := range rows {
-			size += len(r.Data)
-		}
+		root = commit(b, store, e, nid, &size)
 	}
 	b.ReportMetric(float64(size)/float64(b.N), "B/change")
 }
