@@ -170,7 +170,7 @@ func (a *API) readDehydrated(ctx context.Context, user, device, from string) (ou
 		if !found || id != device {
 			return mxerr.Forbidden("That is not your dehydrated device")
 		}
-		list, next, err := readInbox(tx, inboxKey{user, device}, since, upTo)
+		list, next, err := readInbox(tx, inboxKey{user, device}, since, upTo, MaxBatch)
 		if err != nil {
 			return err
 		}

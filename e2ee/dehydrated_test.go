@@ -67,7 +67,7 @@ func TestDehydrated(t *testing.T) {
 		}
 
 		// What it is sent is read in parts, by whoever wants to, as often as they want.
-		const n = 2*maxBatch + 7
+		const n = 2*MaxBatch + 7
 		for i := range n {
 			bob.send(fmt.Sprint(i), user, "SLEEPER", fmt.Sprint(i))
 		}
@@ -121,7 +121,7 @@ func TestDehydrated(t *testing.T) {
 		if got := claims(t, a, signedCurve25519, sleeper, stranger(t, a, user, "NEXT")); got[0] != "" || got[1] != "a" {
 			t.Errorf("claimed %q of the first and the second", got)
 		}
-		if list, _, err := a.ToDevice(t.Context(), user, "SLEEPER", 0, a.db.Head()); err != nil || len(list) != 0 {
+		if list, _, err := a.ToDevice(t.Context(), user, "SLEEPER", 0, a.db.Head(), MaxBatch); err != nil || len(list) != 0 {
 			t.Errorf("%d messages for a device that is gone, %v", len(list), err)
 		}
 		if out, err := a.deleteDehydrated(t.Context(), d.by, nil); err != nil || out.DeviceID != "NEXT" {

@@ -14,8 +14,8 @@ import (
 )
 
 const (
-	// maxBatch bounds the messages of one answer, maxBatchBytes their size: one message more may go beyond it.
-	maxBatch      = 100
+	// MaxBatch bounds the messages of one answer, and maxBatchBytes their size: one message more may go beyond it.
+	MaxBatch      = 100
 	maxBatchBytes = 1 << 20
 	// maxInboxes bounds the devices whose inbox is known to be empty.
 	maxInboxes = 50_000
@@ -79,10 +79,10 @@ func (i *inboxes) isEmpty(key inboxKey, upTo int64) bool {
 	return last <= empty || empty >= upTo
 }
 
-// ToDevice returns what a device is owed of its inbox after a position, up to another one, as JSON events in order, and
-// how far that goes: upTo unless there is more. The device has what is at or before since; that is deleted, and nothing
-// else is.
-func (a *API) ToDevice(ctx context.Context, user, device string, since, upTo int64) (events []Message, next int64, err error) {
+// ToDevice returns what a device is owed of its inbox after a position, up to another one, as JSON events in order, at
+// most limit of them, which is above 0, and how far that goes: upTo unless there is more. The device has what is at or
+// before since; that is deleted, and nothing else is.
+func (a *API) ToDevice(ctx context.Context, user, device string, since, upTo int64, limit int) (events []Message, next int64, err error) {
 	key := inboxKey{user, device}
 	if device == "" || a.inboxes.isEmpty(key, upTo) {
 		return nil, max(since, upTo), nil
@@ -96,7 +96,7 @@ func (a *API) ToDevice(ctx context.Context, user, device string, since, upTo int
 				return err
 			}
 		}
-		events, next, err = readInbox(tx, key, from, upTo)
+		events, next, err = readInbox(tx, key, from, upTo, limit)
 		return err
 	})
 	if err != nil {
@@ -126,16 +126,17 @@ type Message struct {
 	Event []byte
 }
 
-// readInbox reads one batch of an inbox.
-func readInbox(tx *storage.Tx, key inboxKey, since, upTo int64) (events []Message, next int64, err error) {
+// readInbox reads one batch of an inbox, at most limit messages.
+func readInbox(tx *storage.Tx, key inboxKey, since, upTo int64, limit int) (events []Message, next int64, err error) {
+	limit = min(limit, MaxBatch)
 	next = upTo
 	size := 0
 	rows := tx.Query(`SELECT pos, event FROM to_device WHERE user_id = $1 AND device_id = $2 AND pos > $3 AND pos <= $4 ORDER BY pos LIMIT $5`,
-		key.user, key.device, since, upTo, int64(maxBatch+1))
+		key.user, key.device, since, upTo, int64(limit+1))
 	for rows.Next() {
 		var m Message
 		rows.Scan(&m.Pos, &m.Event)
-		if len(events) == maxBatch || size > maxBatchBytes {
+		if len(events) == limit || size > maxBatchBytes {
 			next = events[len(events)-1].Pos
 			break
 		}

@@ -68,7 +68,7 @@ func TestOverfullInbox(t *testing.T) {
 		}
 		var friends, floods []string
 		for since, more := int64(0), true; more; {
-			list, next, err := a.ToDevice(t.Context(), "@bob:hs", device, since, db.Head())
+			list, next, err := a.ToDevice(t.Context(), "@bob:hs", device, since, db.Head(), MaxBatch)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -35,14 +35,14 @@ func TestToDeviceOrder(t *testing.T) {
 		for _, id := range []string{"BOB", "TABLET"} {
 			next, last, total := map[string]int{}, int64(0), 0
 			for since := int64(0); ; {
-				list, upTo, err := a.ToDevice(t.Context(), bob.by.UserID, id, since, a.db.Head())
+				list, upTo, err := a.ToDevice(t.Context(), bob.by.UserID, id, since, a.db.Head(), MaxBatch)
 				if err != nil {
 					t.Fatal(err)
 				}
 				if len(list) == 0 {
 					break
 				}
-				if len(list) > maxBatch {
+				if len(list) > MaxBatch {
 					t.Errorf("%d messages at once", len(list))
 				}
 				for _, m := range list {
@@ -59,7 +59,7 @@ func TestToDeviceOrder(t *testing.T) {
 			if total != senders*each {
 				t.Errorf("%s has %d messages, want %d", id, total, senders*each)
 			}
-			if list, _, err := a.ToDevice(t.Context(), bob.by.UserID, id, 0, a.db.Head()); err != nil || len(list) != 0 {
+			if list, _, err := a.ToDevice(t.Context(), bob.by.UserID, id, 0, a.db.Head(), MaxBatch); err != nil || len(list) != 0 {
 				t.Errorf("%s: %d messages are still there after they were acknowledged, %v", id, len(list), err)
 			}
 		}
@@ -91,7 +91,7 @@ func TestToDeviceRefused(t *testing.T) {
 				t.Errorf("%s: %v, want %q", what, err, c.code)
 			}
 		}
-		if list, _, err := a.ToDevice(t.Context(), "@bob:hs", "BOB", 0, a.db.Head()); err != nil || len(list) != 0 {
+		if list, _, err := a.ToDevice(t.Context(), "@bob:hs", "BOB", 0, a.db.Head(), MaxBatch); err != nil || len(list) != 0 {
 			t.Errorf("%d messages, %v", len(list), err)
 		}
 	})

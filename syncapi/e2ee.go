@@ -20,7 +20,7 @@ func (l *look) inbox(ctx context.Context) (messages []e2ee.Message, next int64, 
 	if since > l.upTo { // no token says so that this server made
 		since = 0
 	}
-	return l.api.e2ee.ToDevice(ctx, l.user, l.device, since, l.upTo)
+	return l.api.e2ee.ToDevice(ctx, l.user, l.device, since, l.upTo, e2ee.MaxBatch)
 }
 
 // appendMessages appends the messages to a device as an array.
@@ -84,7 +84,8 @@ func (l *look) keyCounts(ctx context.Context, out []byte) ([]byte, error) {
 // connections and acknowledges messages on one of them (MSC3885).
 const toDevicePrefix = "d"
 
-// toDevice is the extension to_device (MSC3885): it says up to where the device has been sent its messages.
+// toDevice is the extension to_device (MSC3885): it says up to where the device has been sent its messages. Those beyond
+// the limit come with the next request.
 func (l *slidingLook) toDevice(ctx context.Context, x *toDeviceExtension) (told bool, err error) {
 	since := int64(0)
 	if x.Since != "" {
@@ -96,7 +97,13 @@ func (l *slidingLook) toDevice(ctx context.Context, x *toDeviceExtension) (told 
 	if since > l.upTo { // of another log than the one of this restored backup
 		since = 0
 	}
-	messages, next, err := l.api.e2ee.ToDevice(ctx, l.user, l.device, since, l.upTo)
+	limit := e2ee.MaxBatch
+	if x.Limit != nil {
+		if limit = *x.Limit; limit < 1 {
+			return false, mxerr.InvalidParam("limit must be positive")
+		}
+	}
+	messages, next, err := l.api.e2ee.ToDevice(ctx, l.user, l.device, since, l.upTo, limit)
 	if err != nil {
 		return false, err
 	}

@@ -86,6 +86,7 @@ type enabledExtension struct {
 
 type toDeviceExtension struct {
 	Enabled bool   `json:"enabled"`
+	Limit   *int   `json:"limit"`
 	Since   string `json:"since"`
 }
 

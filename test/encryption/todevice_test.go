@@ -10,6 +10,7 @@ import (
 
 	"github.com/tidwall/gjson"
 
+	"github.com/myelin-im/myelin/e2ee"
 	. "github.com/myelin-im/myelin/test/harness"
 )
 
@@ -169,6 +170,46 @@ func TestSlidingToDevice(t *testing.T) {
 		if e.Get("device_one_time_keys_count.signed_curve25519").Int() != 4 || e.Get("device_unused_fallback_key_types").Raw != `["signed_curve25519"]` {
 			t.Errorf("extension e2ee: %s", e)
 		}
+	})
+}
+
+// TestSlidingToDeviceLimit checks that the client says how many messages it takes at once, as far as the server goes along.
+func TestSlidingToDeviceLimit(t *testing.T) {
+	Each(t, func(t *testing.T, s *Server) {
+		alice, bob := s.Register(t, "alice"), s.Register(t, "bob")
+		const all = e2ee.MaxBatch + 5
+		for i := range all {
+			send(alice, fmt.Sprint(i), J{bob.UserID: J{bob.DeviceID: J{"body": fmt.Sprint(i)}}})
+		}
+		const path = "/_matrix/client/v4/sync"
+		request := func(since string, limit any) J {
+			x := J{"enabled": true, "limit": limit}
+			if since != "" {
+				x["since"] = since
+			}
+			return J{"conn_id": "limit", "timeout": 60_000, "extensions": J{"to_device": x}}
+		}
+		got, since := 0, ""
+		for _, test := range []struct {
+			limit any
+			want  int
+		}{{1, 1}, {2, 2}, {1000, e2ee.MaxBatch}, {nil, 2}} {
+			x := bob.Must("POST", path, request(since, test.limit)).JSON.Get("extensions.to_device")
+			since = x.Get("next_batch").Str
+			for _, body := range bodies(x.Get("events")) {
+				if body != fmt.Sprint(got) {
+					t.Errorf("message %q instead of %d", body, got)
+				}
+				got++
+			}
+			if n := len(x.Get("events").Array()); n != test.want {
+				t.Errorf("limit %v: %d messages, want %d", test.limit, n, test.want)
+			}
+		}
+		for _, limit := range []any{0, -1} {
+			bob.Refused(400, "M_INVALID_PARAM", "POST", path, request(since, limit))
+		}
+		bob.Refused(400, "M_BAD_JSON", "POST", path, request(since, "x"))
 	})
 }
 
