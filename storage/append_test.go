@@ -131,14 +131,7 @@ func TestBatchOrder(t *testing.T) {
 				u.Notices = append(u.Notices, storage.Notice{Pos: int64(k + 1), Kind: storage.Event, Room: 1})
 			}
 			u.Apply = func(base int64) { bases = append(bases, base) }
-			wg.Add(1)
-			u.Done = func(_ int64, err error) {
-				if err != nil {
-					t.Error(err)
-				}
-				wg.Done()
-			}
-			db.Append(u)
+			appendUnit(t, db, &wg, u)
 		}
 		release()
 		wg.Wait()
@@ -229,14 +222,7 @@ func TestPutLastWins(t *testing.T) {
 			u := &storage.Unit{Positions: 1}
 			u.Add(rooms, 5, storage.Pos(1), "early")
 			u.Add(rooms, 5, storage.Pos(1), fmt.Sprint("note ", i))
-			wg.Add(1)
-			u.Done = func(_ int64, err error) {
-				if err != nil {
-					t.Error(err)
-				}
-				wg.Done()
-			}
-			db.Append(u)
+			appendUnit(t, db, &wg, u)
 		}
 		release()
 		wg.Wait()
@@ -266,14 +252,7 @@ func TestDeleteInBatch(t *testing.T) {
 			func(u *storage.Unit) { u.Add(rooms, 3, 3, "c") },
 		} {
 			u := unit(fill)
-			wg.Add(1)
-			u.Done = func(_ int64, err error) {
-				if err != nil {
-					t.Error(err)
-				}
-				wg.Done()
-			}
-			db.Append(u)
+			appendUnit(t, db, &wg, u)
 		}
 		release()
 		wg.Wait()
@@ -285,6 +264,48 @@ func TestDeleteInBatch(t *testing.T) {
 		}
 		if n := number(t, db, `SELECT sum(room) FROM rooms`); n != 3 {
 			t.Errorf("rooms %d, want only room 3", n)
+		}
+	})
+}
+
+// Rows beside statements take effect in their order, several of one key included.
+func TestRowsBesideStatements(t *testing.T) {
+	each(t, func(t *testing.T, db *storage.DB) {
+		u := unit(func(u *storage.Unit) {
+			u.Positions = 2
+			for i := range 100 {
+				u.Add(events, 100+i, 1, storage.Pos(1+i%2), fmt.Sprint("$", i), nil)
+			}
+			u.Add(rooms, 1, storage.Pos(1), "early")
+			u.Add(rooms, 1, storage.Pos(2), "late")
+			u.Add(rooms, 2, 7, "seven")
+			u.Exec(`UPDATE rooms SET last = last + 100, note = $1 WHERE note = $2 AND last = $3`, "later", "late", storage.Pos(2))
+			u.Delete(rooms, 2)
+			u.Add(rooms, 2, 8, "eight")
+			u.Add(names, "a", true, nil)
+			u.Add(names, "a", false, nil)
+			u.Require(`UPDATE names SET ok = FALSE WHERE name = $1 AND ok`, []any{"a"}, 1, errors.New("the first of the names does not count"))
+		})
+		base, err := do(db, u)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := number(t, db, `SELECT count(*) FROM events WHERE pos = $1 AND nid % 2 = 0 OR pos = $2 AND nid % 2 = 1`, base+1, base+2); n != 100 {
+			t.Errorf("%d of 100 events have their positions", n)
+		}
+		if n := number(t, db, `SELECT count(*) FROM rooms WHERE room = 1 AND last = $1 AND note = $2 OR room = 2 AND last = 8`, base+102, "later"); n != 2 {
+			t.Errorf("%d of 2 rooms are as they were written last", n)
+		}
+		taken := unit(func(u *storage.Unit) {
+			u.Exec(`DELETE FROM names`)
+			u.Add(events, 300, 1, 1, "$new", nil)
+			u.Add(events, 100, 1, 1, "$taken", nil)
+		})
+		if _, err := do(db, taken); !errors.Is(err, storage.ErrConflict) {
+			t.Errorf("a number that is taken: %v", err)
+		}
+		if n := number(t, db, `SELECT (SELECT count(*) FROM names) + (SELECT count(*) FROM events WHERE nid >= 200)`); n != 1 {
+			t.Error("something of a unit that failed is left")
 		}
 	})
 }
@@ -424,14 +445,7 @@ func TestManyShapes(t *testing.T) {
 			if i&8 != 0 {
 				u.Delete(events, 1000+i)
 			}
-			wg.Add(1)
-			u.Done = func(_ int64, err error) {
-				if err != nil {
-					t.Error(err)
-				}
-				wg.Done()
-			}
-			db.Append(u)
+			appendUnit(t, db, &wg, u)
 			if i%3 == 0 {
 				wg.Wait()
 			}

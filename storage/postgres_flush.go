@@ -3,6 +3,7 @@ package storage
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/lib/pq"
@@ -317,12 +318,51 @@ func (w *pgWriter) runSteps(u *Unit) error {
 		}
 		u.base = base
 	}
-	for i := range u.steps {
-		if err := w.runStep(&u.steps[i], u.base); err != nil {
+	for rest := u.steps; len(rest) > 0; {
+		rows := slices.IndexFunc(rest, func(s step) bool { return s.table == nil })
+		if rows < 0 {
+			rows = len(rest)
+		}
+		n := max(rows, 1) // at least the statement
+		if err := w.runSome(rest[:n], u.base); err != nil {
+			return err
+		}
+		rest = rest[n:]
+	}
+	return nil
+}
+
+// runSome runs neighbouring rows of a unit that has statements as well, or one step: as one statement where that is possible.
+func (w *pgWriter) runSome(steps []step, base int64) error {
+	if len(steps) > 1 {
+		part := &Unit{steps: make([]step, len(steps))}
+		for i, s := range steps {
+			s.values = absolute(s.values, base)
+			part.steps[i] = s
+		}
+		units := []*Unit{part}
+		if supersede(units, &w.puts); w.rows.fill(units) {
+			_, err := w.insert(nil)
+			return err
+		}
+	}
+	for i := range steps {
+		if err := w.runStep(&steps[i], base); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// absolute turns positions of a unit into those of the log.
+func absolute(values []any, base int64) []any {
+	out := slices.Clone(values)
+	for i, v := range out {
+		if pos, ok := v.(Pos); ok {
+			out[i] = base + int64(pos)
+		}
+	}
+	return out
 }
 
 func (w *pgWriter) runStep(st *step, base int64) error {
@@ -332,14 +372,7 @@ func (w *pgWriter) runStep(st *step, base int64) error {
 			sql = st.table.deleteSQL
 		}
 	}
-	args := make([]any, len(st.values))
-	for i, v := range st.values {
-		if pos, ok := v.(Pos); ok {
-			v = base + int64(pos)
-		}
-		args[i] = v
-	}
-	affected, err := w.conn.exec(sql, args)
+	affected, err := w.conn.exec(sql, absolute(st.values, base))
 	if err == nil && st.want >= 0 && affected != st.want {
 		return st.unless
 	}
