@@ -52,7 +52,7 @@ func (s *Server) Unfetched(ctx context.Context, room *Room) ([]Unfetched, error)
 func (s *Server) PutFetched(ctx context.Context, roomID string, event *Event, g *Given, lenient bool) error {
 	for batch := range slices.Chunk(authFirst(g.Events), outlierBatch) {
 		if _, err := s.Turn(ctx, roomID, func(t *Turn) error {
-			if err := t.look(cited(batch)); err != nil {
+			if err := t.look(cited(t.room, batch)); err != nil {
 				return err
 			}
 			return t.outliers(batch)
@@ -148,9 +148,12 @@ func joinedServers(events []*Event) []string {
 	return slices.Collect(maps.Keys(set))
 }
 
-// cited are the ids of events and of their auth events.
-func cited(events []*pdu.Event) []string {
+// cited are the ids of events and of their auth events, among them the one that the room's id names.
+func cited(room *Room, events []*pdu.Event) []string {
 	set := make(map[string]bool, 2*len(events))
+	if room.Version.RoomIDIsCreateHash {
+		set["$"+room.ID[1:]] = true
+	}
 	for _, p := range events {
 		set[p.ID] = true
 		for _, id := range p.AuthEventIDs() {

@@ -7,6 +7,8 @@ package harness
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"path/filepath"
@@ -144,15 +146,29 @@ func (s *Server) RotateKey() {
 // check compares the tables of the stopped server with its log.
 func (s *Server) check() {
 	s.t.Helper()
-	url := s.cfg.Database.URL
-	if url == "" {
-		url = "sqlite://" + filepath.Join(s.cfg.Server.DataDir, "myelin.db")
+	Check(s.t, s.database(), s.Name, s.cfg.Server.DataDir)
+}
+
+// database is the URL of the server's database.
+func (s *Server) database() string {
+	if url := s.cfg.Database.URL; url != "" {
+		return url
 	}
-	Check(s.t, url, s.Name, s.cfg.Server.DataDir)
+	return "sqlite://" + filepath.Join(s.cfg.Server.DataDir, "myelin.db")
 }
 
 // Check compares the tables of a database that no server has open with its log.
 func Check(t testing.TB, url, serverName, dataDir string) {
+	t.Helper()
+	rooms, db := openRooms(t, url, serverName, dataDir)
+	defer db.Close(context.Background())
+	if err := rooms.CheckConsistency(context.Background()); err != nil {
+		t.Errorf("consistency after the server's end:\n%v", err)
+	}
+}
+
+// openRooms opens the rooms of a database that no server has open.
+func openRooms(t testing.TB, url, serverName, dataDir string) (*roomserver.Server, *storage.DB) {
 	t.Helper()
 	ctx := context.Background()
 	key, err := signingkey.LoadOrCreate(filepath.Join(dataDir, "signing.key"))
@@ -163,14 +179,39 @@ func Check(t testing.TB, url, serverName, dataDir string) {
 	if err != nil {
 		t.Fatalf("open the stopped server's database: %v", err)
 	}
-	defer db.Close(ctx)
 	log := logrus.New()
 	log.SetOutput(io.Discard)
 	rooms, err := roomserver.New(db, roomserver.Options{ServerName: serverName, KeyID: key.ID, Key: key.Private, OldKeys: key.OldPublic(), Log: log.WithField("part", "check")})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := rooms.CheckConsistency(ctx); err != nil {
-		t.Errorf("consistency after the server's end:\n%v", err)
+	return rooms, db
+}
+
+// Populate stops the server, lets n users of it that have no accounts join a public room, and starts it again.
+func (s *Server) Populate(roomID string, n int) {
+	s.t.Helper()
+	s.Stop()
+	rooms, db := openRooms(s.t, s.database(), s.Name, s.cfg.Server.DataDir)
+	_, err := rooms.Turn(context.Background(), roomID, func(t *roomserver.Turn) error {
+		for i := range n {
+			user := fmt.Sprintf("@member%d:%s", i, s.Name)
+			if _, err := t.SetMembership(roomserver.MembershipChange{
+				RoomID: roomID, Sender: user, Target: user, Membership: roomserver.Join, Content: map[string]any{"displayname": fmt.Sprintf("Member %d", i)},
+			}); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err == nil { // nobody else is to hear of it
+		err = db.Write(context.Background(), func(tx *storage.Tx) error {
+			_, err := tx.Exec(`DELETE FROM federation_cursor`)
+			return err
+		})
 	}
+	if err = errors.Join(err, db.Close(context.Background())); err != nil {
+		s.t.Fatalf("populate %s: %v", roomID, err)
+	}
+	s.start()
 }
