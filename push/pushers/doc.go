@@ -10,7 +10,8 @@
 // How far a gateway was told is a position of the log in the pusher's row. After a restart what came since is judged again,
 // so nothing is lost; what was told just before a crash may be told twice, with the same event_id.
 //
-// When a user reads on another device, gateways get the new number alone, so that badges go down at once.
+// When a user reads on another device, gateways get the new number alone, so that badges go down at once. The
+// number that each was told last is in the pusher's row, so that one that fell before a restart is told after it.
 //
 // A gateway that fails is tried again after a second, then after twice as long each time, up to an hour. What is older than
 // a day is not told any more.

@@ -491,6 +491,29 @@ func TestRestart(t *testing.T) {
 	})
 }
 
+// A number that fell, of which the gateway could not be told before a restart, it is told after it, and once.
+func TestBadgeAfterARestart(t *testing.T) {
+	each(t, func(t *testing.T, s *server) {
+		g := newGateway(t)
+		room := s.room("Tea", bob)
+		s.set(bob, g.URL, "key", nil)
+		one := s.say(room, "one")
+		g.hears("the first", one, 1)
+		s.untilTold(bob)
+		s.end() // in order; nobody is told of what is read from now on
+		s.reads(bob, room, one)
+		s.must(s.db.Close(context.Background()))
+		s.start()
+		g.hears("read just before the end", "", 0)
+		s.untilTold(bob)
+		s.restart()
+		two := s.say(room, "two")
+		g.hears("nothing but the second", two, 1)
+		s.untilTold(bob)
+		g.silence()
+	})
+}
+
 // row is what the database has of a user's only pusher.
 func (s *server) row(name string) (p pusher) {
 	s.t.Helper()

@@ -33,22 +33,21 @@ type queue struct {
 	seen    int64 // up to which position notes were put in
 	saved   pusher
 	notes   []note
-	badge   int64 // the number that the gateway was told last; -1: none
 	running bool
 	ended   bool
 }
 
 func newQueue(u *user, p pusher) *queue {
-	return &queue{user: u, kick: make(chan struct{}, 1), pusher: p, saved: p, seen: p.Told, badge: -1}
+	return &queue{user: u, kick: make(chan struct{}, 1), pusher: p, saved: p, seen: p.Told}
 }
 
 // change takes what has been set anew.
 func (q *queue) change(p pusher) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	p.Told, p.FailingSince = max(p.Told, q.pusher.Told), q.pusher.FailingSince
+	p.Told, p.FailingSince, p.Badge = max(p.Told, q.pusher.Told), q.pusher.FailingSince, q.pusher.Badge
 	if p.url() != q.pusher.url() {
-		p.FailingSince, q.badge = 0, -1
+		p.FailingSince, p.Badge = 0, -1
 	}
 	q.pusher = p
 	q.signal()
@@ -96,7 +95,8 @@ func (q *queue) add(notes []note, upTo int64, now time.Time) {
 func (q *queue) place() (p pusher, changed bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.ended || q.pusher.Told == q.saved.Told && q.pusher.FailingSince == q.saved.FailingSince {
+	now, was := &q.pusher, &q.saved
+	if q.ended || now.Told == was.Told && now.FailingSince == was.FailingSince && now.Badge == was.Badge {
 		return p, false
 	}
 	q.saved = q.pusher
@@ -186,14 +186,14 @@ func (q *queue) number() (badge int64, known bool) {
 	q.user.mu.Unlock()
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return badge, badge == q.badge
+	return badge, badge == q.pusher.Badge
 }
 
 // numbered takes note of the number that the gateway was told.
 func (q *queue) numbered(badge int64) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.badge = badge
+	q.pusher.Badge = badge
 }
 
 // done takes a note away that was delivered.

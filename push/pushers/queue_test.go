@@ -114,7 +114,7 @@ func TestQueueOfAChangedPusher(t *testing.T) {
 		t.Errorf("set anew: %+v", q.pusher)
 	}
 	q.change(pusher{Data: json.RawMessage(`{"url":"https://b/"}`)})
-	if q.pusher.FailingSince != 0 || q.pusher.Told != 5 {
+	if q.pusher.FailingSince != 0 || q.pusher.Told != 5 || q.pusher.Badge != -1 {
 		t.Errorf("with another gateway: %+v", q.pusher)
 	}
 }

@@ -30,6 +30,7 @@ type pusher struct {
 	SetTS             int64           `json:"-"`
 	Told              int64           `json:"-"`
 	FailingSince      int64           `json:"-"`
+	Badge             int64           `json:"-"` // the number that the gateway was told last; -1: none
 }
 
 // key names a pusher of a user.
@@ -37,7 +38,7 @@ type key struct{ app, pushkey string }
 
 func (p *pusher) key() key { return key{p.AppID, p.Pushkey} }
 
-const columns = `user_id, app_id, pushkey, kind, app_display_name, device_display_name, profile_tag, lang, data, device_id, set_ts, told, failing_since`
+const columns = `user_id, app_id, pushkey, kind, app_display_name, device_display_name, profile_tag, lang, data, device_id, set_ts, told, failing_since, badge`
 
 func read(tx *storage.Tx, sql string, args ...any) (list []pusher, err error) {
 	rows := tx.Query(sql, args...)
@@ -45,7 +46,7 @@ func read(tx *storage.Tx, sql string, args ...any) (list []pusher, err error) {
 		var p pusher
 		var data []byte
 		rows.Scan(&p.User, &p.AppID, &p.Pushkey, &p.Kind, &p.AppDisplayName, &p.DeviceDisplayName, &p.ProfileTag, &p.Lang, &data,
-			&p.DeviceID, &p.SetTS, &p.Told, &p.FailingSince)
+			&p.DeviceID, &p.SetTS, &p.Told, &p.FailingSince, &p.Badge)
 		p.Data = append(json.RawMessage(nil), data...)
 		list = append(list, p)
 	}
@@ -63,7 +64,7 @@ func put(tx *storage.Tx, p *pusher) error {
 	if err != nil {
 		return fmt.Errorf("take a position: %w", err)
 	}
-	_, err = tx.Exec(`INSERT INTO pushers (`+columns+`) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, 0)
+	_, err = tx.Exec(`INSERT INTO pushers (`+columns+`) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, 0, -1)
 		ON CONFLICT (user_id, app_id, pushkey) DO UPDATE SET kind = excluded.kind, app_display_name = excluded.app_display_name,
 			device_display_name = excluded.device_display_name, profile_tag = excluded.profile_tag, lang = excluded.lang,
 			data = excluded.data, device_id = excluded.device_id, set_ts = excluded.set_ts, failing_since = 0`,
@@ -128,13 +129,13 @@ func removeDevices(tx *storage.Tx, user string, devices []string) error {
 	return announce(tx, user)
 }
 
-// savePlace writes down how far gateways were told.
+// savePlace writes down how far gateways were told, and which numbers.
 func (a *API) savePlace(ctx context.Context, places []pusher) error {
 	err := a.db.Write(ctx, func(tx *storage.Tx) error {
 		for i := range places {
 			p := &places[i]
-			if _, err := tx.Exec(`UPDATE pushers SET told = $4, failing_since = $5 WHERE user_id = $1 AND app_id = $2 AND pushkey = $3 AND told <= $4`,
-				p.User, p.AppID, p.Pushkey, p.Told, p.FailingSince); err != nil {
+			if _, err := tx.Exec(`UPDATE pushers SET told = $4, failing_since = $5, badge = $6 WHERE user_id = $1 AND app_id = $2 AND pushkey = $3 AND told <= $4`,
+				p.User, p.AppID, p.Pushkey, p.Told, p.FailingSince, p.Badge); err != nil {
 				return err
 			}
 		}

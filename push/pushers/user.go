@@ -38,7 +38,7 @@ type user struct {
 
 	mu     sync.Mutex
 	queues map[key]*queue // guarded by mu
-	badge  int64          // what is unread in all rooms; guarded by mu
+	badge  int64          // what is unread in all rooms or, until that is counted, what a gateway was told; guarded by mu
 }
 
 // note is something to tell a gateway. Without an event it is the number of unread messages alone.
@@ -114,8 +114,8 @@ func (a *API) lookAt(ctx context.Context, u *user, t task) error {
 	}
 	slices.SortFunc(notes, func(x, y note) int { return int(x.pos - y.pos) })
 	u.judged = head
-	if len(notes) == 0 && fell {
-		notes = []note{{pos: head}}
+	if fell { // whom the notes of events tell will know the number already
+		notes = append(notes, note{pos: head})
 	}
 	a.handOut(ctx, u, notes, head, badge)
 	return nil
@@ -220,7 +220,7 @@ func (a *API) count(ctx context.Context, u *user, rooms []*roomserver.Room, head
 		badge += n
 	}
 	u.mu.Lock()
-	fell = u.counted && badge < u.badge
+	fell = badge < u.badge
 	u.mu.Unlock()
 	u.counted = true
 	return badge, fell, nil
@@ -272,6 +272,7 @@ func (a *API) reload(ctx context.Context, u *user) (again bool, err error) {
 		delete(gone, k)
 		if q == nil {
 			q = newQueue(u, p)
+			u.badge = max(u.badge, p.Badge) // it may have fallen meanwhile
 			if p.Told < u.judged {
 				u.judged, again = p.Told, true
 			}
