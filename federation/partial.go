@@ -181,6 +181,9 @@ func (a *API) runCompletions(ctx context.Context) {
 func (a *API) tellWhole(ctx context.Context) {
 	list, err := a.rooms.Completions(ctx)
 	for _, c := range list {
+		if err = a.makeUp(ctx, &c); err != nil {
+			break
+		}
 		if a.whole != nil {
 			if err = a.whole(ctx, c); err != nil {
 				break
@@ -193,4 +196,16 @@ func (a *API) tellWhole(ctx context.Context) {
 	if err != nil && ctx.Err() == nil {
 		a.log.WithError(err).Error("not everybody could be told that the members of a room are known; it will be tried again after a restart")
 	}
+}
+
+// makeUp sends servers that turned out to be in a room what they were not sent of it.
+func (a *API) makeUp(ctx context.Context, c *roomserver.Completion) error {
+	room, err := a.rooms.Room(ctx, c.RoomID)
+	if errors.Is(err, roomserver.ErrUnknownRoom) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return a.queue.MakeUp(ctx, room, c.Found, c.Since, c.Until)
 }

@@ -265,7 +265,7 @@ func (t *Turn) complete(asIs bool) (whole bool, err error) {
 		return false, nil
 	}
 	if !asIs {
-		next.Servers = nil
+		next.Servers, next.found = nil, without(next.seen, next.Servers)
 	}
 	return true, t.becomeWhole(&next)
 }
@@ -326,22 +326,22 @@ func (t *Turn) storedGiven() (given map[int64][]snapshot.Ref, err error) {
 // Completion is a room that has become whole, of which others have not been told.
 type Completion struct {
 	RoomID string
-	// Since is the position at which it was entered.
-	Since int64
-	// Servers are those that were in the room at some time since.
-	Servers []string
+	// Since is the position at which it was entered, Until the one from which on it is whole.
+	Since, Until int64
+	// Servers are those that were in the room at some time since, Found those of them of which that was not known before.
+	Servers, Found []string
 }
 
 // Completions returns the rooms that have become whole and for which CompletionTold was not called.
 func (s *Server) Completions(ctx context.Context) (list []Completion, err error) {
 	err = s.db.Read(ctx, func(tx *storage.Tx) error {
 		list = list[:0]
-		rows := tx.Query(`SELECT r.room_id, p.since, p.seen FROM partial_rooms p JOIN rooms r ON r.nid = p.room WHERE NOT p.told AND p.until > 0`)
+		rows := tx.Query(`SELECT r.room_id, p.since, p.until, p.seen, p.found FROM partial_rooms p JOIN rooms r ON r.nid = p.room WHERE NOT p.told AND p.until > 0`)
 		for rows.Next() {
 			var c Completion
-			var seen []byte
-			rows.Scan(&c.RoomID, &c.Since, &seen)
-			c.Servers = decodeServers(seen)
+			var seen, found []byte
+			rows.Scan(&c.RoomID, &c.Since, &c.Until, &seen, &found)
+			c.Servers, c.Found = decodeServers(seen), decodeServers(found)
 			list = append(list, c)
 		}
 		return rows.Close()
@@ -355,7 +355,7 @@ func (s *Server) Completions(ctx context.Context) (list []Completion, err error)
 // CompletionTold notes that all others know that a room is whole.
 func (s *Server) CompletionTold(ctx context.Context, roomID string) error {
 	err := s.db.Write(ctx, func(tx *storage.Tx) error {
-		_, err := tx.Exec(`UPDATE partial_rooms SET told = $1, seen = $2 WHERE until > 0 AND room = (SELECT nid FROM rooms WHERE room_id = $3)`,
+		_, err := tx.Exec(`UPDATE partial_rooms SET told = $1, seen = $2, found = $2 WHERE until > 0 AND room = (SELECT nid FROM rooms WHERE room_id = $3)`,
 			true, encodeServers(nil), roomID)
 		return err
 	})

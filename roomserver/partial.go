@@ -27,8 +27,9 @@ type Partial struct {
 	// Since is the position of the entry, Until the one from which on the state is whole, 0 as long as it is not.
 	Since, Until int64
 
-	seen []string      // servers that turned out to have been in the room since
-	done chan struct{} // closed when the state is whole, or will never be
+	seen  []string      // servers that turned out to have been in the room since
+	found []string      // those of them that are not among Servers; once the state is whole
+	done  chan struct{} // closed when the state is whole, or will never be
 }
 
 // partialTable holds the rooms whose state is not whole, by number: who waits for one must find it also after the room was
@@ -74,7 +75,7 @@ func (t *partialTable) drop(room int64) {
 var (
 	partialTableRows = storage.DeclareTable("partial_rooms", storage.Put,
 		storage.Key("room", storage.Int), storage.Col("via", storage.Bytes), storage.Col("servers", storage.Bytes), storage.Col("seen", storage.Bytes),
-		storage.Col("since", storage.Int), storage.Col("until", storage.Int), storage.Col("told", storage.Bool))
+		storage.Col("since", storage.Int), storage.Col("until", storage.Int), storage.Col("told", storage.Bool), storage.Col("found", storage.Bytes))
 	givenTable = storage.DeclareTable("partial_given", storage.Put,
 		storage.Key("room", storage.Int), storage.Key("event", storage.Int), storage.Key("n", storage.Int), storage.Col("root", storage.Int))
 )
@@ -203,6 +204,20 @@ func (t *Turn) enterPartial(e *Event, via string, servers []string) {
 	}
 }
 
+// without is a list without what another has.
+func without(list, others []string) (out []string) {
+	known := make(map[string]bool, len(others))
+	for _, s := range others {
+		known[s] = true
+	}
+	for _, s := range list {
+		if !known[s] {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
 // union is a list with what another has beside it.
 func union(list, others []string) []string {
 	known := make(map[string]bool, len(list))
@@ -242,7 +257,7 @@ func (t *Turn) writePartial() {
 	if p.Until != 0 {
 		until = storage.Pos(p.Until)
 	}
-	t.unit.Add(partialTableRows, t.room.NID, p.Via, encodeServers(p.Servers), encodeServers(p.seen), since, until, false)
+	t.unit.Add(partialTableRows, t.room.NID, p.Via, encodeServers(p.Servers), encodeServers(p.seen), since, until, false, encodeServers(p.found))
 }
 
 // applyPartial advances what memory knows of an entry without members; base is as for apply.

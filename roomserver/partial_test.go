@@ -24,7 +24,7 @@ func (w *world) partialEntry(e *Event) Entry {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	entry := Entry{RoomID: w.room.ID, Version: w.room.Version, Event: e.Event, Partial: true, Via: remote, Servers: []string{remote, "hs", "silent"}}
+	entry := Entry{RoomID: w.room.ID, Version: w.room.Version, Event: e.Event, Partial: true, Via: remote, Servers: []string{remote, "silent"}}
 	for _, s := range state {
 		entry.State = append(entry.State, s.Event)
 	}
@@ -234,7 +234,8 @@ func TestPartialRoomRefusesAnotherState(t *testing.T) {
 func (p *partial) completion() {
 	p.t.Helper()
 	list, err := p.away.Completions(ctx)
-	if err != nil || len(list) != 1 || list[0].RoomID != p.room.ID || !slices.Contains(list[0].Servers, remote) || slices.Contains(list[0].Servers, "silent") {
+	if err != nil || len(list) != 1 || list[0].RoomID != p.room.ID || !slices.Contains(list[0].Servers, remote) || slices.Contains(list[0].Servers, "silent") ||
+		list[0].Since >= list[0].Until || slices.Contains(list[0].Found, remote) || !slices.Contains(list[0].Found, "hs") {
 		p.t.Fatalf("completions %+v, %v", list, err)
 	}
 	if err := p.away.CompletionTold(ctx, p.room.ID); err != nil {

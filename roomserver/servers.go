@@ -51,12 +51,19 @@ func (s *Server) ServersAt(ctx context.Context, room *Room, root snapshot.Ref) (
 //
 // spec: server-server-api v1.19 "PDUs"
 func (s *Server) Recipients(ctx context.Context, room *Room, e *Event) ([]string, error) {
+	partial := room.Partial()
+	if e.Partial() && partial == nil { // the members have become known since it was read
+		var err error
+		if e, err = s.eventByNID(ctx, room, e.NID); err != nil {
+			return nil, err
+		}
+	}
 	servers, err := s.ServersAt(ctx, room, e.StateBefore)
 	if err != nil {
 		return nil, err
 	}
 	if e.Partial() {
-		servers = room.Partial().serversAnd(servers)
+		servers = partial.serversAnd(servers)
 	}
 	if m := e.Membership(); (m == Leave || m == Ban) && !s.IsLocal(*e.StateKey) {
 		before, err := s.MembershipAt(ctx, room, e.StateBefore, *e.StateKey)

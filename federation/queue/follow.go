@@ -106,6 +106,18 @@ func (q *Queue) dispatchRoom(ctx context.Context, nid, from, head int64) error {
 	if err != nil {
 		return err
 	}
+	return q.eachOurs(ctx, room, from, head, func(pos int64, servers []string) {
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		for _, name := range servers {
+			q.add(name, ref{nid, pos})
+		}
+	})
+}
+
+// eachOurs visits the events of a room at positions in (from, head] that this server sends to others, with the servers
+// that get them.
+func (q *Queue) eachOurs(ctx context.Context, room *roomserver.Room, from, head int64, visit func(pos int64, servers []string)) error {
 	for {
 		events, err := q.cfg.Rooms.Arrived(ctx, room, from, head, page)
 		if err != nil {
@@ -119,13 +131,8 @@ func (q *Queue) dispatchRoom(ctx context.Context, nid, from, head int64) error {
 			if err != nil {
 				return err
 			}
-			q.mu.Lock()
-			for _, name := range servers {
-				if name != e.SenderServer() { // of a relayed event: it has it
-					q.add(name, ref{nid, e.Anchor})
-				}
-			}
-			q.mu.Unlock()
+			sender := e.SenderServer() // of a relayed event: it has it
+			visit(e.Anchor, slices.DeleteFunc(servers, func(name string) bool { return name == sender }))
 		}
 		if len(events) < page {
 			return nil

@@ -1,6 +1,7 @@
 package harness
 
 import (
+	"bytes"
 	"crypto/tls"
 	"fmt"
 	"io"
@@ -9,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httputil"
 	"net/url"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -18,7 +20,7 @@ import (
 )
 
 // Gate stands before the federation listener of a server: other servers reach it through the gate, which can keep requests
-// waiting or refuse them.
+// waiting or refuse them, and change their answers.
 type Gate struct {
 	t testing.TB
 
@@ -29,6 +31,7 @@ type Gate struct {
 type gateRule struct {
 	part   string // of the path
 	status int    // 0: wait
+	change func(answer []byte) []byte
 	open   chan struct{}
 }
 
@@ -46,6 +49,7 @@ func NewGate(t testing.TB) (*Gate, func(*config.Config)) {
 	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: a.pool, MinVersion: tls.VersionTLS12}}
 	proxy.Transport = transport
 	proxy.ErrorLog = log.New(io.Discard, "", 0)
+	proxy.ModifyResponse = g.answer
 	return g, func(cfg *config.Config) {
 		federating(cfg)
 		front := cfg.Federation.Address
@@ -71,6 +75,11 @@ func (g *Gate) Hold(part string) { g.rule(&gateRule{part: part, open: make(chan 
 // Refuse answers requests whose path contains a part with a status, until Open.
 func (g *Gate) Refuse(part string, status int) {
 	g.rule(&gateRule{part: part, status: status, open: make(chan struct{})})
+}
+
+// Change lets answers to requests whose path contains a part be others, until Open.
+func (g *Gate) Change(part string, change func(answer []byte) []byte) {
+	g.rule(&gateRule{part: part, change: change, open: make(chan struct{})})
 }
 
 func (g *Gate) rule(r *gateRule) {
@@ -106,6 +115,8 @@ func (g *Gate) guard(next http.Handler) http.Handler {
 		rule := g.ruleFor(r)
 		switch {
 		case rule == nil:
+		case rule.change != nil:
+			r.Header.Del("Accept-Encoding") // what is compressed cannot be changed
 		case rule.status != 0:
 			w.WriteHeader(rule.status)
 			fmt.Fprint(w, `{"errcode":"M_UNKNOWN","error":"The gate is closed"}`)
@@ -119,4 +130,21 @@ func (g *Gate) guard(next http.Handler) http.Handler {
 		}
 		next.ServeHTTP(w, r)
 	})
+}
+
+// answer changes an answer on its way back.
+func (g *Gate) answer(res *http.Response) error {
+	rule := g.ruleFor(res.Request)
+	if rule == nil || rule.change == nil {
+		return nil
+	}
+	defer res.Body.Close()
+	body, err := io.ReadAll(res.Body)
+	if err != nil {
+		return err
+	}
+	body = rule.change(body)
+	res.Body, res.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
+	res.Header.Set("Content-Length", strconv.Itoa(len(body)))
+	return nil
 }

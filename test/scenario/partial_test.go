@@ -1,9 +1,11 @@
 package scenario
 
 import (
+	"bytes"
 	"net/http"
 	"net/url"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -279,4 +281,45 @@ func TestDevicesThatChangeBeforeTheMembersAreKnown(t *testing.T) {
 			t.Errorf("told of %v", told)
 		}
 	})
+}
+
+// A server that nobody named among those in the room gets what was sent before its members were known, also if it cannot be
+// reached then and this server is started again.
+func TestMessagesForServersThatWereNotNamed(t *testing.T) {
+	for _, d := range storagetest.Dialects {
+		t.Run(d.String(), func(t *testing.T) {
+			gate, behind := harness.NewGate(t)
+			link, linked := harness.Linked(t)
+			r := &residents{t: t, gate: gate, first: harness.Start(t, storage.SQLite, behind)}
+			r.second = harness.Start(t, storage.SQLite, harness.Federating(t), linked)
+			r.third = harness.Federation(t, d, 1)[0]
+			r.owner, r.guest = r.first.Register(t, "owner"), r.second.Register(t, "guest")
+			r.room = r.owner.Create(harness.J{"preset": "public_chat", "name": "Hall"})
+			r.joinBy(r.guest, r.first)
+			r.members(r.guest)
+			gate.Hold("/state")
+			gate.Change("/send_join/", func(answer []byte) []byte {
+				all := gjson.GetBytes(answer, "servers_in_room").Raw
+				if !strings.Contains(all, r.second.Name) {
+					t.Errorf("servers in the room: %s", all)
+				}
+				return bytes.Replace(answer, []byte(all), []byte(`["`+r.first.Name+`"]`), 1)
+			})
+			user := r.third.Register(t, "user")
+			r.joinBy(user, r.first)
+			r.guest.Sync(nil)
+			sent := []string{user.Text(r.room, "hello"), user.Text(r.room, "hello?")}
+			r.owner.Until("the messages", func(sync gjson.Result) bool { return shows(sent[1])(harness.Room(sync, "join", r.room)) })
+			link.Cut()
+			gate.Open()
+			r.members(user)
+			r.third.Restart()
+			link.Heal()
+			r.guest.Text(r.room, "back") // so that its server is tried again soon
+			r.guest.Until("the messages", func(sync gjson.Result) bool {
+				sent = slices.DeleteFunc(sent, func(id string) bool { return shows(id)(harness.Room(sync, "join", r.room)) })
+				return len(sent) == 0
+			})
+		})
+	}
 }
