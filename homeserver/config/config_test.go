@@ -147,6 +147,7 @@ func TestRefusals(t *testing.T) {
 		{"value for everything", "localhost", nil, []string{"myelin.yaml:1: the file must hold keys with values"}},
 		{"key twice", "server:\n  name: a\n  name: b\n", nil, []string{"myelin.yaml:3: server.name: it is there already, in line 2"}},
 		{"section twice", "server: {name: a}\nserver: {name: b}", nil, []string{"myelin.yaml:2: server: it is there already, in line 1"}},
+		{"two documents", "server:\n  name: a\n---\nserver:\n  name: b\n", nil, []string{"myelin.yaml:3: the file must hold one document"}},
 		{"not YAML", "server: [", nil, []string{"myelin.yaml: "}},
 		{"missing registration", "appservices:\n  files: [/nowhere.yaml, /nor-here.yaml]\n", nil, []string{"myelin.yaml:2: appservices.files: /nowhere.yaml: no such file or directory, /nor-here.yaml: no such file"}},
 		{"environment's value", "", []string{"MYELIN_DATABASE_READERS=x"}, []string{`MYELIN_DATABASE_READERS: database.readers: "x" is not a whole number; allowed: a number`}},

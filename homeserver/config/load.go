@@ -1,10 +1,12 @@
 package config
 
 import (
+	"bytes"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"slices"
 	"strconv"
@@ -97,10 +99,14 @@ func (l *loader) readFile(file string) {
 		l.add("", "", "read the configuration: %v", err)
 		return
 	}
-	var document yaml.Node
-	if err := yaml.Unmarshal(data, &document); err != nil {
+	var document, second yaml.Node
+	decoder := yaml.NewDecoder(bytes.NewReader(data))
+	if err := decoder.Decode(&document); err != nil && !errors.Is(err, io.EOF) {
 		l.add(file, "", "%s", strings.TrimPrefix(err.Error(), "yaml: "))
 		return
+	}
+	if decoder.Decode(&second) == nil {
+		l.add(position(file, &second), "", "the file must hold one document, and a second begins here")
 	}
 	if len(document.Content) == 0 { // nothing but comments
 		return
