@@ -155,7 +155,7 @@ type API struct {
 	jobs     *jobs
 	tokenIDs *storage.IDs
 	jobIDs   *storage.IDs
-	nonces   nonces
+	nonces   *nonces
 	prune    pruner
 }
 
@@ -184,6 +184,9 @@ func New(cfg Config, deps Deps) (*API, error) {
 	if a.texts, err = loadTexts(cfg.Email.Templates); err != nil {
 		return nil, fmt.Errorf("accounts: %w", err)
 	}
+	if err = a.checkServerName(); err != nil {
+		return nil, fmt.Errorf("accounts: %w", err)
+	}
 	a.jobs = newJobs(a)
 	deps.DB.Subscribe(func(batch []storage.Notice, _ int64) {
 		for i := range batch {
@@ -193,6 +196,21 @@ func New(cfg Config, deps Deps) (*API, error) {
 		}
 	})
 	return a, nil
+}
+
+// checkServerName refuses a database with accounts of another server. Its name is in every identifier there, so that
+// a server that begins to use another one, if only because it was started without its configuration, breaks both.
+func (a *API) checkServerName() error {
+	var user string
+	found, err := a.db.Get(context.Background(), `SELECT user_id FROM accounts LIMIT 1`, nil, &user)
+	if err != nil {
+		return fmt.Errorf("look up an account: %w", err)
+	}
+	if _, local := a.localpart(user); found && !local {
+		_, name, _ := strings.Cut(user, ":")
+		return fmt.Errorf("the database belongs to the server %s, whose name cannot change to %s", name, a.cfg.ServerName)
+	}
+	return nil
 }
 
 // Run does what goes on in the background until ctx ends: it writes down when devices were last seen and works off

@@ -5,6 +5,7 @@ import (
 	"crypto/hmac"
 	"crypto/sha1"
 	"encoding/hex"
+	"strings"
 	"testing"
 	"time"
 
@@ -73,9 +74,12 @@ func TestSharedSecretRegistration(t *testing.T) {
 		if a.Get("access_token").Exists() {
 			t.Errorf("inhibit_login: %s", a.Raw)
 		}
+		s.want(s.do("POST", endpoint, "", body(nonce(), "us,er", "pw", "notadmin", nil)), 400, "M_INVALID_USERNAME")
+		s.want(s.do("POST", endpoint, "", body(nonce(), "root", "pw", "notadmin", nil)), 400, "M_USER_IN_USE")
 		n := nonce()
-		s.want(s.do("POST", endpoint, "", body(n, "us,er", "pw", "notadmin", nil)), 400, "M_INVALID_USERNAME")
-		s.want(s.do("POST", endpoint, "", body(n, "root", "pw", "notadmin", nil)), 400, "M_USER_IN_USE")
+		s.ok("POST", endpoint, "", body(n, "once", "pw", "notadmin", nil))
+		s.want(s.do("POST", endpoint, "", body(n, "twice", "pw", "notadmin", nil)), 400, "M_UNKNOWN")
+		n = nonce()
 		s.want(s.do("POST", endpoint, "", body("made up", "x", "pw", "notadmin", nil)), 400, "M_UNKNOWN")
 		s.want(s.do("POST", endpoint, "", body(n, "x", "pw", "notadmin", obj{"admin": true})), 403, "M_FORBIDDEN")
 		s.want(s.do("POST", endpoint, "", body(n, "x", "pw", "notadmin", obj{"mac": "00"})), 403, "M_FORBIDDEN")
@@ -166,6 +170,32 @@ func TestAdministration(t *testing.T) {
 			if e := mxerr.As(err); e == nil || e.Code != "M_NOT_FOUND" {
 				t.Errorf("%s of nobody: %v", name, err)
 			}
+		}
+	})
+}
+
+func TestServerNameCannotChange(t *testing.T) {
+	each(t, func(t *testing.T, db *storage.DB) {
+		config := func(name string) (Config, Deps) {
+			return Config{ServerName: name, Hashing: cheap}, Deps{DB: db, Rooms: &fakeRooms{}, Log: quiet()}
+		}
+		for _, name := range []string{"wrong.example", "example"} { // nobody has the first name yet
+			if _, err := New(config(name)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		a, err := New(config("example"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := a.CreateUser(context.Background(), NewUser{Username: "alice"}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := New(config("example")); err != nil {
+			t.Errorf("the same name: %v", err)
+		}
+		if _, err := New(config("example.org")); err == nil || !strings.Contains(err.Error(), "belongs to the server example,") {
+			t.Errorf("another name: %v", err)
 		}
 	})
 }

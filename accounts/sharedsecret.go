@@ -9,8 +9,10 @@ import (
 	"encoding/base64"
 	"encoding/binary"
 	"encoding/hex"
+	"maps"
 	"net/http"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/myelin-im/myelin/internal/httpapi"
@@ -23,19 +25,22 @@ import (
 // nonceLifetime is how long a tool may take.
 const nonceLifetime = time.Minute
 
-// nonces makes and checks nonces. They need not be remembered, as they carry their own proof; one that is shown
-// twice does no harm, because its MAC holds for one user name, which is then taken.
+// nonces makes and checks nonces. They carry their own proof, so that strangers who ask for many cost no memory; only
+// those with which the secret was proven are remembered, until they expire, since each is good for one registration.
 type nonces struct {
 	key []byte // nil: registration with a shared secret is off
 	now func() time.Time
+
+	mu    sync.Mutex
+	spent map[string]int64 // when they expire, in milliseconds; guarded by mu
 }
 
-func newNonces(secret string, now func() time.Time) nonces {
+func newNonces(secret string, now func() time.Time) *nonces {
 	if secret == "" {
-		return nonces{}
+		return &nonces{}
 	}
 	key := sha256.Sum256([]byte("myelin: nonces of registration\x00" + secret))
-	return nonces{key[:], now}
+	return &nonces{key: key[:], now: now, spent: map[string]int64{}}
 }
 
 // issue makes a nonce: when it expires, random bytes, and a MAC over both.
@@ -53,16 +58,33 @@ func (n *nonces) mac(b []byte) []byte {
 	return m.Sum(b)
 }
 
-// check tells whether a nonce was issued and has not expired.
-func (n *nonces) check(nonce string) bool {
+// check returns when a nonce expires, in milliseconds; ok is false if it was not issued, or is over.
+func (n *nonces) check(nonce string) (expires int64, ok bool) {
 	b, err := base64.RawURLEncoding.DecodeString(nonce)
 	if err != nil || len(b) != 16+sha256.Size || !hmac.Equal(b, n.mac(b[:16:16])) {
-		return false
+		return 0, false
 	}
-	return n.now().UnixMilli() < int64(binary.BigEndian.Uint64(b))
+	expires = int64(binary.BigEndian.Uint64(b))
+	return expires, n.now().UnixMilli() < expires
 }
 
-var errNoSharedSecret = mxerr.New(http.StatusBadRequest, "M_UNKNOWN", "Registration with a shared secret is disabled")
+// spend uses a nonce up; it returns false if that happened already.
+func (n *nonces) spend(nonce string, expires int64) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	now := n.now().UnixMilli()
+	maps.DeleteFunc(n.spent, func(_ string, expires int64) bool { return expires <= now })
+	if _, twice := n.spent[nonce]; twice {
+		return false
+	}
+	n.spent[nonce] = expires
+	return true
+}
+
+var (
+	errNoSharedSecret = mxerr.New(http.StatusBadRequest, "M_UNKNOWN", "Registration with a shared secret is disabled")
+	errNonce          = mxerr.New(http.StatusBadRequest, "M_UNKNOWN", "The nonce is unknown, was used, or has expired")
+)
 
 type nonceResponse struct {
 	Nonce string `json:"nonce"`
@@ -107,12 +129,16 @@ func (a *API) sharedSecretRegister(ctx context.Context, by *httpapi.Caller, in *
 	if strings.ContainsRune(in.Username+in.Password, 0) {
 		return nil, mxerr.InvalidParam("User name and password cannot hold NUL")
 	}
-	if !a.nonces.check(in.Nonce) {
-		return nil, mxerr.New(http.StatusBadRequest, "M_UNKNOWN", "The nonce is unknown or has expired")
+	expires, ok := a.nonces.check(in.Nonce)
+	if !ok {
+		return nil, errNonce
 	}
 	mac, err := hex.DecodeString(in.MAC)
 	if err != nil || !hmac.Equal(mac, in.mac(a.cfg.Registration.SharedSecret)) {
 		return nil, mxerr.Forbidden("The MAC is wrong")
+	}
+	if !a.nonces.spend(in.Nonce, expires) {
+		return nil, errNonce
 	}
 	user := NewUser{Username: in.Username, Password: in.Password, Admin: in.Admin, DisplayName: in.DisplayName}
 	if in.UserType != nil {

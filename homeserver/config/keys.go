@@ -40,7 +40,8 @@ func sections(c *Config) []section {
 			{"name", "localhost", false, `
 				The domain in the identifiers this server makes, as in @alice:example.org; a port may follow.
 
-				Set it before the first user registers: it is part of every identifier and can never be changed.`,
+				Set it before the first user registers: it is part of every identifier and can never be changed. A server
+				does not start on data that belongs to another name.`,
 				text(&c.Server.Name, "a host name, IPv4 address or IPv6 address in brackets, with an optional port", checkServerName)},
 			{"data_dir", "./data", false, `
 				The folder for everything durable: signing key, embedded database, media. It is made if it is missing.
