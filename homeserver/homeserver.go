@@ -226,8 +226,8 @@ func (s *Server) FederationAddress() string {
 	return s.federation.address()
 }
 
-// Greeting says where to connect and, on a server without accounts, how to make the first. It holds a secret, so it
-// is for the terminal and not for the log.
+// Greeting says where to connect and, on a server without an administrator, how to become it. It holds a secret then,
+// so it is for the terminal and not for the log.
 func (s *Server) Greeting(ctx context.Context) (string, error) {
 	token, err := s.features.firstToken(ctx)
 	if err != nil {
@@ -239,8 +239,8 @@ func (s *Server) Greeting(ctx context.Context) (string, error) {
 		fmt.Fprintf(&b, "other servers reach it at %s\n", s.federation.address())
 	}
 	if token != "" {
-		fmt.Fprintf(&b, "\nThere are no accounts yet. Register the first one with this token, in any Matrix client;\n"+
-			"it will be an administrator:\n\n    %s\n\n", token)
+		fmt.Fprintf(&b, "\nThere is no administrator yet. The account that is registered with this token, in any Matrix\n"+
+			"client, becomes one:\n\n    %s\n\n", token)
 	}
 	return b.String(), nil
 }
