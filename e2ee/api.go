@@ -48,6 +48,8 @@ type Deps struct {
 	Rooms *roomserver.Server
 	// Remote reaches other servers; nil: there are none.
 	Remote Remote
+	// Undelivered is how long messages wait for the devices of a server that does not take them; 0 is for ever.
+	Undelivered time.Duration
 	// Log gets what operators should know.
 	Log *logrus.Entry
 	// Now is the clock; nil means time.Now.
@@ -69,9 +71,12 @@ type API struct {
 	counts     *memo.Memo[string, map[string]KeyCounts]
 	inboxes    *inboxes
 	overfull   overfull
+	backlogs   backlogs
 	prune      pruner
 	follower   follower
 	fetches    sync.Map // remote user id to *fetch
+
+	undelivered time.Duration // as in Deps
 }
 
 const (
@@ -97,6 +102,7 @@ func New(deps Deps) (*API, error) {
 	a.counts = memo.New(maxCounted, a.readCounts)
 	a.inboxes = newInboxes(deps.DB.Head())
 	a.overfull = overfull{limit: maxInbox, due: make(chan inboxKey, maxDue), left: cache.New[inboxKey, *atomic.Int64](maxInboxes)}
+	a.backlogs, a.undelivered = newBacklogs(), deps.Undelivered
 	a.follower.init(deps.DB.Head())
 	deps.DB.Subscribe(a.committed)
 	deps.DB.Watch(a.follower.published)
@@ -237,11 +243,12 @@ func (a *API) deactivated(tx *storage.Tx, userID string, _ bool) error {
 	return noteNews(tx, userID, "")
 }
 
-// Run does what goes on in the background until ctx ends: it tells other servers of changed devices and bounds the inboxes
-// of devices that never look into them.
+// Run does what goes on in the background until ctx ends: it tells other servers of changed devices, and bounds the inboxes
+// of devices that never look into them and what waits for servers that never take it.
 func (a *API) Run(ctx context.Context) {
 	var group sync.WaitGroup
 	group.Go(func() { a.boundInboxes(ctx) })
+	group.Go(func() { a.boundBacklogs(ctx) })
 	a.follow(ctx)
 	group.Wait()
 }

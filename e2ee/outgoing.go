@@ -16,9 +16,23 @@ type EDU struct {
 
 // Destinations returns the servers that are owed something written at positions in (after, upTo], sorted.
 func (a *API) Destinations(ctx context.Context, after, upTo int64) (servers []string, err error) {
-	servers, err = storage.ReadList[string](ctx, a.db, `SELECT DISTINCT destination FROM outgoing_edus WHERE pos > $1 AND pos <= $2 ORDER BY destination`, after, upTo)
+	var sizes []int64
+	err = a.db.Read(ctx, func(tx *storage.Tx) error {
+		servers, sizes = nil, nil
+		rows := tx.Query(`SELECT destination, count(*) FROM outgoing_edus WHERE pos > $1 AND pos <= $2 GROUP BY destination ORDER BY destination`, after, upTo)
+		var server string
+		var n int64
+		for rows.Next() {
+			rows.Scan(&server, &n)
+			servers, sizes = append(servers, server), append(sizes, n)
+		}
+		return rows.Close()
+	})
 	if err != nil {
 		return nil, fmt.Errorf("servers that are owed EDUs: %w", err)
+	}
+	for i, server := range servers {
+		a.backlogs.grew(server, sizes[i])
 	}
 	return servers, nil
 }

@@ -224,7 +224,7 @@ func (d *delivery) addRemote(u *storage.Unit, all messages) error {
 			if err != nil {
 				return fmt.Errorf("encode messages for %s: %w", server, err)
 			}
-			u.Add(outgoingTable, server, storage.Pos(1), n, "m.direct_to_device", content)
+			u.Add(outgoingTable, server, storage.Pos(1), n, messageEDU, content)
 		}
 	}
 	if len(byServer) > 0 {

@@ -109,7 +109,7 @@ func (a *assembly) rooms() (err error) {
 // people makes accounts and the keys of their devices.
 func (a *assembly) people() (err error) {
 	f := a.f
-	f.e2ee, err = e2ee.New(e2ee.Deps{DB: a.db, Rooms: f.rooms, Remote: remoteKeys{a.others.client}, Log: a.part("e2ee")})
+	f.e2ee, err = e2ee.New(e2ee.Deps{DB: a.db, Rooms: f.rooms, Remote: remoteKeys{a.others.client}, Undelivered: a.cfg.Federation.UndeliveredMessages, Log: a.part("e2ee")})
 	if err != nil {
 		return fmt.Errorf("set up encryption: %w", err)
 	}

@@ -78,7 +78,8 @@ type EDU struct {
 type Source interface {
 	// Destinations returns the servers that are owed something that was written in (after, upTo].
 	Destinations(ctx context.Context, after, upTo int64) ([]string, error)
-	// Pending returns what a server is owed of (after, upTo], in order, about limit, and how far that goes.
+	// Pending returns what a server is owed of (after, upTo], in order, about limit, and how far that goes. The Source may
+	// give up what a server has not taken for long.
 	Pending(ctx context.Context, destination string, after, upTo int64, limit int) (edus []EDU, next int64, err error)
 	// Delivered says that a server has all up to a position.
 	Delivered(ctx context.Context, destination string, upTo int64) error

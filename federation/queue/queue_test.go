@@ -264,6 +264,43 @@ func TestWhatMustArriveArrives(t *testing.T) {
 	})
 }
 
+// TestGivenUp: when nothing is left of what a server did not take, it is left alone and forgotten.
+func TestGivenUp(t *testing.T) {
+	each(t, func(t *testing.T, w *world) {
+		in := newInbox(t, w.pool)
+		in.answer(500)
+		q, stop := w.run()
+		w.owe(in.name, 3)
+		until(t, "some attempts", func() bool { return in.attempts() > 2 })
+		rows := func() (n int64) {
+			if _, err := w.db.Get(t.Context(), `SELECT count(*) FROM federation_unreached`, nil, &n); err != nil {
+				t.Fatal(err)
+			}
+			return n
+		}
+		if rows() != 1 {
+			t.Fatal("the transaction is not kept")
+		}
+		stop()
+		q, stop = w.run()
+		before := in.attempts()
+		until(t, "attempts after a restart", func() bool { return in.attempts() > before })
+		if err := w.src.Delivered(t.Context(), in.name, w.db.Head()); err != nil { // that is, gives up
+			t.Fatal(err)
+		}
+		until(t, "nothing is kept", func() bool { return rows() == 0 })
+		until(t, "the server is forgotten", func() bool {
+			q.mu.Lock()
+			defer q.mu.Unlock()
+			return len(q.servers) == 0
+		})
+		stop()
+		if n := in.count("test.durable"); n != 0 {
+			t.Errorf("%d EDUs were taken", n)
+		}
+	})
+}
+
 func TestVolatile(t *testing.T) {
 	each(t, func(t *testing.T, w *world) {
 		in := newInbox(t, w.pool)

@@ -82,9 +82,16 @@ func (q *Queue) next(ctx context.Context, d *destination) (*transaction, error) 
 	return t, nil
 }
 
-// again returns the transaction that a server did not answer.
+// again returns the transaction that a server did not answer, unless all that it held has been given up.
 func (q *Queue) again(ctx context.Context, d *destination) (*transaction, error) {
 	t, err := q.readKept(ctx, d.name)
+	if err == nil && t != nil {
+		var void bool
+		if void, err = q.void(ctx, d.name, t); err == nil && void {
+			q.succeeded(ctx, d, &transaction{}) // there is nothing left in which the server fails
+			return q.next(ctx, d)
+		}
+	}
 	if err == nil && t == nil { // there is none after all
 		q.mu.Lock()
 		d.kept = false
@@ -92,6 +99,22 @@ func (q *Queue) again(ctx context.Context, d *destination) (*transaction, error)
 		return q.next(ctx, d)
 	}
 	return t, err
+}
+
+// void tells whether a transaction that was not answered holds nothing but EDUs that the Source does not keep any more,
+// because they have waited for too long. Else a server that never existed would be tried for ever.
+func (q *Queue) void(ctx context.Context, server string, t *transaction) (bool, error) {
+	if len(t.covers.Rooms) > 0 || q.cfg.Source == nil {
+		return false, nil
+	}
+	upTo := t.covers.Source
+	if upTo == 0 { // part of what was written at one position
+		q.mu.Lock()
+		upTo = q.pos
+		q.mu.Unlock()
+	}
+	edus, _, err := q.cfg.Source.Pending(ctx, server, 0, upTo, 1)
+	return len(edus) == 0, err
 }
 
 // settle gets ready to read what a server is owed from federation_owed: what is not written yet is written, and if

@@ -69,8 +69,9 @@ type Federation struct {
 	PublicAddress         string // what /.well-known/matrix/server tells, host:port; empty: nothing
 	CACert                string // PEM file with authorities trusted beside the system's
 	AllowPrivateAddresses bool
-	Allow, Deny           []string // patterns of server names; an empty Allow allows all
-	TrustedKeyServers     []string // notaries for signing keys
+	Allow, Deny           []string      // patterns of server names; an empty Allow allows all
+	TrustedKeyServers     []string      // notaries for signing keys
+	UndeliveredMessages   time.Duration // how long messages wait for the devices of a server that is away; 0: for ever
 }
 
 // Database says where durable data lives.

@@ -138,6 +138,12 @@ func sections(c *Config) []section {
 
 				Set it to other servers if you trust them more.`,
 				serverNames(&c.Federation.TrustedKeyServers)},
+			{"undelivered_messages", "30d", false, `
+				How long messages to devices, with the keys of encrypted rooms in them, wait for a server that does not take
+				them. What waits is bounded in number as well. 0s: forever.
+
+				Lower it to free space sooner when many servers that are gone are in your users' rooms.`,
+				duration(&c.Federation.UndeliveredMessages, 0, 36500*day)},
 		}},
 		{"database", "Where durable data lives.", []key{
 			{"url", "", true, `
