@@ -91,7 +91,53 @@ func (e *entries) wait(ctx context.Context, roomID string) {
 func (a *API) Join(ctx context.Context, user, roomID string, via []string, content map[string]any) error {
 	defer a.entering.begin(roomID)()
 	in := &wish{user, roomID, via, content}
-	return a.through(ctx, in, func(server string) error { return a.joinThrough(ctx, server, in) })
+	join := func(server string) error { return a.joinThrough(ctx, server, in) }
+	err := a.through(ctx, in, join)
+	for _, pause := range joinPauses {
+		if !unauthorised(err) || !a.justJoined(ctx, user) {
+			break
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return err
+		}
+		err = a.through(ctx, in, join)
+	}
+	return err
+}
+
+// joinPauses are those before a join is tried again that was refused to a user who has just joined another room: if it is the
+// members of that one who may join, the servers that can let them in may not have heard of it yet.
+var joinPauses = []time.Duration{100 * time.Millisecond, 200 * time.Millisecond, 400 * time.Millisecond, 800 * time.Millisecond, 1500 * time.Millisecond}
+
+// unauthorised tells that other servers say of a user that they may not join a room, or that they cannot tell.
+func unauthorised(err error) bool {
+	var said *client.Error
+	return errors.As(err, &said) && (said.Status == http.StatusForbidden && said.Code == "M_FORBIDDEN" || said.Code == "M_UNABLE_TO_AUTHORISE_JOIN")
+}
+
+// justJoinedFor is how long a user counts as one who has just joined a room: until every server of it should have heard of it.
+const justJoinedFor = 10 * time.Second
+
+// justJoined tells whether the room that a local user joined last is one that they have just joined.
+func (a *API) justJoined(ctx context.Context, user string) bool {
+	rooms, err := a.rooms.UserRooms(ctx, user)
+	if err != nil {
+		return false
+	}
+	var last roomserver.UserRoom
+	for _, r := range rooms {
+		if r.Membership == roomserver.Join && r.Pos > last.Pos {
+			last = r
+		}
+	}
+	room, err := a.rooms.Room(ctx, last.RoomID)
+	if err != nil {
+		return false // there is none
+	}
+	e, err := a.rooms.StateEvent(ctx, room, room.Head().State, pdu.TypeMember, user)
+	return err == nil && e != nil && time.Since(time.UnixMilli(e.OriginServerTS)) < justJoinedFor
 }
 
 // Knock is Join for a knock on a room that this server is not in.

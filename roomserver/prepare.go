@@ -190,9 +190,10 @@ func (t *Turn) authoriseRemote(user string) (via string, err error) {
 	return t.inviter(levels)
 }
 
-// fulfils checks that a user of another server is in one of the rooms that a join rule allows.
+// fulfils checks that a user of another server is in one of the rooms that a join rule allows. As long as the members of one
+// of these are not known, it cannot be told that the user is in none.
 func (s *Server) fulfils(ctx context.Context, rules *Event, user string) error {
-	known, conditions := false, false
+	known, unknown, conditions := false, false, false
 	for _, a := range gjson.GetBytes(rules.Content(), "allow").Array() {
 		if a.Get("type").Str != "m.room_membership" {
 			continue
@@ -216,9 +217,10 @@ func (s *Server) fulfils(ctx context.Context, rules *Event, user string) error {
 		if m == Join {
 			return nil
 		}
+		unknown = unknown || room.Partial() != nil
 	}
-	if conditions && !known {
-		return mxerr.New(400, "M_UNABLE_TO_AUTHORISE_JOIN", "This server is in none of the rooms whose members may join")
+	if conditions && (!known || unknown) {
+		return mxerr.New(400, "M_UNABLE_TO_AUTHORISE_JOIN", "This server is in none of the rooms whose members may join, or does not know yet who they are")
 	}
 	return mxerr.Forbidden("The user is in none of the rooms whose members may join this one")
 }

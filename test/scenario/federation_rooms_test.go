@@ -8,6 +8,8 @@ import (
 
 	"github.com/tidwall/gjson"
 
+	"github.com/myelin-im/myelin/storage"
+	"github.com/myelin-im/myelin/storage/storagetest"
 	"github.com/myelin-im/myelin/test/harness"
 )
 
@@ -204,11 +206,7 @@ func TestRestrictedRoomOfAnotherServer(t *testing.T) {
 		alice, bob := servers[0].Register(t, "alice"), servers[1].Register(t, "bob")
 		for _, version := range []string{"8", "12"} {
 			space := alice.Create(harness.J{"preset": "public_chat", "room_version": version})
-			room := alice.Create(harness.J{"preset": "private_chat", "room_version": version, "initial_state": []harness.J{{
-				"type": "m.room.join_rules", "state_key": "", "content": harness.J{
-					"join_rule": "restricted", "allow": []harness.J{{"type": "m.room_membership", "room_id": space}},
-				},
-			}}})
+			room := alice.Create(harness.J{"preset": "private_chat", "room_version": version, "initial_state": restricted(space)})
 			via := url.Values{"server_name": {servers[0].Name}}.Encode()
 			bob.Refused(403, "M_FORBIDDEN", "POST", harness.Path("/join/%s?", room)+via, harness.J{})
 			joinThrough(t, bob, space, servers[0])
@@ -219,6 +217,34 @@ func TestRestrictedRoomOfAnotherServer(t *testing.T) {
 			}
 		}
 	})
+}
+
+// A user joins a space that their server is in and, before the only server that can let them into one of its restricted rooms
+// has heard of that, this room.
+func TestRestrictedRoomRightAfterItsSpace(t *testing.T) {
+	for _, d := range storagetest.Dialects {
+		t.Run(d.String(), func(t *testing.T) {
+			gate, behind := harness.NewGate(t)
+			first, second := harness.Start(t, storage.SQLite, behind), harness.Federation(t, d, 1)[0]
+			alice, bob, carol := first.Register(t, "alice"), second.Register(t, "bob"), second.Register(t, "carol")
+			space := alice.Create(harness.J{"preset": "public_chat"})
+			room := alice.Create(harness.J{"preset": "private_chat", "initial_state": restricted(space)})
+			joinThrough(t, bob, space, first)
+			members(bob, space) // which waits until all are known
+			gate.Hold("/send/")
+			gate.Change("/make_join/", func(answer []byte) []byte {
+				gate.Open() // once it has refused
+				return answer
+			})
+			carol.Join(space)
+			joinThrough(t, carol, room, first)
+			if got, want := members(alice, room), sorted(alice.UserID, carol.UserID); !slices.Equal(got, want) {
+				t.Errorf("members %v, want %v", got, want)
+			}
+			dave := second.Register(t, "dave")
+			dave.Refused(403, "M_FORBIDDEN", "POST", harness.Path("/join/%s?server_name=", room)+url.QueryEscape(first.Name), harness.J{})
+		})
+	}
 }
 
 // The last user of a server leaves a room and comes back to what it has become.

@@ -141,7 +141,7 @@ func TestJoinBeforeTheMembersAreKnown(t *testing.T) {
 		if !harness.Find(room.Get("state.events"), "m.room.member", r.others[0].UserID).Exists() {
 			t.Errorf("the sender of the answer has no membership: %s", room)
 		}
-		r.refusesOthers()
+		r.refusesOthers(user)
 
 		second := r.third.Register(t, "another")
 		r.joinBy(second, r.first)
@@ -187,8 +187,16 @@ func TestJoinBeforeTheMembersAreKnown(t *testing.T) {
 	})
 }
 
-// refusesOthers checks that a server which does not know the members lets nobody else in, nor tells its state.
-func (r *residents) refusesOthers() {
+// restricted is the state of a room that the members of another may join.
+func restricted(room string) []harness.J {
+	return []harness.J{{"type": "m.room.join_rules", "state_key": "", "content": harness.J{
+		"join_rule": "restricted", "allow": []harness.J{{"type": "m.room_membership", "room_id": room}},
+	}}}
+}
+
+// refusesOthers checks that a server which does not know the members lets nobody else in, nor tells its state, nor who may
+// enter a room of a user of its that those members may join.
+func (r *residents) refusesOthers(user *harness.Client) {
 	r.t.Helper()
 	peer := harness.NewPeer(r.t, nil)
 	for _, what := range []string{"join", "knock"} {
@@ -196,6 +204,10 @@ func (r *residents) refusesOthers() {
 		if got.Status != http.StatusNotFound || got.Code() != "M_NOT_FOUND" {
 			r.t.Errorf("make_%s: %v", what, got)
 		}
+	}
+	inner := user.Create(harness.J{"preset": "private_chat", "initial_state": restricted(r.room)})
+	if got := peer.Do(r.third, "GET", fed("/v1/make_join/%s/%s?ver=10&ver=11&ver=12", inner, "@x:"+peer.Name), nil); got.Code() != "M_UNABLE_TO_AUTHORISE_JOIN" {
+		r.t.Errorf("make_join of a room for the members: %v", got)
 	}
 	if got := peer.Do(r.third, "GET", fed("/v1/state_ids/%s?event_id=%s", r.room, "$x"), nil); got.Status != http.StatusForbidden || got.Code() != "M_UNABLE_DUE_TO_PARTIAL_STATE" {
 		r.t.Errorf("state_ids: %v", got)
