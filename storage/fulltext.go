@@ -37,22 +37,6 @@ func DeclareTerms(index string) *Table {
 	return t
 }
 
-// SetTerms replaces what an index has of a row; terms are separated by spaces.
-func (tx *Tx) SetTerms(index *Table, id int64, terms string) error {
-	sql := index.insertSQL
-	if tx.lite != nil {
-		sql = index.liteSQL
-	}
-	_, err := tx.Exec(sql, id, Text(terms))
-	return err
-}
-
-// DropTerms takes a row out of an index.
-func (tx *Tx) DropTerms(index *Table, id int64) error {
-	_, err := tx.Exec(index.deleteSQL, id)
-	return err
-}
-
 // Matching returns the condition that a row of an index fulfils a query, with the argument for its $1.
 func (tx *Tx) Matching(index *Table, q TermQuery) (condition string, query Text) {
 	and, or, quote, star := " AND ", " OR ", `"`, " *"

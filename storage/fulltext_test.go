@@ -35,15 +35,11 @@ func matching(t testing.TB, db *storage.DB, q storage.TermQuery, limit int) (ids
 
 func setTerms(t testing.TB, db *storage.DB, terms map[int64]string) {
 	t.Helper()
-	err := db.Write(context.Background(), func(tx *storage.Tx) error {
-		for id, text := range terms {
-			if err := tx.SetTerms(wordIndex, id, text); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	if err != nil {
+	u := &storage.Unit{}
+	for id, text := range terms {
+		u.Add(wordIndex, id, storage.Text(text))
+	}
+	if _, err := do(db, u); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -78,8 +74,7 @@ func TestTerms(t *testing.T) {
 		setTerms(t, db, map[int64]string{1: "_a goodbye", 2: ""})
 		check([]int64{big}, word("hello"))
 		check([]int64{1}, word("goodbye"))
-		err := db.Write(context.Background(), func(tx *storage.Tx) error { return tx.DropTerms(wordIndex, big) })
-		if err != nil {
+		if _, err := do(db, unit(func(u *storage.Unit) { u.Delete(wordIndex, big) })); err != nil {
 			t.Fatal(err)
 		}
 		check(nil, word("hello"))

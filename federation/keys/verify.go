@@ -22,27 +22,6 @@ func signaturesOf(canonical []byte, server string) []signing.Signature {
 	return list[:min(len(list), maxSignatures)]
 }
 
-// VerifyJSON checks that a server signed an object with a key that is valid now. The error wraps signing.ErrMissing,
-// signing.ErrInvalid, ErrUnknownKey or ErrNotValid, or is about JSON.
-func (r *Ring) VerifyJSON(ctx context.Context, server string, object []byte) error {
-	canonical, err := canonicaljson.Canonical(object, canonicaljson.Lax)
-	if err != nil {
-		return err
-	}
-	err = fmt.Errorf("%w of %s", signing.ErrMissing, server)
-	for _, s := range signaturesOf(canonical, server) {
-		key, bad := r.Key(ctx, server, s.KeyID, Now)
-		if bad == nil {
-			bad = signing.VerifyJSON(canonical, server, s.KeyID, key)
-		}
-		if bad == nil {
-			return nil
-		}
-		err = bad
-	}
-	return err
-}
-
 // VerifyEvents checks the signatures that each event needs (pdu.Event.RequiredSigners) and returns an error for each,
 // nil for the good ones. From room version 5 on, keys must have been valid at the event's origin_server_ts. It checks
 // in parallel and fetches keys that it needs. Errors wrap signing.ErrMissing, signing.ErrInvalid, ErrUnknownKey or

@@ -22,7 +22,7 @@
 // Structs may be embedded. Errors: a parameter that cannot be read or is out of range is
 // 400 M_INVALID_PARAM; a body that is no JSON or no UTF-8 400 M_NOT_JSON; JSON of another shape
 // 400 M_BAD_JSON with the field's name; a body over the endpoint's bound 413 M_TOO_LARGE.
-// An empty body counts as {} unless the whole body is asked for or the endpoint says BodyRequired.
+// An empty body counts as {} unless the whole body is asked for.
 // Of a repeated query parameter the first one counts, of a repeated member the last one. Bodies may
 // be nested 100 deep, those of servers 10,000 deep.
 //

@@ -131,14 +131,6 @@ func (e Endpoint) UnlessSuspended() Endpoint {
 	return e
 }
 
-// BodyRequired returns a copy of e that refuses an empty body instead of taking it as {}.
-func (e Endpoint) BodyRequired() Endpoint {
-	if e.Body == OptionalBody {
-		e.Body = RequiredBody
-	}
-	return e
-}
-
 // Params are the names of the wildcards in the order of the path.
 func (e Endpoint) Params() []string {
 	var names []string

@@ -35,15 +35,6 @@ func (c *call) Value(key any) any {
 	return c.Context.Value(key)
 }
 
-// RequestID is the identifier under which the request of ctx is logged, as in the answer's
-// X-Request-Id; empty outside of a request.
-func RequestID(ctx context.Context) string {
-	if c, ok := ctx.Value(callKey{}).(*call); ok {
-		return c.id
-	}
-	return ""
-}
-
 func newRequestIDs() requestIDs {
 	var b [5]byte
 	rand.Read(b[:])

@@ -197,7 +197,7 @@ func checkGraph(t interface{ Fatalf(string, ...any) }, draw drawer) {
 			x = open()
 		}
 		a, b := any(), any()
-		got, err := x.Reaches(ctx, a, b)
+		got, err := x.restsOn(ctx, a, b)
 		if err != nil || got != g.chain[a][b] {
 			t.Fatalf("%d reaches %d: %v, %v", a, b, got, err)
 		}
@@ -354,7 +354,7 @@ func TestRefuses(t *testing.T) {
 	if _, err := x.Add(ctx, 2, []int64{3}, 0); !errors.Is(err, ErrCorrupt) {
 		t.Errorf("an event cites an unknown one: %v", err)
 	}
-	if _, err := x.Reaches(ctx, 1, 5); !errors.Is(err, ErrCorrupt) {
+	if _, err := x.restsOn(ctx, 1, 5); !errors.Is(err, ErrCorrupt) {
 		t.Errorf("unknown event: %v", err)
 	}
 	if _, err := x.Difference(ctx, make([][]int64, MaxSets+1), nil); err == nil {
@@ -382,7 +382,7 @@ func TestBounded(t *testing.T) {
 	if len(x.window) > 100 || len(x.recent) > 100 || len(x.kids) > 101 || len(x.young)+len(x.old) > 100 {
 		t.Errorf("window %d, recent %d, kids %d, cache %d", len(x.window), len(x.recent), len(x.kids), len(x.young)+len(x.old))
 	}
-	if ok, err := x.Reaches(ctx, 5000, 1); err != nil || !ok {
+	if ok, err := x.restsOn(ctx, 5000, 1); err != nil || !ok {
 		t.Errorf("5000 reaches 1: %v, %v", ok, err)
 	}
 }

@@ -17,9 +17,6 @@ const Infinite int64 = math.MaxInt64
 // legacyCreatorLevel is the level of the creator of a room without power levels before version 12.
 const legacyCreatorLevel = 100
 
-// notificationDefault is the level for a notification key that is not stated.
-const notificationDefault = 50
-
 // The levels that have a property of their own in m.room.power_levels, in the order in which the
 // rules name them.
 const (
@@ -108,14 +105,6 @@ func (l *Levels) Ban() int64 { return l.named(levelBan) }
 
 // Redact is the level required to redact events of other servers' users.
 func (l *Levels) Redact() int64 { return l.named(levelRedact) }
-
-// Notification is the level required to notify everybody by a key such as "room".
-func (l *Levels) Notification(key string) int64 {
-	if level, ok := l.content.notifications.get(key); ok {
-		return level
-	}
-	return notificationDefault
-}
 
 func (l *Levels) named(i int) int64 {
 	if l.content.present[i] {

@@ -103,9 +103,9 @@ func TestLevelDefaults(t *testing.T) {
 			}
 			l := levelsOf(t, version, lines...)
 			got := []int64{
-				l.Event("m", false), l.Event("m", true), l.Invite(), l.Kick(), l.Ban(), l.Redact(), l.Notification("room"), l.User("@bob:one"),
+				l.Event("m", false), l.Event("m", true), l.Invite(), l.Kick(), l.Ban(), l.Redact(), l.User("@bob:one"),
 			}
-			if want := []int64{0, 50, 0, 50, 50, 50, 50, 0}; !slices.Equal(got, want) {
+			if want := []int64{0, 50, 0, 50, 50, 50, 0}; !slices.Equal(got, want) {
 				t.Errorf("version %d %q: %v, want %v", version, content, got, want)
 			}
 			creator := int64(0)
@@ -129,9 +129,9 @@ func TestLevelsStated(t *testing.T) {
 				`"users": {"@bob:one": 8, "@a\"b:one": 9}, "events": {"m.a": 10, "m.a.b": 11}, "notifications": {"room": 12}}`)
 		got := []int64{
 			l.User("@x:one"), l.Event("m.x", false), l.Event("m.x", true), l.Ban(), l.Redact(), l.Kick(), l.Invite(),
-			l.User("@bob:one"), l.User(`@a"b:one`), l.Event("m.a", false), l.Event("m.a.b", true), l.Notification("room"), l.Notification("x"),
+			l.User("@bob:one"), l.User(`@a"b:one`), l.Event("m.a", false), l.Event("m.a.b", true), l.Notifications()["room"],
 		}
-		if want := []int64{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 50}; !slices.Equal(got, want) {
+		if want := []int64{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}; !slices.Equal(got, want) {
 			t.Errorf("version %d: %v, want %v", version, got, want)
 		}
 	}
@@ -141,8 +141,8 @@ func TestLevelsStated(t *testing.T) {
 func TestLevelsUnreadable(t *testing.T) {
 	l := levelsOf(t, 6, "@alice:one creates",
 		`@alice:one sets power_levels {"users_default": [], "ban": "x", "kick": null, "users": {"@bob:one": {}, "@c:one": 1}, "events": 7, "notifications": null}`)
-	got := []int64{l.User("@bob:one"), l.User("@c:one"), l.Ban(), l.Kick(), l.Event("m", true), l.Notification("room")}
-	if want := []int64{0, 1, 50, 50, 50, 50}; !slices.Equal(got, want) {
+	got := []int64{l.User("@bob:one"), l.User("@c:one"), l.Ban(), l.Kick(), l.Event("m", true)}
+	if want := []int64{0, 1, 50, 50, 50}; !slices.Equal(got, want) {
 		t.Errorf("%v, want %v", got, want)
 	}
 }

@@ -1,7 +1,7 @@
 package authrules
 
-// Notifications returns the levels that the power levels state for kinds of notification; any other kind needs the
-// default level (Notification). The map is the caller's; it is nil if nothing is stated.
+// Notifications returns the levels that the power levels state for kinds of notification; any other kind needs level
+// 50. The map is the caller's; it is nil if nothing is stated.
 func (l *Levels) Notifications() map[string]int64 {
 	if len(l.content.notifications) == 0 {
 		return nil

@@ -25,23 +25,6 @@ func (e *Event) Redact() *Event {
 	return r
 }
 
-// RedactJSON redacts an event given as JSON of any form and size, and returns
-// canonical JSON without unsigned. The error wraps ErrBadJSON or ErrFormat.
-func RedactJSON(v *Version, raw []byte) ([]byte, error) {
-	canon, err := canonicaljson.Canonical(raw, v.jsonMode())
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrBadJSON, err)
-	}
-	typ, ok := text(canonicaljson.Member(canon, "type"))
-	if !ok {
-		return nil, fmt.Errorf("%w: type is no string", ErrFormat)
-	}
-	if content := canonicaljson.Member(canon, "content"); len(content) == 0 || content[0] != '{' {
-		return nil, fmt.Errorf("%w: content is no object", ErrFormat)
-	}
-	return appendRedacted(make([]byte, 0, len(canon)), v, typ, canon, true), nil
-}
-
 // appendSigned appends what signatures and the reference hash cover: the
 // redacted event without signatures.
 func (e *Event) appendSigned(dst []byte) []byte {

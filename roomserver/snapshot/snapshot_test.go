@@ -147,15 +147,6 @@ func checkState(t *rapid.T, tree Tree, want map[stateKey]int64, keys []stateKey)
 		if !maps.Equal(others, all) {
 			t.Fatalf("walk all but %s and then it = %v, want %v", k.typ, others, all)
 		}
-		n := 0
-		for w := range want {
-			if w.typ == k.typ {
-				n++
-			}
-		}
-		if c, err := tree.Count(ctx, k.typ); err != nil || c != n {
-			t.Fatalf("count %s = %d, %v, want %d", k.typ, c, err, n)
-		}
 	}
 }
 
@@ -414,11 +405,11 @@ func TestPinning(t *testing.T) {
 	if nid, err := tree.Get(ctx, "m.room.member", member(1234)); err != nil || nid != 1235 {
 		t.Fatalf("before it is durable: %d, %v", nid, err)
 	}
-	if st := store.Stats(); st.Pinned == 0 || st.Bytes != 0 {
+	if st := memoryOf(store); st.pinned == 0 || st.bytes != 0 {
 		t.Fatalf("stats %+v", st)
 	}
 	store.Durable(1, 10)
-	if st := store.Stats(); st.Pinned != 0 || st.Bytes != 0 {
+	if st := memoryOf(store); st.pinned != 0 || st.bytes != 0 {
 		t.Fatalf("stats after Durable %+v", st)
 	}
 	if _, err := tree.Get(ctx, "m.room.member", member(1234)); !errors.Is(err, ErrCorrupt) {
@@ -438,12 +429,26 @@ func TestPinning(t *testing.T) {
 		t.Fatal(err)
 	}
 	store.Drop(1, 11)
-	if st := store.Stats(); st.Pinned != 0 {
+	if st := memoryOf(store); st.pinned != 0 {
 		t.Fatalf("stats after Drop %+v", st)
 	}
 	if _, err := store.At(1, testSeed, next).Get(ctx, "m.room.topic", ""); err == nil {
 		t.Fatal("a dropped state can be read")
 	}
+}
+
+// inMemory is the memory taken by rows that can be evicted, and by those whose pack is not yet durable.
+type inMemory struct{ bytes, pinned int64 }
+
+func memoryOf(s *Store) (sum inMemory) {
+	for i := range s.shards {
+		sh := &s.shards[i]
+		sh.mu.Lock()
+		sum.bytes += sh.bytes
+		sum.pinned += sh.pinned
+		sh.mu.Unlock()
+	}
+	return sum
 }
 
 func TestCacheIsBounded(t *testing.T) {
@@ -455,7 +460,7 @@ func TestCacheIsBounded(t *testing.T) {
 	if err := small.At(1, testSeed, root).Walk(t.Context(), func(int64) error { n++; return nil }); err != nil || n != 20_011 {
 		t.Fatalf("%d events, %v", n, err)
 	}
-	if st := small.Stats(); st.Bytes > 64<<10 || st.Bytes == 0 {
+	if st := memoryOf(small); st.bytes > 64<<10 || st.bytes == 0 {
 		t.Fatalf("stats %+v", st)
 	}
 }

@@ -24,15 +24,6 @@ type Store struct {
 	shards [16]shard
 }
 
-// Stats are the numbers of a store's cache.
-type Stats struct {
-	// Hits and Misses count reads of rows that were, or were not, in memory.
-	Hits, Misses uint64
-	// Bytes is the memory taken by rows that can be evicted, Pinned that of rows whose
-	// pack is not yet durable.
-	Bytes, Pinned int64
-}
-
 // NewStore returns a store that keeps at most maxBytes of rows in memory, not
 // counting those of packs that are not yet durable.
 func NewStore(loader Loader, maxBytes int64) *Store {
@@ -44,21 +35,6 @@ func NewStore(loader Loader, maxBytes int64) *Store {
 		sh.lru.next, sh.lru.prev = &sh.lru, &sh.lru
 	}
 	return s
-}
-
-// Stats returns the numbers of the cache since the store was made.
-func (s *Store) Stats() Stats {
-	var out Stats
-	for i := range s.shards {
-		sh := &s.shards[i]
-		sh.mu.Lock()
-		out.Hits += sh.hits
-		out.Misses += sh.misses
-		out.Bytes += sh.bytes
-		out.Pinned += sh.pinned
-		sh.mu.Unlock()
-	}
-	return out
 }
 
 // Durable says that the rows of a pack are stored: from now on they can be evicted.
@@ -174,7 +150,6 @@ type shard struct {
 	lru           cached // head of the list of unpinned rows
 	max           int64
 	bytes, pinned int64
-	hits, misses  uint64
 }
 
 func (sh *shard) get(k rowKey) []byte {
@@ -182,10 +157,8 @@ func (sh *shard) get(k rowKey) []byte {
 	defer sh.mu.Unlock()
 	c := sh.rows[k]
 	if c == nil {
-		sh.misses++
 		return nil
 	}
-	sh.hits++
 	if !c.pinned && sh.lru.next != c {
 		c.unlink()
 		sh.pushLocked(c)

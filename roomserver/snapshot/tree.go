@@ -33,18 +33,6 @@ func (t Tree) Get(ctx context.Context, typ, key string) (nid int64, err error) {
 	return nid, nil
 }
 
-// Count returns how many state keys of a type the state has.
-func (t Tree) Count(ctx context.Context, typ string) (int, error) {
-	_, data, err := t.typed(ctx, t.store.hash(t.seed, typ))
-	if err != nil || data == nil {
-		return 0, err
-	}
-	var n node
-	r := reader{data: data}
-	r.head(&n)
-	return n.count, nil
-}
-
 // node returns the bytes of one node.
 func (t *Tree) node(ctx context.Context, ref Ref) ([]byte, error) {
 	if t.edit != nil && ref.pack() == t.edit.pack.id {

@@ -31,10 +31,6 @@ func (f *RoomFilter) Allows(roomID string) bool {
 	return !f.notRooms.has(roomID) && (!f.rooms.given || f.rooms.has(roomID))
 }
 
-// Only returns the rooms to which the filter confines an answer, and whether it does: a reader may visit these
-// instead of all rooms of a user. The list is not to be changed.
-func (f *RoomFilter) Only() (roomIDs []string, confined bool) { return f.rooms.list, f.rooms.given }
-
 // EventFilter chooses events by type and sender. The zero value lets everything through.
 type EventFilter struct {
 	limit             int // where limited
