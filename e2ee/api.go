@@ -138,6 +138,7 @@ func (a *API) Endpoints() []httpapi.Endpoint {
 	const (
 		v3      = "/_matrix/client/v3"
 		backup  = v3 + "/room_keys"
+		signing = "/keys/device_signing/upload"
 		fed     = "/_matrix/federation/v1/user"
 		anyUser = httpapi.User | httpapi.Guest
 		get     = http.MethodGet
@@ -151,7 +152,8 @@ func (a *API) Endpoints() []httpapi.Endpoint {
 		httpapi.New(post, v3+"/keys/upload", anyUser, keys, a.upload),
 		httpapi.New(post, v3+"/keys/query", anyUser, keys, a.query),
 		httpapi.New(post, v3+"/keys/claim", anyUser, keys, a.claim),
-		httpapi.New(post, v3+"/keys/device_signing/upload", httpapi.User, keys, a.uploadCrossSigning),
+		httpapi.New(post, v3+signing, httpapi.User, keys, a.uploadCrossSigning),
+		httpapi.New(post, "/_matrix/client/unstable"+signing, httpapi.User, keys, a.uploadCrossSigning), // matrix-js-sdk knows no other
 		httpapi.New(post, v3+"/keys/signatures/upload", httpapi.User, keys, a.uploadSignatures),
 		httpapi.New(put, v3+"/sendToDevice/{eventType}/{txnId}", anyUser, ratelimit.ToDevice, a.sendToDevice).WithMaxBody(maxToDeviceBody),
 

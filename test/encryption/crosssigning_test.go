@@ -73,6 +73,10 @@ func TestCrossSigning(t *testing.T) {
 		if challenge.Status != 401 || !challenge.JSON.Get("flows").IsArray() {
 			t.Fatalf("other keys without a password: %v", challenge)
 		}
+		// matrix-js-sdk asks at the path of the proposal, MSC1756, and with no keys to learn what it takes to change them.
+		if probe := alice.Do("POST", "/_matrix/client/unstable/keys/device_signing/upload", J{}); probe.Status != 401 || !probe.JSON.Get("flows").IsArray() {
+			t.Errorf("a question for the proof that other keys need: %v", probe)
+		}
 		alice.Must("POST", deviceSigning, confirmed(alice, change, challenge))
 		if got := query(bob, alice.UserID).Get("master_keys").Get(Key(alice.UserID)).Get("keys").Raw; gjson.Get(got, Key("ed25519:"+next.master.public)).Str == "" {
 			t.Errorf("the master key is %s", got)
