@@ -7,7 +7,8 @@
 // is copied: what a server is to be sent is a list of places in the log, in memory. It is bounded; beyond the
 // bound, and for servers that do not answer, the last event of each room is written down in table federation_owed, and
 // the server gets the others from its peers when it sees that they are missing; sticky events (MSC4354), which it must not
-// miss, are sent after that, as they are to a server that comes into a room. The cursor in federation_cursor is
+// miss, are sent after that, as they are to a server that comes into a room. A server that turns out to have been in a room
+// without our knowing is owed the last event in the same way (MakeUp). The cursor in federation_cursor is
 // behind everything that is neither delivered nor written down, so that a crash loses nothing; it may send an event
 // twice, which harms nobody, since events are known by their ids.
 //
