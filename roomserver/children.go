@@ -312,7 +312,7 @@ func (l *readList) name(room *Room) {
 // readChildren reads the children of several events; args are the room and the keys of its events.
 func (s *Server) readChildren(ctx context.Context, args []any) (map[string]*readList, error) {
 	var found map[string]*readList
-	err := s.db.Read(ctx, func(tx *storage.Tx) error {
+	err := s.db.ReadOne(ctx, func(tx *storage.Tx) error {
 		found = map[string]*readList{}
 		names := map[string]string{} // senders and types, each once
 		intern := func(b []byte) string {

@@ -6,6 +6,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/myelin-im/myelin/roomserver/pdu"
 	"github.com/myelin-im/myelin/roomserver/snapshot"
@@ -55,7 +56,7 @@ func (s *Server) queryEvents(ctx context.Context, room *Room, query string, args
 	var events []*Event
 	epoch := s.redactionEpoch.Load()
 	fresh := 0
-	err := s.db.Read(ctx, func(tx *storage.Tx) error {
+	err := s.db.ReadOne(ctx, func(tx *storage.Tx) error {
 		events, fresh = nil, 0
 		var r eventRow
 		dest := r.dest()
@@ -101,11 +102,8 @@ func (s *Server) queryEvents(ctx context.Context, room *Room, query string, args
 // withRedaction returns an event, whose row says that it is redacted, together with its redaction.
 func (s *Server) withRedaction(ctx context.Context, room *Room, e *Event) (*Event, error) {
 	var nid int64
-	err := s.db.Read(ctx, func(tx *storage.Tx) error {
-		_, err := tx.Get(`SELECT redaction FROM redactions WHERE room = $1 AND target = $2 AND applied ORDER BY redaction LIMIT 1`,
-			[]any{room.NID, eventKey(e.ID)}, &nid)
-		return err
-	})
+	_, err := s.db.Get(ctx, `SELECT redaction FROM redactions WHERE room = $1 AND target = $2 AND applied ORDER BY redaction LIMIT 1`,
+		[]any{room.NID, eventKey(e.ID)}, &nid)
 	if err != nil {
 		return nil, fmt.Errorf("redaction of %s: %w", e.ID, err)
 	}
@@ -174,6 +172,11 @@ func (s *Server) eventsByNID(ctx context.Context, room *Room, nids []int64) ([]*
 	}
 	if len(missing) == 0 {
 		return out, nil
+	}
+	if len(missing) == 1 {
+		e, err := s.eventByNID(ctx, room, missing[0])
+		out[slices.Index(out, nil)] = e
+		return out, err
 	}
 	found := make(map[int64]*Event, len(missing))
 	args := make([]any, eventBatch)

@@ -5,7 +5,6 @@ import (
 	"fmt"
 
 	"github.com/myelin-im/myelin/roomserver/snapshot"
-	"github.com/myelin-im/myelin/storage"
 )
 
 // StateAt returns the root of the room's current resolved state as of a log position, 0 (the empty state)
@@ -16,10 +15,7 @@ func (s *Server) StateAt(ctx context.Context, room *Room, pos int64) (snapshot.R
 		return root, nil
 	}
 	var root int64
-	err := s.db.Read(ctx, func(tx *storage.Tx) error {
-		_, err := tx.Get(`SELECT new_root FROM state_log WHERE room = $1 AND pos <= $2 ORDER BY pos DESC LIMIT 1`, []any{room.NID, pos}, &root)
-		return err
-	})
+	_, err := s.db.Get(ctx, `SELECT new_root FROM state_log WHERE room = $1 AND pos <= $2 ORDER BY pos DESC LIMIT 1`, []any{room.NID, pos}, &root)
 	if err != nil {
 		return 0, fmt.Errorf("state of %s at %d: %w", room.ID, pos, err)
 	}

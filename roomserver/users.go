@@ -73,7 +73,7 @@ func (s *Server) UserRooms(ctx context.Context, user string) ([]UserRoom, error)
 		return u.rooms, nil
 	}
 	rooms := []UserRoom{}
-	err := s.db.Read(ctx, func(tx *storage.Tx) error {
+	err := s.db.ReadOne(ctx, func(tx *storage.Tx) error {
 		rows := tx.Query(`SELECT m.room, r.room_id, m.membership, m.event, m.pos, m.forgotten
 			FROM room_members m JOIN rooms r ON r.nid = m.room
 			WHERE m.user_id = $1 AND m.local ORDER BY m.room`, user)

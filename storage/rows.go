@@ -109,7 +109,7 @@ func List[T int64 | string](tx *Tx, query string, args ...any) ([]T, error) {
 
 // ReadList is List in a read of its own.
 func ReadList[T int64 | string](ctx context.Context, db *DB, query string, args ...any) (list []T, err error) {
-	err = db.Read(ctx, func(tx *Tx) (err error) {
+	err = db.ReadOne(ctx, func(tx *Tx) (err error) {
 		list, err = List[T](tx, query, args...)
 		return err
 	})

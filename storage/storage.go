@@ -224,13 +224,23 @@ func (db *DB) Read(ctx context.Context, fn func(tx *Tx) error) error {
 	return tx.failed
 }
 
-// Get reads the first row of one query. It is Read for a single statement, which on PostgreSQL
-// saves the round trips of a transaction.
-func (db *DB) Get(ctx context.Context, sql string, args []any, dest ...any) (found bool, err error) {
+// ReadOne is Read for a single query, which on PostgreSQL saves the round trip that begins a transaction. fn may run more
+// than once.
+func (db *DB) ReadOne(ctx context.Context, fn func(tx *Tx) error) error {
 	if db.closed.Load() {
-		return false, ErrClosed
+		return ErrClosed
 	}
-	err = db.engine.readOne(ctx, func(tx *Tx) (err error) {
+	return db.engine.readOne(ctx, func(tx *Tx) error {
+		if err := fn(tx); err != nil {
+			return err
+		}
+		return tx.failed
+	})
+}
+
+// Get reads the first row of one query.
+func (db *DB) Get(ctx context.Context, sql string, args []any, dest ...any) (found bool, err error) {
+	err = db.ReadOne(ctx, func(tx *Tx) (err error) {
 		found, err = tx.Get(sql, args, dest...)
 		return err
 	})
