@@ -94,7 +94,7 @@ func New(db *storage.DB, opts Options) (*Server, error) {
 		db: db, log: opts.Log, now: opts.Now, nids: db.IDs("roomserver"), retention: opts.Retention,
 	}
 	s.events = cache.New[int64, *Event](int(opts.EventCacheBytes))
-	s.states = snapshot.NewStore(packLoader{db}, opts.StateCacheBytes)
+	s.states = snapshot.NewStore(newPackLoader(db), opts.StateCacheBytes)
 	s.rooms.init()
 	s.users.init()
 	s.txns.init()
@@ -115,38 +115,6 @@ func (s *Server) Name() string { return s.name }
 func (s *Server) IsLocal(id string) bool {
 	_, domain, ok := strings.Cut(id, ":")
 	return ok && domain == s.name
-}
-
-// packLoader reads trie nodes for the snapshot store.
-type packLoader struct{ db *storage.DB }
-
-// packBatch is how many rows of state_packs one query asks for.
-const packBatch = 16
-
-// LoadPacks implements snapshot.Loader.
-func (l packLoader) LoadPacks(ctx context.Context, room int64, ids []int64, put func(id int64, data []byte)) error {
-	return l.db.Read(ctx, func(tx *storage.Tx) error {
-		for len(ids) > 0 {
-			// Always the same number of parameters, so that one prepared statement serves all.
-			args := make([]any, 1, packBatch+1)
-			args[0] = room
-			for i := range packBatch {
-				args = append(args, ids[min(i, len(ids)-1)])
-			}
-			ids = ids[min(packBatch, len(ids)):]
-			rows := tx.Query(`SELECT pack, data FROM state_packs WHERE room = $1 AND pack IN `+storage.In(packBatch, 2), args...)
-			for rows.Next() {
-				var id int64
-				var data []byte
-				rows.Scan(&id, &data)
-				put(id, data)
-			}
-			if err := rows.Close(); err != nil {
-				return fmt.Errorf("load state of room %d: %w", room, err)
-			}
-		}
-		return nil
-	})
 }
 
 // chainLoader reads the index of auth chains for package authchain.
