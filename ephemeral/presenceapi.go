@@ -144,7 +144,7 @@ func (a *API) Visible(ctx context.Context, user string, rooms []roomserver.UserR
 			if rooms[i].Membership != roomserver.Join {
 				continue
 			}
-			room, err := a.rooms.RoomByNID(ctx, rooms[i].NID)
+			room, err := a.rooms.Room(ctx, rooms[i].RoomID)
 			if err != nil {
 				return false, err
 			}
@@ -358,7 +358,7 @@ func (a *API) tell(ctx context.Context) {
 				continue
 			}
 			seen[rooms[i].NID] = struct{}{}
-			room, err := a.rooms.RoomByNID(ctx, rooms[i].NID)
+			room, err := a.rooms.Room(ctx, rooms[i].RoomID)
 			if err != nil {
 				continue
 			}

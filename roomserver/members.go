@@ -35,6 +35,7 @@ type memberIndex struct {
 	root    snapshot.Ref // of the state that all of this is true of
 	joined  int
 	invited int
+	gone    int // left or banned
 	local   map[string]struct{}
 	servers map[string]int
 }
@@ -57,6 +58,8 @@ func (m *memberIndex) count(s *Server, user, membership string, d int) {
 	switch membership {
 	case Invite:
 		m.invited += d
+	case Leave, Ban:
+		m.gone += d
 	case Join:
 		m.joined += d
 		_, server, _ := strings.Cut(user, ":")
@@ -177,9 +180,12 @@ const heroCount = 5
 // Heroes returns the users after whom a room without a name is named: the first joined or invited members except
 // the reader, else those who left (client-server API v1.19, "Calculating the display name for a room").
 func (s *Server) Heroes(ctx context.Context, room *Room, reader string) ([]string, error) {
-	var heroes []string
+	heroes, classes := []string{}, room.heroClasses(reader)
+	if len(classes) == 0 {
+		return heroes, nil
+	}
 	err := s.db.Read(ctx, func(tx *storage.Tx) (err error) {
-		for _, pair := range [][2]string{{Join, Invite}, {Leave, Ban}} {
+		for _, pair := range classes {
 			heroes, err = storage.List[string](tx, `SELECT user_id FROM room_members
 				WHERE room = $1 AND user_id <> $2 AND (membership = $3 OR membership = $4) ORDER BY event LIMIT $5`,
 				room.NID, reader, pair[0], pair[1], int64(heroCount))
@@ -193,6 +199,23 @@ func (s *Server) Heroes(ctx context.Context, room *Room, reader string) ([]strin
 		return nil, fmt.Errorf("heroes of %s: %w", room.ID, err)
 	}
 	return heroes, nil
+}
+
+// heroClasses are the pairs of memberships among which Heroes looks: none that nobody but the reader has.
+func (r *Room) heroClasses(reader string) (classes [][2]string) {
+	r.members.mu.RLock()
+	defer r.members.mu.RUnlock()
+	others := r.members.joined + r.members.invited
+	if _, joined := r.members.local[reader]; joined {
+		others--
+	}
+	if others > 0 {
+		classes = append(classes, [2]string{Join, Invite})
+	}
+	if r.members.gone > 0 {
+		classes = append(classes, [2]string{Leave, Ban})
+	}
+	return classes
 }
 
 // Resident tells whether this server takes part in the room, so that it hears of what happens there: a local user is

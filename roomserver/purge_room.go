@@ -51,7 +51,7 @@ func (s *Server) BeginRemoval(ctx context.Context, r Removal) (bool, error) {
 	room := s.rooms.get(r.RoomID)
 	if room == nil {
 		var err error
-		room, err = s.loadRoom(ctx, `SELECT nid, room_id, version, seed FROM rooms WHERE room_id = $1`, r.RoomID)
+		room, err = s.loadRoom(ctx, r.RoomID)
 		if err != nil && !errors.Is(err, ErrUnknownRoom) {
 			return false, err
 		}

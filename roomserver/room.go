@@ -2,6 +2,7 @@ package roomserver
 
 import (
 	"context"
+	"database/sql"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -201,7 +202,7 @@ func (s *Server) Room(ctx context.Context, id string) (*Room, error) {
 	if r := s.rooms.get(id); r != nil {
 		return r, nil
 	}
-	return s.loadRoom(ctx, `SELECT nid, room_id, version, seed FROM rooms WHERE room_id = $1`, id)
+	return s.loadRoom(ctx, id)
 }
 
 // ActiveRoom returns a room by its number if it is in memory, else nil. It never waits.
@@ -213,47 +214,48 @@ func (s *Server) RoomByNID(ctx context.Context, nid int64) (*Room, error) {
 		return r, nil
 	}
 	var id string
-	err := s.db.Read(ctx, func(tx *storage.Tx) error {
-		found, err := tx.Get(`SELECT room_id FROM rooms WHERE nid = $1`, []any{nid}, &id)
-		if err == nil && !found {
-			err = ErrUnknownRoom
-		}
-		return err
-	})
+	found, err := s.db.Get(ctx, `SELECT room_id FROM rooms WHERE nid = $1`, []any{nid}, &id)
 	if err != nil {
 		return nil, err
+	}
+	if !found {
+		return nil, ErrUnknownRoom
 	}
 	return s.Room(ctx, id)
 }
 
 // loadRoom reads a room; the caller holds its load lock, so nobody is writing the room.
-func (s *Server) loadRoom(ctx context.Context, sql string, key any) (*Room, error) {
+func (s *Server) loadRoom(ctx context.Context, id string) (*Room, error) {
 	r := &Room{pending: newPending()}
 	head := &Head{}
 	var version string
 	var seed, extremities []byte
 	err := s.db.Read(ctx, func(tx *storage.Tx) error {
-		found, err := tx.Get(sql, []any{key}, &r.NID, &r.ID, &version, &seed)
+		var state, pos sql.NullInt64
+		var gaps, partial bool
+		found, err := tx.Get(`SELECT r.nid, r.room_id, r.version, r.seed, h.extremities, h.state, h.pos,
+				EXISTS (SELECT 1 FROM room_gaps g WHERE g.room = r.nid), EXISTS (SELECT 1 FROM partial_rooms p WHERE p.room = r.nid)
+			FROM rooms r LEFT JOIN room_heads h ON h.room = r.nid WHERE r.room_id = $1`, []any{id},
+			&r.NID, &r.ID, &version, &seed, &extremities, &state, &pos, &gaps, &partial)
 		if err != nil {
 			return err
 		}
 		if !found {
 			return ErrUnknownRoom
 		}
-		var state int64
-		found, err = tx.Get(`SELECT extremities, state, pos FROM room_heads WHERE room = $1`, []any{r.NID}, &extremities, &state, &head.Pos)
-		if err != nil {
-			return err
-		}
-		if !found {
+		if !pos.Valid {
 			return fmt.Errorf("room %s has no head", r.ID)
 		}
-		head.State = snapshot.Ref(state)
-		if err := r.loadGaps(tx); err != nil {
-			return err
+		head.State, head.Pos = snapshot.Ref(state.Int64), pos.Int64
+		if r.gaps.Store(&[]Gap{}); gaps {
+			if err := r.loadGaps(tx); err != nil {
+				return err
+			}
 		}
-		if err := r.loadPartial(tx, s); err != nil {
-			return err
+		if partial {
+			if err := r.loadPartial(tx, s); err != nil {
+				return err
+			}
 		}
 		return r.members.load(tx, s, r.NID, head.State)
 	})

@@ -290,7 +290,7 @@ func (l *look) room(ctx context.Context, s *sections, r roomserver.UserRoom) err
 		(!l.filter.Room.IncludeLeave || r.Forgotten) {
 		return nil
 	}
-	room, err := l.api.rooms.RoomByNID(ctx, r.NID)
+	room, err := l.api.rooms.Room(ctx, r.RoomID)
 	if err != nil {
 		return err
 	}
