@@ -2,6 +2,7 @@ package roomserver
 
 import (
 	"context"
+	"slices"
 	"strconv"
 
 	"github.com/myelin-im/myelin/internal/canonicaljson"
@@ -97,9 +98,20 @@ func (r *Reader) hides(ctx context.Context, e *Event) (bool, error) {
 	return m != Join, err
 }
 
+// perReader is about how many bytes AppendClientEvent adds to what all readers are shown alike.
+const perReader = 160
+
 // AppendClientEvents appends a JSON array of events.
 func (s *Server) AppendClientEvents(ctx context.Context, dst []byte, room *Room, events []*Event, r *Reader) ([]byte, error) {
-	dst = append(dst, '[')
+	size := 2
+	for _, e := range events {
+		shared, err := s.render(ctx, room, e)
+		if err != nil {
+			return dst, err
+		}
+		size += len(shared.body) + len(shared.unsigned) + perReader
+	}
+	dst = append(slices.Grow(dst, size), '[')
 	for i, e := range events {
 		if i > 0 {
 			dst = append(dst, ',')

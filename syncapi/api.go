@@ -128,7 +128,4 @@ func (a *API) Endpoints() []httpapi.Endpoint {
 }
 
 // rawJSON is an answer that was built as bytes.
-type rawJSON []byte
-
-// AppendJSON appends the answer.
-func (r rawJSON) AppendJSON(dst []byte) ([]byte, error) { return append(dst, r...), nil }
+type rawJSON = httpapi.Built

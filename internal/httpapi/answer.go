@@ -22,6 +22,9 @@ type appender interface {
 	AppendJSON(dst []byte) ([]byte, error)
 }
 
+// Built is an answer that is JSON already. It is sent as it is, without another copy, and must not be changed any more.
+type Built []byte
+
 // encoder is reused memory for an answer.
 type encoder struct {
 	buf  bytes.Buffer
@@ -47,6 +50,9 @@ func (e *encoder) release() {
 
 // encode returns out as JSON; it is valid until release.
 func (e *encoder) encode(out any) ([]byte, error) {
+	if b, ok := out.(*Built); ok {
+		return *b, nil
+	}
 	if a, ok := out.(appender); ok {
 		b, err := a.AppendJSON(e.buf.AvailableBuffer())
 		if err != nil {
