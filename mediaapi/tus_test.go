@@ -192,7 +192,7 @@ func testResume(t *testing.T, d storage.Dialect) {
 func settled(t *testing.T, url string, before int64) (offset int64) {
 	t.Helper()
 	last := int64(-1)
-	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 		res := mustTus(t, 200, "HEAD", url, nil)
 		if _, err := fmt.Sscan(res.Header.Get("Upload-Offset"), &offset); err != nil || offset < before {
 			t.Fatalf("Upload-Offset %q after %d", res.Header.Get("Upload-Offset"), before)

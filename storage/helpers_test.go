@@ -101,7 +101,7 @@ func number(t *testing.T, db *storage.DB, sql string, args ...any) (n int64) {
 // closeDB closes a database that is to be opened again.
 func closeDB(t *testing.T, db *storage.DB) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	if err := db.Close(ctx); err != nil {
 		t.Fatal(err)

@@ -157,11 +157,11 @@ func TestQuietCheckpoint(t *testing.T) {
 	if err := putBlob(db, 1, make([]byte, 100<<10)); err != nil {
 		t.Fatal(err)
 	}
-	for range 100 {
+	for range 1200 {
 		if info, err := os.Stat(path); err == nil && info.Size() > 100<<10 {
 			return
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
-	t.Error("the WAL was not copied back within 5 s")
+	t.Error("the WAL was not copied back within a minute")
 }

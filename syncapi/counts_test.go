@@ -129,7 +129,7 @@ func TestBadgeGoesDown(t *testing.T) {
 		if got := unreadOf(b.next(0), room, nil); got != "1/0" {
 			t.Errorf("at first: %s", got)
 		}
-		answer, quick := b.arrives(func() { w.read(room, bob, "m.read", event, "") })
+		answer, quick := b.arrives(true, func() { w.read(room, bob, "m.read", event, "") })
 		if got := unreadOf(answer, room, nil); got != "0/0" || !quick {
 			t.Errorf("after reading: %s, at once %v", got, quick)
 		}

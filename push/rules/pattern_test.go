@@ -160,7 +160,7 @@ func TestPatternsEndAtBudget(t *testing.T) {
 		if p.matchAll(text, &budget) || p.matchWords(text, &budget) {
 			t.Errorf("%.20q… matches", glob)
 		}
-		if took := time.Since(start); took > 2*time.Second {
+		if took := time.Since(start); took > 20*time.Second {
 			t.Errorf("%.20q… took %v", glob, took)
 		}
 	}

@@ -150,7 +150,7 @@ func TestEncryptionAcrossServers(t *testing.T) {
 // waitFor waits for something that no sync tells.
 func waitFor(t *testing.T, what string, done func() bool) {
 	t.Helper()
-	for end := time.Now().Add(10 * time.Second); !done(); time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); !done(); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("ten seconds are not enough for %s", what)
 		}

@@ -258,12 +258,12 @@ func (c *Client) SyncFrom(token string) { c.since = token }
 // Until syncs until an answer fulfils the condition, for at most ten seconds, and returns that answer.
 func (c *Client) Until(what string, done func(gjson.Result) bool) gjson.Result {
 	c.t.Helper()
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); {
 		if r := c.Sync(url.Values{"timeout": {"1000"}}); done(r) {
 			return r
 		}
 	}
-	c.t.Fatalf("nothing in ten seconds of sync: %s", what)
+	c.t.Fatalf("nothing in a minute of sync: %s", what)
 	return gjson.Result{}
 }
 

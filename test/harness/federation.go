@@ -96,9 +96,9 @@ func (a *authority) write(t testing.TB, folder string) (ca, cert, key string) {
 	return ca, cert, key
 }
 
-// stablePort finds a free port that stays free while its server restarts: one from which the system starts no
-// connections of its own.
-func stablePort(t testing.TB) int {
+// StablePort finds a free port of 127.0.0.1 that stays free while its server is started, and started again: one from
+// which the system starts no connections of its own.
+func StablePort(t testing.TB) int {
 	t.Helper()
 	for range 1000 {
 		port := 12_000 + mathrand.IntN(20_000)
@@ -121,7 +121,7 @@ func Federating(t testing.TB) func(*config.Config) {
 		t.Fatal(err)
 	}
 	ca, cert, key := a.write(t, t.TempDir())
-	port := stablePort(t)
+	port := StablePort(t)
 	return func(cfg *config.Config) {
 		cfg.Server.Name = fmt.Sprintf("localhost:%d", port)
 		cfg.Federation.Address = fmt.Sprintf("127.0.0.1:%d", port)

@@ -44,7 +44,7 @@ func NewGate(t testing.TB) (*Gate, func(*config.Config)) {
 		t.Fatal(err)
 	}
 	g := &Gate{t: t}
-	behind := stablePort(t)
+	behind := StablePort(t)
 	proxy := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "https", Host: fmt.Sprintf("127.0.0.1:%d", behind)})
 	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: a.pool, MinVersion: tls.VersionTLS12}}
 	proxy.Transport = transport

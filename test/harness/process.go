@@ -2,13 +2,12 @@ package harness
 
 import (
 	"bytes"
-	"fmt"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -54,11 +53,11 @@ func repository() string {
 // StartProcess starts the program on a fresh database. It is killed, at the latest, when the test ends.
 func StartProcess(t testing.TB, program string, d storage.Dialect) *Process {
 	t.Helper()
-	port, federation := freePort(t), freePort(t)
+	port, federation := strconv.Itoa(StablePort(t)), strconv.Itoa(StablePort(t))
 	p := &Process{t: t, data: t.TempDir(), root: repository()}
 	p.Server = &Server{Name: "myelin.test", URL: "http://127.0.0.1:" + port, t: t, http: &http.Client{
 		Transport: &http.Transport{MaxIdleConnsPerHost: 200},
-		Timeout:   30 * time.Second,
+		Timeout:   time.Minute,
 	}}
 	p.env = append(os.Environ(), "MYELIN_BIN="+program, "SERVER_NAME="+p.Name, "DATA_DIR="+p.data, "CLIENT_PORT="+port,
 		"FED_PORT="+federation, "MYELIN_PASSWORDS_MEMORY=8KiB", "MYELIN_PASSWORDS_ITERATIONS=1")
@@ -72,15 +71,6 @@ func StartProcess(t testing.TB, program string, d storage.Dialect) *Process {
 	return p
 }
 
-func freePort(t testing.TB) string {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return fmt.Sprint(l.Addr().(*net.TCPAddr).Port)
-}
-
 // Run starts the process, again after Kill or End, and waits until it answers.
 func (p *Process) Run() {
 	p.t.Helper()
@@ -90,7 +80,7 @@ func (p *Process) Run() {
 	if err := p.cmd.Start(); err != nil {
 		p.t.Fatalf("start the server: %v", err)
 	}
-	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
 		res, err := p.http.Get(p.URL + "/_matrix/client/versions")
 		if err == nil {
 			res.Body.Close()

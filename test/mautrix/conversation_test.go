@@ -85,7 +85,7 @@ func (d *device) hear(_ context.Context, e *event.Event) {
 // until waits until the device knows something.
 func (d *device) until(t *testing.T, what string, known func() bool) {
 	t.Helper()
-	deadline := time.After(10 * time.Second)
+	deadline := time.After(time.Minute)
 	for {
 		d.mu.Lock()
 		ok := known()

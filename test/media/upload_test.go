@@ -225,7 +225,7 @@ func TestBrokenUpload(t *testing.T) {
 	if err := <-done; err == nil {
 		t.Error("half an upload was answered")
 	}
-	for end := time.Now().Add(20 * time.Second); len(files(t, folder)) > 0; time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); len(files(t, folder)) > 0; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("left behind: %v", files(t, folder))
 		}

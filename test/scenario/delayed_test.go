@@ -33,7 +33,7 @@ func lookUp(c *Client, id string) gjson.Result {
 // finalised waits until a delayed event has come to its end.
 func finalised(t *testing.T, c *Client, id string) gjson.Result {
 	t.Helper()
-	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
 		if e := lookUp(c, id); e.Get("finalised_ts").Exists() {
 			return e
 		}

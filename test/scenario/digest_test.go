@@ -20,7 +20,7 @@ func TestEmailAboutUnreadMessages(t *testing.T) {
 		t.Run(d.String(), func(t *testing.T) {
 			box := mailtest.Start(t, mailtest.Options{})
 			s := Start(t, d, func(c *config.Config) {
-				c.Email = config.Email{SMTP: box.Addr, TLS: "none", From: "noreply@myelin.test", AppName: "Myelin", UnreadAfter: 1500 * time.Millisecond}
+				c.Email = config.Email{SMTP: box.Addr, TLS: "none", From: "noreply@myelin.test", AppName: "Myelin", UnreadAfter: 4 * time.Second}
 			})
 			alice := s.Register(t, "alice")
 			const address = "bob@example.org"

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"slices"
 	"testing"
-	"time"
 
 	"github.com/myelin-im/myelin/test/harness"
 )
@@ -24,7 +23,7 @@ func TestSearchInFetchedHistory(t *testing.T) {
 		sees(t, bob, room, end)
 		bob.Walk(room, "", "b", 50)
 		servers[1].Restart()
-		within(t, "the messages to be found", 20*time.Second, func() bool {
+		within(t, "the messages to be found", func() bool {
 			got := hits(search(bob, "needle", harness.J{"order_by": "recent", "filter": harness.J{"limit": 50}}))
 			slices.Reverse(got)
 			return slices.Equal(got, want[1:])

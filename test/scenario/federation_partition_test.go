@@ -5,7 +5,6 @@ import (
 	"maps"
 	"slices"
 	"testing"
-	"time"
 
 	"github.com/myelin-im/myelin/storage/storagetest"
 	"github.com/myelin-im/myelin/test/harness"
@@ -103,7 +102,7 @@ func TestServersCutOffFromEachOther(t *testing.T) {
 				for _, c := range users {
 					id := c.Text(room, fmt.Sprint("together again ", round))
 					for _, other := range users { // to whose server the next try may be some seconds off
-						within(t, "the message of "+c.UserID+" for "+other.UserID, time.Minute, func() bool {
+						within(t, "the message of "+c.UserID+" for "+other.UserID, func() bool {
 							return other.Do("GET", harness.Path("/rooms/%s/event/%s", room, id), nil).Status == 200
 						})
 					}

@@ -78,7 +78,7 @@ func TestMessagesWhileAServerIsAway(t *testing.T) {
 		servers[1].Restart()
 		hears(bob, other, "elsewhere")
 		begin := time.Now()
-		for texts := bob.Messages(room, "", "b", 50, nil); time.Since(begin) < 20*time.Second; texts = bob.Messages(room, "", "b", 50, nil) {
+		for texts := bob.Messages(room, "", "b", 50, nil); time.Since(begin) < time.Minute; texts = bob.Messages(room, "", "b", 50, nil) {
 			found := 0
 			for _, e := range texts.Events {
 				if e.Get("type").Str == "m.room.message" {

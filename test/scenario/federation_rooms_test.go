@@ -4,7 +4,6 @@ import (
 	"net/url"
 	"slices"
 	"testing"
-	"time"
 
 	"github.com/tidwall/gjson"
 
@@ -19,7 +18,7 @@ func joinThrough(t *testing.T, c *harness.Client, room string, via *harness.Serv
 	t.Helper()
 	path := harness.Path("/join/%s?", room) + url.Values{"server_name": {via.Name}}.Encode()
 	var a *harness.Answer
-	within(t, "the join through "+via.Name, 20*time.Second, func() bool {
+	within(t, "the join through "+via.Name, func() bool {
 		a = c.Do("POST", path, harness.J{})
 		return a.Status != 404
 	})

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"slices"
 	"testing"
-	"time"
 
 	"github.com/tidwall/gjson"
 
@@ -15,7 +14,7 @@ import (
 func stuck(t *testing.T, c *harness.Client, room string, want ...string) {
 	t.Helper()
 	told := map[string]bool{}
-	within(t, "the sticky events for "+c.UserID, 30*time.Second, func() bool {
+	within(t, "the sticky events for "+c.UserID, func() bool {
 		r := harness.Room(c.Sync(nil), "join", room)
 		for _, part := range []gjson.Result{r.Get("timeline.events"), r.Get("msc4354_sticky.events")} {
 			for _, id := range harness.IDs(part) {

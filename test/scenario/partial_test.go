@@ -84,7 +84,7 @@ func all(clients ...*harness.Client) (ids []string) {
 // until syncs with a filter from a token until the room's part of an answer fulfils a condition, and returns both.
 func (r *residents) until(c *harness.Client, token *string, filter url.Values, what string, done func(room gjson.Result) bool) gjson.Result {
 	r.t.Helper()
-	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); {
 		q := url.Values{"timeout": {"1000"}}
 		for k, v := range filter {
 			q[k] = v
@@ -217,7 +217,7 @@ func (r *residents) refusesOthers(user *harness.Client) {
 // findsMembers checks that the user directory knows those whom nobody has heard of.
 func (r *residents) findsMembers(c *harness.Client) {
 	r.t.Helper()
-	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 		found := c.Must("POST", harness.Path("/user_directory/search"), harness.J{"search_term": "owner"}).JSON.Get("results.0.user_id").Str
 		if found == r.owner.UserID {
 			return
@@ -277,14 +277,14 @@ func TestDevicesThatChangeBeforeTheMembersAreKnown(t *testing.T) {
 			}
 			return harness.Room(got, "join", r.room)
 		}
-		for end := time.Now().Add(30 * time.Second); !shows(said)(sync()); {
+		for end := time.Now().Add(time.Minute); !shows(said)(sync()); {
 			if time.Now().After(end) {
 				t.Fatal("the message does not arrive")
 			}
 		}
 		r.gate.Open()
 		r.members(user)
-		for end := time.Now().Add(30 * time.Second); !slices.Contains(told, ann.UserID); sync() {
+		for end := time.Now().Add(time.Minute); !slices.Contains(told, ann.UserID); sync() {
 			if time.Now().After(end) {
 				t.Fatalf("the change is not told; told of %v", told)
 			}

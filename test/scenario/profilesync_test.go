@@ -184,7 +184,7 @@ func TestProfilesOfOtherServers(t *testing.T) {
 			patient := Filter(nil)
 			patient.Set("filter", filter.Get("filter"))
 			patient.Set("timeout", "1000")
-			for end := time.Now().Add(20 * time.Second); !done(byV3(bob.Sync(patient))); {
+			for end := time.Now().Add(time.Minute); !done(byV3(bob.Sync(patient))); {
 				if time.Now().After(end) {
 					t.Fatalf("not told in time: %s", what)
 				}

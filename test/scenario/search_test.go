@@ -52,9 +52,9 @@ func finds(t *testing.T, c *Client, term string, more J, want ...string) {
 	}
 }
 
-// eventually tries until it holds, for at most five seconds.
+// eventually tries until it holds, for at most a minute.
 func eventually(holds func() bool) {
-	for end := time.Now().Add(5 * time.Second); !holds() && time.Now().Before(end); {
+	for end := time.Now().Add(time.Minute); !holds() && time.Now().Before(end); {
 		time.Sleep(20 * time.Millisecond)
 	}
 }

@@ -19,6 +19,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -27,6 +28,7 @@ import (
 
 	"github.com/myelin-im/myelin/storage"
 	"github.com/myelin-im/myelin/storage/storagetest"
+	"github.com/myelin-im/myelin/test/harness"
 )
 
 var built string // the program under test
@@ -77,13 +79,7 @@ func (b *buffer) String() string {
 
 func freePort(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	_, port, _ := net.SplitHostPort(l.Addr().String())
-	return port
+	return strconv.Itoa(harness.StablePort(t))
 }
 
 // prepare chooses ports and a data folder for a server of the given variables.
@@ -121,7 +117,7 @@ func (p *process) start() time.Duration {
 				return time.Since(begin)
 			}
 		}
-		if time.Since(begin) > 20*time.Second {
+		if time.Since(begin) > time.Minute {
 			p.t.Fatalf("no answer, %v:\n%s", err, p.output)
 		}
 		time.Sleep(time.Millisecond)
@@ -246,14 +242,14 @@ func TestVariables(t *testing.T) {
 			if status, answer := p.ask("GET", "/_matrix/client/v3/account/whoami", token, ""); status != http.StatusOK {
 				t.Errorf("after a kill: %d %v", status, answer)
 			}
-			if took, err := p.end(syscall.SIGTERM); err != nil || took > 5*time.Second {
+			if took, err := p.end(syscall.SIGTERM); err != nil || took > 20*time.Second {
 				t.Errorf("SIGTERM: %v after %v\n%s", err, took, p.output)
 			}
 		})
 	}
 }
 
-// TestTimeToFirstAnswer allows a loaded machine ten times what is promised; the best of several starts is what counts.
+// TestTimeToFirstAnswer allows a loaded machine twenty times what is promised; the best of several starts is what counts.
 func TestTimeToFirstAnswer(t *testing.T) {
 	const promised = 150 * time.Millisecond
 	p := prepare(t)
@@ -268,7 +264,7 @@ func TestTimeToFirstAnswer(t *testing.T) {
 		}
 	}
 	t.Logf("%v to the first answer", best)
-	if best > 10*promised {
+	if best > 20*promised {
 		t.Errorf("%v to the first answer instead of %v", best, promised)
 	}
 }
@@ -285,7 +281,7 @@ func TestWithoutVariables(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	time.AfterFunc(20*time.Second, func() { _ = cmd.Process.Kill() })
+	time.AfterFunc(time.Minute, func() { _ = cmd.Process.Kill() })
 	greeting := make([]byte, 64)
 	if n, err := io.ReadAtLeast(stdout, greeting, 20); err != nil || !strings.HasPrefix(string(greeting[:n]), "localhost is at http://127.0.0.1:") {
 		t.Errorf("greeted with %q, %v", greeting[:n], err)
