@@ -374,6 +374,9 @@ func (t *Turn) admit(e *Event, prev []*Event, spam error) (Received, error) {
 	if reason != nil {
 		e.flags |= flagSoftFailed
 		t.keep(e)
+		if spam == nil {
+			t.hold(e)
+		}
 		return Received{Outcome: SoftFailed, Reason: reason}, nil
 	}
 	t.place(e)

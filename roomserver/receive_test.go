@@ -51,6 +51,8 @@ type world struct {
 	room *Room
 	key  ed25519.PrivateKey
 	ts   int64
+
+	sticky *int64 // how long what is built is sticky, in milliseconds
 }
 
 // newWorld is a public room of a local creator with power levels for two remote users.
@@ -109,7 +111,7 @@ func (w *world) buildOn(prev []*Event, root snapshot.Ref, sender, typ, key, cont
 		prev = w.room.Head().Extremities
 	}
 	w.ts++
-	proto := &pdu.Proto{RoomID: w.room.ID, Sender: sender, Type: typ, Content: json.RawMessage(content), OriginServerTS: w.ts}
+	proto := &pdu.Proto{RoomID: w.room.ID, Sender: sender, Type: typ, Content: json.RawMessage(content), OriginServerTS: w.ts, StickyMS: w.sticky}
 	if typ != "m.room.message" && typ != "m.room.redaction" {
 		proto.StateKey = &key
 	} else if typ == "m.room.redaction" {

@@ -23,27 +23,44 @@ type stickyIndex struct {
 	mu    sync.RWMutex
 	rooms map[int64][]stickyEvent
 	last  int64 // the position of the newest one there ever was
+	held  heldSticky
 }
 
 // load reads what is sticky when the server starts.
 func (x *stickyIndex) load(ctx context.Context, db *storage.DB, now int64) error {
 	x.rooms = map[int64][]stickyEvent{}
+	x.held = heldSticky{rooms: map[int64][]stickyEvent{}, due: map[int64]struct{}{}, wake: make(chan struct{}, 1)}
 	err := db.Read(ctx, func(tx *storage.Tx) error {
 		clear(x.rooms)
-		rows := tx.Query(`SELECT room, pos, event, expires FROM sticky_events WHERE expires > $1 ORDER BY room, pos`, now)
-		var room int64
-		var e stickyEvent
-		for rows.Next() {
-			rows.Scan(&room, &e.pos, &e.nid, &e.expires)
-			x.rooms[room] = append(x.rooms[room], e)
-			x.last = max(x.last, e.pos)
+		clear(x.held.rooms)
+		err := readSticky(tx, x.rooms, `SELECT room, pos, event, expires FROM sticky_events WHERE expires > $1 ORDER BY room, pos`, now)
+		if err == nil {
+			err = readSticky(tx, x.held.rooms, `SELECT room, 0, event, expires FROM held_sticky_events WHERE expires > $1 ORDER BY room, event`, now)
 		}
-		return rows.Close()
+		return err
 	})
 	if err != nil {
 		return fmt.Errorf("read sticky events: %w", err)
 	}
+	for _, events := range x.rooms {
+		x.last = max(x.last, events[len(events)-1].pos)
+	}
+	for room := range x.held.rooms { // the state may have changed just before the end
+		x.judgeAgain(room)
+	}
 	return nil
+}
+
+// readSticky reads sticky events into a map by room.
+func readSticky(tx *storage.Tx, into map[int64][]stickyEvent, sql string, now int64) error {
+	rows := tx.Query(sql, now)
+	var room int64
+	var e stickyEvent
+	for rows.Next() {
+		rows.Scan(&room, &e.pos, &e.nid, &e.expires)
+		into[room] = append(into[room], e)
+	}
+	return rows.Close()
 }
 
 // writeSticky adds the rows of a unit's sticky events. One that takes a place in the past of the room gets a position for
@@ -54,6 +71,11 @@ func (t *Turn) writeSticky() {
 		expires := e.StickyUntil(now)
 		if expires <= now || e.offset == 0 && e.Anchor == 0 {
 			continue
+		}
+		if until, held := t.s.sticky.heldUntil(t.room.NID, e.NID); held {
+			expires = min(expires, until)
+			t.unit.Exec(`DELETE FROM held_sticky_events WHERE room = $1 AND event = $2`, t.room.NID, e.NID)
+			t.AfterApply(func() { t.s.sticky.release(t.room.NID, e.NID) })
 		}
 		offset := e.offset
 		if offset == 0 {
@@ -68,10 +90,13 @@ func (t *Turn) writeSticky() {
 
 // applySticky lets readers know of a unit's sticky events, which are on disk at positions after base.
 func (t *Turn) applySticky(base int64) {
+	x := &t.s.sticky
+	if len(t.changes) > 0 {
+		x.judgeAgain(t.room.NID)
+	}
 	if len(t.sticky) == 0 {
 		return
 	}
-	x := &t.s.sticky
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	for _, e := range t.sticky {
@@ -85,23 +110,31 @@ func (t *Turn) applySticky(base int64) {
 func (s *Server) forgetSticky(ctx context.Context) error {
 	now := s.now().UnixMilli()
 	s.sticky.mu.Lock()
-	for room, events := range s.sticky.rooms {
-		kept := slices.DeleteFunc(slices.Clone(events), func(e stickyEvent) bool { return e.expires <= now })
-		if len(kept) == 0 {
-			delete(s.sticky.rooms, room)
-		} else {
-			s.sticky.rooms[room] = kept
+	for _, rooms := range []map[int64][]stickyEvent{s.sticky.rooms, s.sticky.held.rooms} {
+		for room, events := range rooms {
+			rooms[room] = remaining(events, func(e stickyEvent) bool { return e.expires <= now })
+			if len(rooms[room]) == 0 {
+				delete(rooms, room)
+			}
 		}
 	}
 	s.sticky.mu.Unlock()
 	err := s.db.Write(ctx, func(tx *storage.Tx) error {
 		_, err := tx.Exec(`DELETE FROM sticky_events WHERE expires <= $1`, now)
+		if err == nil {
+			_, err = tx.Exec(`DELETE FROM held_sticky_events WHERE expires <= $1`, now)
+		}
 		return err
 	})
 	if err != nil {
 		return fmt.Errorf("forget sticky events: %w", err)
 	}
 	return nil
+}
+
+// remaining returns those events that are not gone. Readers may hold the slice that it gets.
+func remaining(events []stickyEvent, gone func(stickyEvent) bool) []stickyEvent {
+	return slices.DeleteFunc(slices.Clone(events), gone)
 }
 
 // between returns the events of a room at positions in (after, upTo] that are sticky at a time.

@@ -81,19 +81,24 @@ func (s *Server) forgetTxns(ctx context.Context, chunk int) error {
 	return nil
 }
 
-// Run does what goes on in the background until ctx ends: it forgets old transactions and stickiness.
+// Run does what goes on in the background until ctx ends: it forgets old transactions and stickiness, and lets sticky
+// events in that were refused.
 func (s *Server) Run(ctx context.Context) {
 	tick := time.NewTicker(txnLifetime / txnChunks)
 	defer tick.Stop()
-	for chunk := 0; ; chunk = (chunk + 1) % txnChunks {
+	for chunk := 0; ; {
 		select {
 		case <-ctx.Done():
 			return
+		case <-s.sticky.held.wake:
+			s.releaseSticky(ctx)
+			continue
 		case <-tick.C:
 		}
 		if err := errors.Join(s.forgetTxns(ctx, chunk), s.forgetSticky(ctx)); err != nil && ctx.Err() == nil {
 			s.log.WithError(err).Warn("the background work on rooms failed and will be tried again")
 		}
+		chunk = (chunk + 1) % txnChunks
 	}
 }
 
