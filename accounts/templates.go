@@ -68,6 +68,12 @@ func loadTexts(folder string) (*texts, error) {
 	return t, t.page.Execute(new(bytes.Buffer), &page{Links: []link{{}}, Button: "x", Hidden: []hidden{{}}, Ask: &question{}, Done: true})
 }
 
+// CheckTemplates says what is wrong with the templates in a folder that replace built-in ones. Empty: no folder.
+func CheckTemplates(folder string) error {
+	_, err := loadTexts(folder)
+	return err
+}
+
 // page is a page on which users do one thing.
 type page struct {
 	AppName, Title, Text string

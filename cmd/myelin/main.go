@@ -124,8 +124,12 @@ type configCheck struct{}
 
 // Run checks the configuration.
 func (configCheck) Run(env *environment) error {
-	if _, err := env.load(); err != nil {
+	cfg, err := env.load()
+	if err != nil {
 		return err
+	}
+	if err := homeserver.Check(cfg); err != nil {
+		return fmt.Errorf("the configuration is wrong:\n%w", err)
 	}
 	fmt.Fprintln(env.stdout, "The configuration is right.")
 	return nil
