@@ -279,6 +279,7 @@ func TestProfile(t *testing.T) {
 			{"PUT", "displayname", alice, `{"displayname":null}`, 400, "M_BAD_JSON"},
 			{"PUT", "displayname", alice, `{"displayname":"` + strings.Repeat("é", 257) + `"}`, 400, "M_INVALID_PARAM"},
 			{"PUT", "avatar_url", alice, `{"avatar_url":"` + strings.Repeat("a", 1001) + `"}`, 400, "M_INVALID_PARAM"},
+			{"PUT", "m.tz", alice, `{"m.tz":1}`, 400, "M_BAD_JSON"},
 			{"PUT", "displayname", alice, `{`, 400, "M_NOT_JSON"},
 			{"PUT", "displayname", alice, `[]`, 400, "M_BAD_JSON"},
 			{"PUT", "displayname", bob, `{"displayname":"x"}`, 403, "M_FORBIDDEN"},

@@ -26,10 +26,11 @@ func (a *API) profileEndpoints() []httpapi.Endpoint {
 	}
 }
 
-// The profile fields that stand in membership events.
+// The profile fields that the specification defines; the first two stand in membership events.
 const (
 	fieldDisplayName = "displayname"
 	fieldAvatarURL   = "avatar_url"
+	fieldTimeZone    = "m.tz"
 )
 
 const (
@@ -178,10 +179,15 @@ func (a *API) putProfileField(ctx context.Context, by *httpapi.Caller, in *putFi
 	if !ok {
 		return nil, mxerr.MissingParam("Missing parameter " + in.Field)
 	}
-	if in.Field == fieldDisplayName || in.Field == fieldAvatarURL {
+	switch in.Field {
+	case fieldDisplayName, fieldAvatarURL:
 		var err error
 		if value, err = checkText(in.Field, value); err != nil {
 			return nil, err
+		}
+	case fieldTimeZone:
+		if value[0] != '"' { // which zones there are, clients know better
+			return nil, mxerr.BadJSON(fieldTimeZone + " must be a string")
 		}
 	}
 	return nil, a.changeProfile(ctx, by, &in.changeFieldRequest, value)
