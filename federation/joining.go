@@ -89,10 +89,8 @@ func (e *entries) wait(ctx context.Context, roomID string) {
 // an alias named, or another. Content are further members of the event's content: displayname, avatar_url, reason, … The
 // error is a *mxerr.Error: what the servers said, if one of them did, else 404 M_NOT_FOUND or 502 M_UNKNOWN.
 func (a *API) Join(ctx context.Context, user, roomID string, via []string, content map[string]any) error {
-	defer a.entering.begin(roomID)()
 	in := &wish{user, roomID, via, content}
-	join := func(server string) error { return a.joinThrough(ctx, server, in) }
-	err := a.through(ctx, in, join)
+	err := a.join(ctx, in)
 	for _, pause := range joinPauses {
 		if !unauthorised(err) || !a.justJoined(ctx, user) {
 			break
@@ -102,9 +100,30 @@ func (a *API) Join(ctx context.Context, user, roomID string, via []string, conte
 		case <-ctx.Done():
 			return err
 		}
-		err = a.through(ctx, in, join)
+		if a.letIn(ctx, in) {
+			return nil
+		}
+		err = a.join(ctx, in)
 	}
 	return err
+}
+
+// join is one attempt of Join.
+func (a *API) join(ctx context.Context, in *wish) error {
+	defer a.entering.begin(in.roomID)()
+	return a.through(ctx, in, func(server string) error { return a.joinThrough(ctx, server, in) })
+}
+
+// letIn joins a user whom other servers refused, if a local user may let them in by now.
+func (a *API) letIn(ctx context.Context, in *wish) bool {
+	room, err := a.rooms.Room(ctx, in.roomID)
+	if err != nil || !room.Resident() || room.Partial() != nil {
+		return false
+	}
+	_, err = a.rooms.SetMembership(ctx, roomserver.MembershipChange{
+		RoomID: in.roomID, Sender: in.user, Target: in.user, Membership: roomserver.Join, Content: in.content,
+	})
+	return err == nil
 }
 
 // joinPauses are those before a join is tried again that was refused to a user who has just joined another room: if it is the

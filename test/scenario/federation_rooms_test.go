@@ -246,6 +246,39 @@ func TestRestrictedRoomRightAfterItsSpace(t *testing.T) {
 	}
 }
 
+// A user whom another server refuses comes in by one of their own server's, who turns out to be allowed to let them in.
+func TestRestrictedRoomByWhoMayInviteMeanwhile(t *testing.T) {
+	for _, d := range storagetest.Dialects {
+		t.Run(d.String(), func(t *testing.T) {
+			firstGate, beforeFirst := harness.NewGate(t)
+			secondGate, beforeSecond := harness.NewGate(t)
+			first, second := harness.Start(t, storage.SQLite, beforeFirst), harness.Start(t, d, beforeSecond)
+			alice, bob, carol := first.Register(t, "alice"), second.Register(t, "bob"), second.Register(t, "carol")
+			space := alice.Create(harness.J{"preset": "public_chat"})
+			room := alice.Create(harness.J{
+				"preset": "private_chat", "room_version": "11", "initial_state": restricted(space), "power_level_content_override": harness.J{"invite": 50},
+			})
+			for _, id := range []string{space, room} {
+				joinThrough(t, bob, id, first)
+				members(bob, id) // which waits until all are known
+			}
+			firstGate.Hold("/send/")
+			secondGate.Hold("/send/")
+			firstGate.Change("/make_join/", func(answer []byte) []byte {
+				secondGate.Open() // once the first server has refused
+				return answer
+			})
+			carol.Join(space)
+			alice.State(room, "m.room.power_levels", "", harness.J{"invite": 50, "users": harness.J{alice.UserID: 100, bob.UserID: 50}})
+			carol.Join(room)
+			content := carol.Must("GET", harness.Path("/rooms/%s/state/m.room.member/%s", room, carol.UserID), nil).JSON
+			if got := content.Get("join_authorised_via_users_server").Str; got != bob.UserID {
+				t.Errorf("let in by %q", got)
+			}
+		})
+	}
+}
+
 // The last user of a server leaves a room and comes back to what it has become.
 func TestComeBackToARoomOfAnotherServer(t *testing.T) {
 	harness.EachFederation(t, 2, func(t *testing.T, servers []*harness.Server) {
