@@ -33,10 +33,7 @@ func (x *Index) Difference(ctx context.Context, sets [][]int64, shared Shared) (
 	defer x.mu.Unlock()
 	err := x.open(ctx)
 	if err == nil {
-		d := &difference{
-			x: x, shared: shared, all: ^uint64(0) >> (64 - len(sets)),
-			in: map[int64]uint64{}, everywhere: map[int64]bool{}, bare: map[int64]bool{},
-		}
+		d := &difference{x: x, shared: shared, all: ^uint64(0) >> (64 - len(sets)), known: make(map[int64]*visit, sizeHint)}
 		if err = d.run(ctx, sets); err == nil {
 			return d.out, nil
 		}
@@ -44,19 +41,37 @@ func (x *Index) Difference(ctx context.Context, sets [][]int64, shared Shared) (
 	return nil, fmt.Errorf("auth difference of %d states: %w", len(sets), err)
 }
 
+// sizeHint is about how many events the difference of a fork that others are still adding to has to look at.
+const sizeHint = 64
+
 // difference is one computation of an auth difference.
 type difference struct {
 	x      *Index
 	shared Shared
 	all    uint64 // the bits of all sets
 	queue  byGeneration
-	in     map[int64]uint64 // events met so far: from which sets the walk reached them
+	known  map[int64]*visit // by event
 	out    []int64
+}
 
-	// everywhere holds events known to be in every chain, beside the shared ones.
-	everywhere map[int64]bool
-	// bare holds events on which nothing rests that is in every chain.
-	bare map[int64]bool
+// visit is what a computation knows of an event.
+type visit struct {
+	*node
+	in  uint64 // from which sets the walk reached it
+	met bool   // the walk did
+	// everywhere says that it is known to be in every chain, beside the shared ones, bare that nothing rests on it that
+	// is in every chain.
+	everywhere, bare bool
+}
+
+// of returns what is known of an event.
+func (d *difference) of(n *node) *visit {
+	v := d.known[n.nid]
+	if v == nil {
+		v = &visit{node: n}
+		d.known[n.nid] = v
+	}
+	return v
 }
 
 // run walks down from the events of all sets at once. Events are taken by descending
@@ -70,57 +85,68 @@ func (d *difference) run(ctx context.Context, sets [][]int64) error {
 			return err
 		}
 		for _, n := range nodes {
-			d.reach(n, 1<<i)
+			d.reach(d.of(n), 1<<i)
 		}
 	}
+	var unknown []int64
 	for len(d.queue) > 0 {
-		n := heap.Pop(&d.queue).(*node)
-		mask := d.in[n.nid]
-		if mask == d.all {
-			d.everywhere[n.nid] = true
+		v := heap.Pop(&d.queue).(*visit)
+		if v.in == d.all {
+			v.everywhere = true
 			continue
 		}
-		covered, err := d.covered(ctx, n)
-		if err != nil {
+		var err error
+		if v.everywhere, err = d.covered(ctx, v); err != nil {
 			return err
 		}
-		if covered {
-			d.everywhere[n.nid] = true
+		if v.everywhere {
 			continue
 		}
-		d.out = append(d.out, n.nid)
-		parents, err := d.x.nodes(ctx, n.parents)
+		d.out = append(d.out, v.nid)
+		unknown = unknown[:0]
+		for _, p := range v.parents {
+			if known := d.known[p]; known != nil {
+				d.reach(known, v.in)
+			} else {
+				unknown = append(unknown, p)
+			}
+		}
+		parents, err := d.x.nodes(ctx, unknown)
 		if err != nil {
 			return err
 		}
 		for _, p := range parents {
-			d.reach(p, mask)
+			d.reach(d.of(p), v.in)
 		}
 	}
 	return nil
 }
 
-func (d *difference) reach(n *node, mask uint64) {
-	old, met := d.in[n.nid]
-	d.in[n.nid] = old | mask
-	if !met {
-		heap.Push(&d.queue, n)
+func (d *difference) reach(v *visit, mask uint64) {
+	v.in |= mask
+	if !v.met {
+		v.met = true
+		heap.Push(&d.queue, v)
 	}
 }
 
-// covered reports whether n is in every chain because something that is rests on it.
-func (d *difference) covered(ctx context.Context, n *node) (bool, error) {
-	if in, err := d.inAll(ctx, n, n); in || err != nil {
+// covered reports whether v is in every chain because something that is rests on it.
+func (d *difference) covered(ctx context.Context, v *visit) (bool, error) {
+	if in, err := d.inAll(ctx, v, v.node); in || err != nil {
 		return in, err
 	}
-	return d.coveredFromAbove(ctx, n)
+	if v.order > d.x.low && len(d.x.kids[v.nid]) == 0 {
+		v.bare = true
+		return false, nil
+	}
+	return d.coveredFromAbove(ctx, v)
 }
 
 // inAll reports whether the event m, which is n or rests on it, shows that n is in
 // every chain: because it is shared or known to be everywhere, or because the shared
 // event of the same type and state key rests on n.
-func (d *difference) inAll(ctx context.Context, m, n *node) (bool, error) {
-	if d.everywhere[m.nid] {
+func (d *difference) inAll(ctx context.Context, m *visit, n *node) (bool, error) {
+	if m.everywhere {
 		return true, nil
 	}
 	if d.shared == nil {
@@ -137,10 +163,10 @@ func (d *difference) inAll(ctx context.Context, m, n *node) (bool, error) {
 	if s.chain == m.chain {
 		return s.seq > m.seq || s.chain == n.chain && s.seq >= n.seq, nil
 	}
-	if m != n || s.gen <= n.gen {
+	if m.node != n || s.gen <= n.gen {
 		return false, nil // a search for each event above would cost more than it finds
 	}
-	return d.x.reaches(ctx, s, n)
+	return newTargets(n).reachedFrom(ctx, d.x, s)
 }
 
 // errEnough ends a scan.
@@ -149,16 +175,17 @@ var errEnough = errors.New("enough")
 // coveredFromAbove looks at all events that rest on n until one shows that n is in
 // every chain. Below the window that is a scan of rows in ascending order; within it
 // children are known.
-func (d *difference) coveredFromAbove(ctx context.Context, n *node) (bool, error) {
-	above := map[int64]bool{n.nid: true} // n and what rests on it
-	todo := []*node{n}                   // those of above whose children in the window were not looked at
-	look := func(m *node) (bool, error) {
-		if above[m.nid] || d.bare[m.nid] {
+func (d *difference) coveredFromAbove(ctx context.Context, n *visit) (bool, error) {
+	above := map[int64]*visit{n.nid: n} // n and what rests on it
+	todo := []*visit{n}                 // those of above whose children in the window were not looked at
+	look := func(node *node) (bool, error) {
+		m := d.of(node)
+		if above[m.nid] != nil || m.bare {
 			return false, nil
 		}
-		above[m.nid] = true
+		above[m.nid] = m
 		todo = append(todo, m)
-		return d.inAll(ctx, m, n)
+		return d.inAll(ctx, m, n.node)
 	}
 	var older []*node // rows of the scan, to extend the window by
 	if n.order < d.x.low {
@@ -167,7 +194,7 @@ func (d *difference) coveredFromAbove(ctx context.Context, n *node) (bool, error
 			if len(older) <= d.x.windowSize {
 				older = append(older, m)
 			}
-			if !slices.ContainsFunc(m.parents, func(p int64) bool { return above[p] }) {
+			if !slices.ContainsFunc(m.parents, func(p int64) bool { return above[p] != nil }) {
 				return nil
 			}
 			var err error
@@ -192,8 +219,8 @@ func (d *difference) coveredFromAbove(ctx context.Context, n *node) (bool, error
 			}
 		}
 	}
-	for nid := range above {
-		d.bare[nid] = true
+	for _, m := range above {
+		m.bare = true
 	}
 	d.x.extendWindow(older)
 	return false, nil
@@ -255,7 +282,7 @@ func (x *Index) extendWindow(older []*node) {
 }
 
 // byGeneration is a heap with the event of the highest generation on top.
-type byGeneration []*node
+type byGeneration []*visit
 
 func (q byGeneration) Len() int { return len(q) }
 func (q byGeneration) Less(i, j int) bool {
@@ -265,7 +292,7 @@ func (q byGeneration) Less(i, j int) bool {
 	return q[i].nid > q[j].nid
 }
 func (q byGeneration) Swap(i, j int) { q[i], q[j] = q[j], q[i] }
-func (q *byGeneration) Push(n any)   { *q = append(*q, n.(*node)) }
+func (q *byGeneration) Push(n any)   { *q = append(*q, n.(*visit)) }
 func (q *byGeneration) Pop() any {
 	old := *q
 	n := old[len(old)-1]

@@ -291,6 +291,9 @@ func (x *Index) node(ctx context.Context, nid int64) (*node, error) {
 
 // nodes returns events in the order of nids; what is not in memory is loaded at once.
 func (x *Index) nodes(ctx context.Context, nids []int64) ([]*node, error) {
+	if len(nids) == 0 {
+		return nil, nil
+	}
 	out := make([]*node, len(nids))
 	var missing []int64
 	for i, nid := range nids {

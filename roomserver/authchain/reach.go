@@ -4,20 +4,10 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"slices"
 )
 
-// Reaches reports whether the event a rests on the event b: whether b is a or in the
-// auth chain of a.
-func (x *Index) Reaches(ctx context.Context, a, b int64) (bool, error) {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	nodes, err := x.nodes(ctx, []int64{a, b})
-	if err != nil {
-		return false, err
-	}
-	return x.reaches(ctx, nodes[0], nodes[1])
-}
-
+// reaches reports whether a rests on b: whether b is a or in the auth chain of a.
 func (x *Index) reaches(ctx context.Context, a, b *node) (bool, error) {
 	if a.chain == b.chain {
 		return a.seq >= b.seq, nil
@@ -29,19 +19,23 @@ func (x *Index) reaches(ctx context.Context, a, b *node) (bool, error) {
 type targets struct {
 	min    map[int64]int64 // by chain, the first place in it that is a target
 	gen    int64           // lowest generation of a target
+	order  int64           // lowest order of a target
 	barren map[int64]int64 // by chain, up to which place no target is reached; kept between searches
 }
 
 func newTargets(events ...*node) *targets {
-	t := &targets{min: make(map[int64]int64, len(events)), gen: math.MaxInt64, barren: map[int64]int64{}}
+	t := &targets{min: make(map[int64]int64, len(events)), gen: math.MaxInt64, order: math.MaxInt64, barren: map[int64]int64{}}
 	for _, n := range events {
 		if seq, ok := t.min[n.chain]; !ok || n.seq < seq {
 			t.min[n.chain] = n.seq
 		}
-		t.gen = min(t.gen, n.gen)
+		t.gen, t.order = min(t.gen, n.gen), min(t.order, n.order)
 	}
 	return t
 }
+
+// below reports whether n is so far down that it rests on no target: what it rests on has lower generations and orders.
+func (t *targets) below(n *node) bool { return n.gen <= t.gen || n.order <= t.order }
 
 // hit reports whether n is a target or follows one in its chain.
 func (t *targets) hit(n *node) bool {
@@ -60,14 +54,19 @@ type step struct {
 // by chain: along a chain until it meets a table, which says at once where the rest
 // of the chain leads.
 func (t *targets) reachedFrom(ctx context.Context, x *Index, a *node) (bool, error) {
-	searched := map[int64]int64{} // as barren, if nothing is found
+	var searched map[int64]int64 // as barren, if nothing is found
 	var steps []step
 	enter := func(n *node) bool {
 		if t.hit(n) {
 			return true
 		}
-		floor := max(searched[n.chain], t.barren[n.chain])
-		if n.gen > t.gen && n.seq > floor {
+		if t.below(n) {
+			return false
+		}
+		if floor := max(searched[n.chain], t.barren[n.chain]); n.seq > floor {
+			if searched == nil {
+				searched = map[int64]int64{}
+			}
 			searched[n.chain] = n.seq
 			steps = append(steps, step{n, floor})
 		}
@@ -98,7 +97,7 @@ func (t *targets) reachedFrom(ctx context.Context, x *Index, a *node) (bool, err
 					if enter(n) {
 						return true, nil
 					}
-				} else if n.seq > s.floor && n.gen > t.gen && n.nid == s.n.predecessor() {
+				} else if n.seq > s.floor && !t.below(n) && n.nid == s.n.predecessor() {
 					steps = append(steps, step{n, s.floor})
 				}
 			}
@@ -142,35 +141,38 @@ func (x *Index) paths(ctx context.Context, events []int64) ([]int64, error) {
 		return nil, err
 	}
 	t := newTargets(ends...)
-	seen := make(map[int64]bool, len(ends))
-	var out []int64
+	leads := make(map[int64]bool, 2*len(ends)) // of those looked at, whether they do
+	var out, unseen []int64
 	var todo []*node
-	take := func(n *node) {
-		if !seen[n.nid] {
-			seen[n.nid] = true
+	for _, n := range ends {
+		if !leads[n.nid] {
+			leads[n.nid] = true
 			out, todo = append(out, n.nid), append(todo, n)
 		}
-	}
-	for _, n := range ends {
-		take(n)
 	}
 	for len(todo) > 0 {
 		n := todo[len(todo)-1]
 		todo = todo[:len(todo)-1]
-		parents, err := x.nodes(ctx, n.parents)
+		unseen = unseen[:0]
+		for _, p := range n.parents {
+			if _, seen := leads[p]; !seen {
+				unseen = append(unseen, p)
+			}
+		}
+		parents, err := x.nodes(ctx, unseen)
 		if err != nil {
 			return nil, err
 		}
 		for _, p := range parents {
-			if seen[p.nid] {
-				continue
+			// Most that do cite one that is known to.
+			found := slices.ContainsFunc(p.parents, func(nid int64) bool { return leads[nid] })
+			if !found {
+				if found, err = t.reachedFrom(ctx, x, p); err != nil {
+					return nil, err
+				}
 			}
-			leads, err := t.reachedFrom(ctx, x, p)
-			if err != nil {
-				return nil, err
-			}
-			if leads {
-				take(p)
+			if leads[p.nid] = found; found {
+				out, todo = append(out, p.nid), append(todo, p)
 			}
 		}
 	}
