@@ -16,25 +16,25 @@ import (
 // time and event ID.
 //
 // spec: rooms/v2 "State resolution: Reverse topological power ordering"
-func (r *resolution) powerEvents(full []int64) ([]int64, error) {
-	inFull := make(map[int64]bool, len(full))
-	for _, nid := range full {
-		inFull[nid] = true
+func (r *resolution) powerEvents(full []*vertex) ([]*vertex, error) {
+	inFull := make(map[*vertex]bool, len(full))
+	for _, v := range full {
+		inFull[v] = true
 	}
-	waits := map[int64]int{}     // for how many of its auth events an event waits
-	kids := map[int64][]int64{}  // who waits for an event
-	vertices := map[int64]bool{} // the set X of the specification
-	var todo, free []int64
-	for _, nid := range full {
-		if isPowerEvent(r.events[nid].Event) {
-			vertices[nid] = true
-			todo = append(todo, nid)
+	waits := map[*vertex]int{}      // for how many of its auth events an event waits
+	kids := map[*vertex][]*vertex{} // who waits for an event
+	vertices := map[*vertex]bool{}  // the set X of the specification
+	var todo, free []*vertex
+	for _, v := range full {
+		if isPowerEvent(v.Event.Event) {
+			vertices[v] = true
+			todo = append(todo, v)
 		}
 	}
 	for len(todo) > 0 {
-		nid := todo[len(todo)-1]
+		v := todo[len(todo)-1]
 		todo = todo[:len(todo)-1]
-		auth, err := r.authEvents(nid)
+		auth, err := r.authOf(v)
 		if err != nil {
 			return nil, err
 		}
@@ -42,39 +42,38 @@ func (r *resolution) powerEvents(full []int64) ([]int64, error) {
 			if !inFull[a] {
 				continue
 			}
-			waits[nid]++
-			kids[a] = append(kids[a], nid)
+			waits[v]++
+			kids[a] = append(kids[a], v)
 			if !vertices[a] {
 				vertices[a] = true
 				todo = append(todo, a)
 			}
 		}
-		if waits[nid] == 0 {
-			free = append(free, nid)
+		if waits[v] == 0 {
+			free = append(free, v)
 		}
 	}
 	return r.kahn(free, waits, kids)
 }
 
 // kahn sorts by Kahn's algorithm, from the events that wait for no other.
-func (r *resolution) kahn(free []int64, waits map[int64]int, kids map[int64][]int64) ([]int64, error) {
+func (r *resolution) kahn(free []*vertex, waits map[*vertex]int, kids map[*vertex][]*vertex) ([]*vertex, error) {
 	var ready byPower
-	var out []int64
+	var out []*vertex
 	for {
-		for _, nid := range free {
-			level, err := r.senderLevel(nid)
+		for _, v := range free {
+			level, err := r.senderLevel(v)
 			if err != nil {
 				return nil, err
 			}
-			e := r.events[nid]
-			heap.Push(&ready, ranked{nid, level, e.OriginServerTS, e.ID})
+			heap.Push(&ready, ranked{v, level})
 		}
 		if len(ready) == 0 {
 			return out, nil
 		}
-		nid := heap.Pop(&ready).(ranked).nid
-		out, free = append(out, nid), free[:0]
-		for _, k := range kids[nid] {
+		v := heap.Pop(&ready).(ranked).vertex
+		out, free = append(out, v), free[:0]
+		for _, k := range kids[v] {
 			if waits[k]--; waits[k] == 0 {
 				free = append(free, k)
 			}
@@ -82,35 +81,31 @@ func (r *resolution) kahn(free []int64, waits map[int64]int, kids map[int64][]in
 	}
 }
 
-// ranked is an event with what decides its place among others that could come next.
+// ranked is an event that could come next, with its sender's power level.
 type ranked struct {
-	nid   int64
+	*vertex
 	level int64
-	ts    int64
-	id    string
 }
 
 // senderLevel is the power level of an event's sender by the event's own auth events.
-func (r *resolution) senderLevel(nid int64) (int64, error) {
-	auth, err := r.authEvents(nid)
-	if err != nil {
+func (r *resolution) senderLevel(v *vertex) (int64, error) {
+	if _, err := r.authOf(v); err != nil {
 		return 0, err
 	}
 	var power, create *pdu.Event
-	for _, a := range auth {
-		switch e := r.events[a]; {
-		case e.Is(pdu.TypePowerLevels, ""):
-			power = e.Event
-		case e.Is(pdu.TypeCreate, ""):
-			create = e.Event
-		}
+	if v.power != nil {
+		power = v.power.Event.Event
+	}
+	if v.create != nil {
+		create = v.create.Event.Event
 	}
 	if r.Version.RoomIDIsCreateHash {
+		var err error
 		if create, err = r.create(); err != nil {
 			return 0, err
 		}
 	}
-	return authrules.PowerLevels(power, create).User(r.events[nid].Sender), nil
+	return authrules.PowerLevels(power, create).User(v.Sender), nil
 }
 
 // byPower is a heap with the event that comes first on top.
@@ -119,7 +114,7 @@ type byPower []ranked
 func (h byPower) Len() int { return len(h) }
 func (h byPower) Less(i, j int) bool {
 	a, b := &h[i], &h[j]
-	return cmp.Or(cmp.Compare(b.level, a.level), cmp.Compare(a.ts, b.ts), cmp.Compare(a.id, b.id)) < 0
+	return cmp.Or(cmp.Compare(b.level, a.level), cmp.Compare(a.OriginServerTS, b.OriginServerTS), cmp.Compare(a.ID, b.ID)) < 0
 }
 func (h byPower) Swap(i, j int) { h[i], h[j] = h[j], h[i] }
 func (h *byPower) Push(v any)   { *h = append(*h, v.(ranked)) }
@@ -134,22 +129,20 @@ func (h *byPower) Pop() any {
 // rest on older power levels first, then by time and event ID.
 //
 // spec: rooms/v2 "State resolution: Mainline ordering"
-func (r *resolution) sortByMainline(nids []int64, s *partial) error {
-	top, err := s.at(place{pdu.TypePowerLevels, ""})
+func (r *resolution) sortByMainline(list []*vertex, s *partial) error {
+	top, err := s.at(r.memory.slot(place{pdu.TypePowerLevels, ""}))
 	if err != nil {
 		return err
 	}
-	m := mainline{r: r, next: top, index: map[int64]int{}, of: map[int64]int{}}
-	position := make(map[int64]int, len(nids))
-	for _, nid := range nids {
-		if position[nid], err = m.position(nid); err != nil {
+	m := mainline{r: r, next: top, index: map[*vertex]int{}, of: map[*vertex]int{}}
+	position := make(map[*vertex]int, len(list))
+	for _, v := range list {
+		if position[v], err = m.position(v); err != nil {
 			return err
 		}
 	}
-	slices.SortFunc(nids, func(a, b int64) int {
-		x, y := r.events[a], r.events[b]
-		return cmp.Or(cmp.Compare(position[b], position[a]),
-			cmp.Compare(x.OriginServerTS, y.OriginServerTS), cmp.Compare(x.ID, y.ID))
+	slices.SortFunc(list, func(a, b *vertex) int {
+		return cmp.Or(cmp.Compare(position[b], position[a]), cmp.Compare(a.OriginServerTS, b.OriginServerTS), cmp.Compare(a.ID, b.ID))
 	})
 	return nil
 }
@@ -159,9 +152,9 @@ func (r *resolution) sortByMainline(nids []int64, s *partial) error {
 // long as the room is old.
 type mainline struct {
 	r     *resolution
-	next  int64         // the first event not yet followed, 0 at the end
-	index map[int64]int // position of those followed
-	of    map[int64]int // positions already found of power levels off the mainline
+	next  *vertex         // the first event not yet followed, nil at the end
+	index map[*vertex]int // position of those followed
+	of    map[*vertex]int // positions already found of power levels off the mainline
 }
 
 // nowhere is the position of an event that rests on none of the mainline.
@@ -169,15 +162,15 @@ const nowhere = math.MaxInt
 
 // position is the index of the first event of the mainline on the event's own line of
 // power levels.
-func (m *mainline) position(nid int64) (int, error) {
-	var passed []int64
+func (m *mainline) position(v *vertex) (int, error) {
+	var passed []*vertex
 	at := nowhere
 	for {
-		power, err := m.r.powerLevelsOf(nid)
-		if err != nil {
+		if _, err := m.r.authOf(v); err != nil {
 			return 0, err
 		}
-		if power == 0 {
+		power := v.power
+		if power == nil {
 			break
 		}
 		on, err := m.follow(power)
@@ -193,7 +186,7 @@ func (m *mainline) position(nid int64) (int, error) {
 			break
 		}
 		passed = append(passed, power)
-		nid = power
+		v = power
 	}
 	for _, p := range passed {
 		m.of[p] = at
@@ -203,13 +196,16 @@ func (m *mainline) position(nid int64) (int, error) {
 
 // follow goes on along the mainline until it is as old as the event power, and reports
 // whether that is on it.
-func (m *mainline) follow(power int64) (bool, error) {
-	goal, err := m.r.Auth.Generation(m.r.ctx, power)
+func (m *mainline) follow(power *vertex) (bool, error) {
+	if _, on := m.index[power]; on || m.next == nil {
+		return on, nil
+	}
+	goal, err := m.r.Auth.Generation(m.r.ctx, power.nid)
 	if err != nil {
 		return false, err
 	}
-	for m.next != 0 {
-		gen, err := m.r.Auth.Generation(m.r.ctx, m.next)
+	for m.next != nil {
+		gen, err := m.r.Auth.Generation(m.r.ctx, m.next.nid)
 		if err != nil {
 			return false, err
 		}
@@ -217,25 +213,11 @@ func (m *mainline) follow(power int64) (bool, error) {
 			break
 		}
 		m.index[m.next] = len(m.index)
-		if m.next, err = m.r.powerLevelsOf(m.next); err != nil {
+		if _, err := m.r.authOf(m.next); err != nil {
 			return false, err
 		}
+		m.next = m.next.power
 	}
 	_, on := m.index[power]
 	return on, nil
-}
-
-// powerLevelsOf returns the m.room.power_levels event among the auth events of an event;
-// 0 if there is none.
-func (r *resolution) powerLevelsOf(nid int64) (int64, error) {
-	auth, err := r.authEvents(nid)
-	if err != nil {
-		return 0, err
-	}
-	for _, a := range auth {
-		if e := r.events[a]; e.Is(pdu.TypePowerLevels, "") {
-			return a, nil
-		}
-	}
-	return 0, nil
 }

@@ -184,6 +184,21 @@ func TestAgreesWithOracle(t *testing.T) {
 	})
 }
 
+// What earlier resolutions have left changes no result: of some branches one goes on, and all are merged again.
+func TestMemoryChangesNothing(t *testing.T) {
+	histories(t, 6, 60, func(t *testing.T, h *history) {
+		h.s.memory = NewMemory()
+		roots := []snapshot.Ref{h.claimedState(), h.claimedState(), h.claimedState()}
+		for range 25 {
+			roots[h.rng.IntN(len(roots))] = h.claimedState()
+			compareWithOracle(t, h, roots)
+		}
+		if m := h.s.memory; h.s.v.StateRes > 1 && (len(m.vertices) == 0 || len(m.diffs) == 0) {
+			t.Error("nothing was remembered")
+		}
+	})
+}
+
 // claimedState is the state after some event, with a few places tampered with.
 func (h *history) claimedState() snapshot.Ref {
 	root := h.s.byID[h.events[h.rng.IntN(len(h.events))].ID].after

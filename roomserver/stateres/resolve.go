@@ -1,7 +1,6 @@
 package stateres
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -37,13 +36,18 @@ type Input struct {
 	Events Events
 	// Auth holds the graph of these events.
 	Auth *authchain.Index
+	// Memory, if not nil, is what earlier resolutions of the room have left.
+	Memory *Memory
 }
 
 // Resolve merges states. The result is an edit, to which the caller can add the change
 // that its own event makes, or ask for its Root, before committing it; pack names the
 // edit's pack. The order of the states does not matter to what the result says.
 func Resolve(ctx context.Context, in Input, pack int64) (*snapshot.Edit, error) {
-	r := &resolution{Input: in, ctx: ctx, events: map[int64]Event{}, conflicts: map[place]*conflict{}, agreed: map[place]int64{}}
+	r := &resolution{Input: in, ctx: ctx, memory: in.Memory, conflicts: map[*slot]*conflict{}, agreed: map[*slot]int64{}}
+	if r.memory == nil {
+		r.memory = NewMemory()
+	}
 	r.States = distinct(in.States)
 	if len(r.States) == 0 {
 		return nil, errors.New("resolve state: no states")
@@ -70,32 +74,30 @@ func distinct(states []snapshot.Tree) []snapshot.Tree {
 	return out
 }
 
-// place is a type and state key.
-type place struct{ typ, key string }
-
-// conflict is a place in which the states differ, with what each of them has there; 0 is
-// nothing.
+// conflict is a slot in which the states differ, with what each of them has there; nil is nothing.
 type conflict struct {
-	place
-	nids []int64
+	*slot
+	states []*vertex
 }
 
 // distinct returns the events of a conflict, each once.
-func (c *conflict) distinct() []int64 {
-	nids := slices.Compact(slices.Sorted(slices.Values(c.nids)))
-	if nids[0] == 0 {
-		nids = nids[1:]
+func (c *conflict) distinct() []*vertex {
+	out := make([]*vertex, 0, len(c.states))
+	for _, v := range c.states {
+		if v != nil && !slices.Contains(out, v) {
+			out = append(out, v)
+		}
 	}
-	return nids
+	return out
 }
 
 // resolution is one run of Resolve.
 type resolution struct {
 	Input
 	ctx       context.Context
-	events    map[int64]Event // those loaded so far
-	conflicts map[place]*conflict
-	agreed    map[place]int64 // places outside of the conflicts that were looked up
+	memory    *Memory
+	conflicts map[*slot]*conflict
+	agreed    map[*slot]int64 // slots outside of the conflicts that were looked up
 }
 
 func (r *resolution) run(pack int64) (*snapshot.Edit, error) {
@@ -105,7 +107,7 @@ func (r *resolution) run(pack int64) (*snapshot.Edit, error) {
 	if len(r.conflicts) == 0 {
 		return r.States[0].Edit(pack), nil
 	}
-	var result map[place]int64
+	var result map[*slot]*vertex
 	var err error
 	if r.Version.StateRes == 1 {
 		result, err = r.resolveV1()
@@ -120,142 +122,71 @@ func (r *resolution) run(pack int64) (*snapshot.Edit, error) {
 
 // findConflicts compares the first state with each other one.
 func (r *resolution) findConflicts() error {
-	type change struct {
-		state    int
-		old, new int64
-	}
-	var changes []change
 	for i, s := range r.States[1:] {
-		err := r.States[0].Diff(r.ctx, s.Root(), func(old, new int64) error {
-			changes = append(changes, change{i + 1, old, new})
-			return nil
-		})
+		differences, err := r.diff(r.States[0], s)
 		if err != nil {
 			return err
 		}
-	}
-	nids := make([]int64, 0, len(changes))
-	for _, c := range changes {
-		nids = append(nids, cmp.Or(c.old, c.new))
-	}
-	if err := r.load(nids); err != nil {
-		return err
-	}
-	for _, c := range changes {
-		p, err := r.place(cmp.Or(c.old, c.new))
-		if err != nil {
-			return err
+		for _, d := range differences {
+			c := r.conflicts[d.slot]
+			if c == nil {
+				c = &conflict{d.slot, slices.Repeat([]*vertex{d.old}, len(r.States))}
+				r.conflicts[d.slot] = c
+			}
+			c.states[i+1] = d.new
 		}
-		k := r.conflicts[p]
-		if k == nil {
-			k = &conflict{p, slices.Repeat([]int64{c.old}, len(r.States))}
-			r.conflicts[p] = k
-		}
-		k.nids[c.state] = c.new
 	}
 	return nil
 }
 
 // edit makes the result from the state that needs the fewest changes for it. result says
-// what the places in conflict become, and may say what others become.
-func (r *resolution) edit(result map[place]int64, pack int64) *snapshot.Edit {
+// what the slots in conflict become, and may say what others become.
+func (r *resolution) edit(result map[*slot]*vertex, pack int64) *snapshot.Edit {
 	differ := make([]int, len(r.States))
-	for p, c := range r.conflicts {
-		for i, nid := range c.nids {
-			if nid != result[p] {
+	for s, c := range r.conflicts {
+		for i, v := range c.states {
+			if v != result[s] {
 				differ[i]++
 			}
 		}
 	}
 	nearest := slices.Index(differ, slices.Min(differ))
 	edit := r.States[nearest].Edit(pack)
-	for p, nid := range result {
-		if c := r.conflicts[p]; c == nil || c.nids[nearest] != nid {
-			edit.Set(p.typ, p.key, nid)
+	for s, v := range result {
+		if c := r.conflicts[s]; c == nil || c.states[nearest] != v {
+			edit.Set(s.typ, s.key, v.nid)
 		}
 	}
-	for p, c := range r.conflicts {
-		if result[p] == 0 && c.nids[nearest] != 0 {
-			edit.Delete(p.typ, p.key)
+	for s, c := range r.conflicts {
+		if result[s] == nil && c.states[nearest] != nil {
+			edit.Delete(s.typ, s.key)
 		}
 	}
 	return edit
 }
 
-// load brings events into memory.
-func (r *resolution) load(nids []int64) error {
-	missing := slices.DeleteFunc(slices.Compact(slices.Sorted(slices.Values(nids))), func(nid int64) bool {
-		_, ok := r.events[nid]
-		return ok
-	})
-	if len(missing) == 0 {
-		return nil
-	}
-	events, err := r.Events.Events(r.ctx, missing)
-	if err != nil {
-		return fmt.Errorf("load %d events: %w", len(missing), err)
-	}
-	if len(events) != len(missing) {
-		return fmt.Errorf("load %d events: got %d", len(missing), len(events))
-	}
-	for i, nid := range missing {
-		r.events[nid] = events[i]
-	}
-	return nil
-}
-
-// event returns one event.
-func (r *resolution) event(nid int64) (Event, error) {
-	if e, ok := r.events[nid]; ok {
-		return e, nil
-	}
-	err := r.load([]int64{nid})
-	return r.events[nid], err
-}
-
-// place returns the place of a state event.
-func (r *resolution) place(nid int64) (place, error) {
-	e, err := r.event(nid)
-	if err != nil {
-		return place{}, err
-	}
-	if e.StateKey == nil {
-		return place{}, fmt.Errorf("event %s is not a state event", e.ID)
-	}
-	return place{e.Type, *e.StateKey}, nil
-}
-
-// unconflicted returns the event that all states have in a place; 0 if there is none or
+// unconflicted returns the number of the event that all states have in a slot; 0 if there is none or
 // they are in conflict about it.
-func (r *resolution) unconflicted(p place) (int64, error) {
-	if r.conflicts[p] != nil {
+func (r *resolution) unconflicted(s *slot) (int64, error) {
+	if r.conflicts[s] != nil {
 		return 0, nil
 	}
-	nid, ok := r.agreed[p]
+	nid, ok := r.agreed[s]
 	if !ok {
 		var err error
-		if nid, err = r.States[0].Get(r.ctx, p.typ, p.key); err != nil {
+		if nid, err = r.States[0].Get(r.ctx, s.typ, s.key); err != nil {
 			return 0, err
 		}
-		r.agreed[p] = nid
+		r.agreed[s] = nid
 	}
 	return nid, nil
 }
 
 // Same implements authchain.Shared.
 func (r *resolution) Same(_ context.Context, nid int64) (int64, error) {
-	p, err := r.place(nid)
+	v, err := r.event(nid)
 	if err != nil {
 		return 0, err
 	}
-	return r.unconflicted(p)
-}
-
-// authEvents loads the auth events of an event.
-func (r *resolution) authEvents(nid int64) ([]int64, error) {
-	nids, err := r.Auth.AuthEvents(r.ctx, nid)
-	if err != nil {
-		return nil, err
-	}
-	return nids, r.load(nids)
+	return r.unconflicted(v.slot)
 }

@@ -11,67 +11,65 @@ import (
 // authrules.State by which events are judged.
 type partial struct {
 	r        *resolution
-	resolved map[place]int64
+	resolved map[*slot]*vertex
 	// below looks up what resolved does not have; nil for the empty state.
-	below func(place) (int64, error)
+	below func(*slot) (*vertex, error)
 	// fallback says that the auth events of the event on trial stand in for what the
 	// state lacks, as the iterative auth checks demand.
 	fallback bool
-	trial    int64
+	trial    *vertex
 }
 
 // allows reports whether the state allows an event. Rejected events never are.
-func (s *partial) allows(nid int64) (bool, error) {
-	e, err := s.r.event(nid)
-	if err != nil || e.Rejected {
-		return false, err
+func (s *partial) allows(v *vertex) (bool, error) {
+	if v.Rejected {
+		return false, nil
 	}
-	s.trial = nid
-	err = authrules.Check(e.Event, s)
+	s.trial = v
+	err := authrules.Check(v.Event.Event, s)
 	if refused := (*authrules.Error)(nil); errors.As(err, &refused) {
 		return false, nil
 	}
 	return err == nil, err
 }
 
-// at returns the event in a place; 0 if the state has none.
-func (s *partial) at(p place) (int64, error) {
-	if nid, ok := s.resolved[p]; ok || s.below == nil {
-		return nid, nil
+// at returns the event in a slot; nil if the state has none.
+func (s *partial) at(slot *slot) (*vertex, error) {
+	if v, ok := s.resolved[slot]; ok || s.below == nil {
+		return v, nil
 	}
-	return s.below(p)
+	return s.below(slot)
 }
 
 // Event implements authrules.State.
 func (s *partial) Event(typ, key string) (*pdu.Event, error) {
-	nid, err := s.at(place{typ, key})
+	slot := s.r.memory.slot(place{typ, key})
+	v, err := s.at(slot)
 	if err != nil {
 		return nil, err
 	}
-	if nid != 0 {
-		if e, err := s.r.event(nid); err != nil || !e.Rejected {
-			return e.Event, err
-		}
+	if v != nil && !v.Rejected {
+		return v.Event.Event, nil
 	}
 	if s.fallback {
-		return s.cited(typ, key)
+		return s.cited(slot)
 	}
 	return nil, nil
 }
 
-// cited returns the event that the one on trial cites for a type and state key. From room
+// cited returns the event that the one on trial cites for a slot. From room
 // version 12 on the create event is cited by the room id.
-func (s *partial) cited(typ, key string) (*pdu.Event, error) {
-	nids, err := s.r.authEvents(s.trial)
+func (s *partial) cited(slot *slot) (*pdu.Event, error) {
+	auth, err := s.r.authOf(s.trial)
 	if err != nil {
 		return nil, err
 	}
-	for _, nid := range nids {
-		if e := s.r.events[nid]; !e.Rejected && e.Is(typ, key) {
-			return e.Event, nil
+	for _, v := range auth {
+		if v.slot == slot && !v.Rejected {
+			return v.Event.Event, nil
 		}
 	}
-	if typ == pdu.TypeCreate && key == "" && s.r.Version.RoomIDIsCreateHash {
+	if slot.typ == pdu.TypeCreate && slot.key == "" && s.r.Version.RoomIDIsCreateHash {
 		return s.r.create()
 	}
 	return nil, nil
@@ -80,20 +78,25 @@ func (s *partial) cited(typ, key string) (*pdu.Event, error) {
 // create returns the create event of a room whose events do not cite it: the one in its
 // states, nil if they have none.
 func (r *resolution) create() (*pdu.Event, error) {
-	p := place{pdu.TypeCreate, ""}
-	nid, err := r.unconflicted(p)
+	slot := r.memory.slot(place{pdu.TypeCreate, ""})
+	v, err := r.below(slot)
 	if err != nil {
 		return nil, err
 	}
-	if c := r.conflicts[p]; c != nil { // some lack it
-		nid = c.distinct()[0]
+	if c := r.conflicts[slot]; c != nil { // some lack it
+		v = c.distinct()[0]
 	}
-	if nid == 0 {
+	if v == nil || v.Rejected {
 		return nil, nil
 	}
-	e, err := r.event(nid)
-	if err != nil || e.Rejected {
+	return v.Event.Event, nil
+}
+
+// below is the state that is not in conflict, as what others are judged by.
+func (r *resolution) below(s *slot) (*vertex, error) {
+	nid, err := r.unconflicted(s)
+	if err != nil {
 		return nil, err
 	}
-	return e.Event, nil
+	return r.event(nid)
 }

@@ -13,37 +13,34 @@ import (
 // not in conflict there.
 //
 // spec: rooms/v1 "State resolution"
-func (r *resolution) resolveV1() (map[place]int64, error) {
-	result := map[place]int64{}
+func (r *resolution) resolveV1() (map[*slot]*vertex, error) {
+	result := map[*slot]*vertex{}
 	groups := [4][]*conflict{} // power levels, join rules, memberships, others
-	for p, c := range r.conflicts {
-		nids := c.distinct()
-		if err := r.load(nids); err != nil {
-			return nil, err
-		}
-		if len(nids) == 1 {
-			result[p] = nids[0]
+	for s, c := range r.conflicts {
+		if list := c.distinct(); len(list) == 1 {
+			result[s] = list[0]
 			continue
 		}
-		groups[v1Group(p)] = append(groups[v1Group(p)], c)
+		group := v1Group(s.place)
+		groups[group] = append(groups[group], c)
 	}
 	for i, group := range groups {
 		// The conflicts of one group do not see each other's results.
-		resolved := make(map[place]int64, len(group))
+		resolved := make(map[*slot]*vertex, len(group))
 		for _, c := range group {
 			var err error
 			if i < 3 {
-				resolved[c.place], err = r.resolveAuthV1(c, result)
+				resolved[c.slot], err = r.resolveAuthV1(c, result)
 			} else {
-				resolved[c.place], err = r.resolveOtherV1(c, result)
+				resolved[c.slot], err = r.resolveOtherV1(c, result)
 			}
 			if err != nil {
 				return nil, err
 			}
 		}
-		for p, nid := range resolved {
-			if nid != 0 {
-				result[p] = nid
+		for s, v := range resolved {
+			if v != nil {
+				result[s] = v
 			}
 		}
 	}
@@ -64,59 +61,58 @@ func v1Group(p place) int {
 
 // candidatesV1 returns the events of a conflict by ascending depth, then descending SHA-1
 // of the event ID.
-func (r *resolution) candidatesV1(c *conflict) []int64 {
-	nids := slices.DeleteFunc(c.distinct(), func(nid int64) bool { return r.events[nid].Rejected })
-	slices.SortFunc(nids, func(a, b int64) int {
-		x, y := r.events[a], r.events[b]
+func candidatesV1(c *conflict) []*vertex {
+	list := slices.DeleteFunc(c.distinct(), func(v *vertex) bool { return v.Rejected })
+	slices.SortFunc(list, func(x, y *vertex) int {
 		p, q := sha1.Sum([]byte(x.ID)), sha1.Sum([]byte(y.ID))
 		return cmp.Or(cmp.Compare(x.Depth, y.Depth), bytes.Compare(q[:], p[:]))
 	})
-	return nids
+	return list
 }
 
 // resolveAuthV1 goes up from the oldest event as long as the next one is allowed by it.
-func (r *resolution) resolveAuthV1(c *conflict, result map[place]int64) (int64, error) {
-	nids := r.candidatesV1(c)
-	if len(nids) == 0 {
-		return 0, nil
+func (r *resolution) resolveAuthV1(c *conflict, result map[*slot]*vertex) (*vertex, error) {
+	list := candidatesV1(c)
+	if len(list) == 0 {
+		return nil, nil
 	}
-	last := nids[0]
-	s := &partial{r: r, resolved: map[place]int64{c.place: last}, below: r.belowV1(result)}
-	for _, nid := range nids[1:] {
-		ok, err := s.allows(nid)
+	last := list[0]
+	s := &partial{r: r, resolved: map[*slot]*vertex{c.slot: last}, below: r.belowV1(result)}
+	for _, v := range list[1:] {
+		ok, err := s.allows(v)
 		if err != nil {
-			return 0, err
+			return nil, err
 		}
 		if !ok {
 			break
 		}
-		last = nid
-		s.resolved[c.place] = nid
+		last = v
+		s.resolved[c.slot] = v
 	}
 	return last, nil
 }
 
 // resolveOtherV1 takes the newest event that is allowed, or the oldest one.
-func (r *resolution) resolveOtherV1(c *conflict, result map[place]int64) (int64, error) {
-	nids := r.candidatesV1(c)
-	if len(nids) == 0 {
-		return 0, nil
+func (r *resolution) resolveOtherV1(c *conflict, result map[*slot]*vertex) (*vertex, error) {
+	list := candidatesV1(c)
+	if len(list) == 0 {
+		return nil, nil
 	}
 	s := &partial{r: r, below: r.belowV1(result)}
-	for _, nid := range slices.Backward(nids) {
-		if ok, err := s.allows(nid); ok || err != nil {
-			return nid, err
+	for _, v := range slices.Backward(list) {
+		if ok, err := s.allows(v); ok || err != nil {
+			return v, err
 		}
 	}
-	return nids[0], nil
+	return list[0], nil
 }
 
 // belowV1 is the union of the states without what is still in conflict.
-func (r *resolution) belowV1(result map[place]int64) func(place) (int64, error) {
-	return func(p place) (int64, error) {
-		if nid, ok := result[p]; ok {
-			return nid, nil
+func (r *resolution) belowV1(result map[*slot]*vertex) func(*slot) (*vertex, error) {
+	return func(s *slot) (*vertex, error) {
+		if v, ok := result[s]; ok {
+			return v, nil
 		}
-		return r.unconflicted(p)
+		return r.below(s)
 	}
 }

@@ -10,7 +10,7 @@ import (
 // resolveV2 resolves by the algorithm of room version 2, or that of version 12.
 //
 // spec: rooms/v2 "State resolution: Algorithm", rooms/v12 "State resolution: Algorithm"
-func (r *resolution) resolveV2() (map[place]int64, error) {
+func (r *resolution) resolveV2() (map[*slot]*vertex, error) {
 	full, err := r.fullConflictedSet()
 	if err != nil {
 		return nil, err
@@ -21,19 +21,19 @@ func (r *resolution) resolveV2() (map[place]int64, error) {
 		return nil, err
 	}
 	// 2. Check them one by one against the unconflicted state; in v2.1 against nothing.
-	s := &partial{r: r, resolved: map[place]int64{}, fallback: true}
+	s := &partial{r: r, resolved: map[*slot]*vertex{}, fallback: true}
 	if r.Version.StateRes == 2 {
-		s.below = r.unconflicted
+		s.below = r.below
 	}
 	if err := s.apply(power); err != nil {
 		return nil, err
 	}
 	// 3. The other events in the order of the mainline of the power levels so far.
-	done := make(map[int64]bool, len(power))
-	for _, nid := range power {
-		done[nid] = true
+	done := make(map[*vertex]bool, len(power))
+	for _, v := range power {
+		done[v] = true
 	}
-	others := slices.DeleteFunc(full, func(nid int64) bool { return done[nid] })
+	others := slices.DeleteFunc(full, func(v *vertex) bool { return done[v] })
 	if err := r.sortByMainline(others, s); err != nil {
 		return nil, err
 	}
@@ -42,83 +42,68 @@ func (r *resolution) resolveV2() (map[place]int64, error) {
 		return nil, err
 	}
 	// 5. The unconflicted state stands.
-	for p := range s.resolved {
-		nid, err := r.unconflicted(p)
+	for slot := range s.resolved {
+		nid, err := r.unconflicted(slot)
 		if err != nil {
 			return nil, err
 		}
 		if nid != 0 {
-			delete(s.resolved, p)
+			delete(s.resolved, slot)
 		}
 	}
 	return s.resolved, nil
 }
 
 // apply runs the iterative auth checks.
-func (s *partial) apply(nids []int64) error {
-	for _, nid := range nids {
-		ok, err := s.allows(nid)
+func (s *partial) apply(list []*vertex) error {
+	for _, v := range list {
+		ok, err := s.allows(v)
 		if err != nil {
 			return err
 		}
 		if ok {
-			e := s.r.events[nid]
-			s.resolved[place{e.Type, *e.StateKey}] = nid
+			s.resolved[v.slot] = v
 		}
 	}
 	return nil
 }
 
 // fullConflictedSet returns the conflicted state set, the auth difference and, in v2.1, the
-// conflicted state subgraph.
-func (r *resolution) fullConflictedSet() ([]int64, error) {
-	var conflicted []int64
+// conflicted state subgraph, and brings into memory what they cite.
+func (r *resolution) fullConflictedSet() ([]*vertex, error) {
+	var conflicted []*vertex
 	sets := make([][]int64, len(r.States))
 	for _, c := range r.conflicts {
 		conflicted = append(conflicted, c.distinct()...)
-		for i, nid := range c.nids {
-			if nid != 0 {
-				sets[i] = append(sets[i], nid)
+		for i, v := range c.states {
+			if v != nil {
+				sets[i] = append(sets[i], v.nid)
 			}
 		}
 	}
-	if err := r.loadWithAuth(conflicted); err != nil {
+	if err := r.cite(conflicted); err != nil {
 		return nil, err
 	}
-	full, err := r.Auth.Difference(r.ctx, sets, r)
+	nids, err := r.Auth.Difference(r.ctx, sets, r)
 	if err != nil {
 		return nil, err
 	}
-	full = append(full, conflicted...)
+	for _, v := range conflicted {
+		nids = append(nids, v.nid)
+	}
 	if r.Version.StateRes > 2 {
-		between, err := r.Auth.Paths(r.ctx, conflicted)
+		between, err := r.Auth.Paths(r.ctx, nids[len(nids)-len(conflicted):])
 		if err != nil {
 			return nil, err
 		}
-		full = append(full, between...)
+		nids = append(nids, between...)
 	}
-	slices.Sort(full)
-	full = slices.Compact(full)
-	return full, r.loadWithAuth(full)
-}
-
-// loadWithAuth brings events and the events they cite into memory, in two steps.
-func (r *resolution) loadWithAuth(nids []int64) error {
-	if err := r.load(nids); err != nil {
-		return err
+	slices.Sort(nids)
+	full, err := r.load(slices.Compact(nids))
+	if err != nil {
+		return nil, err
 	}
-	var cited []int64
-	for _, nid := range nids {
-		if _, err := r.place(nid); err != nil {
-			return err
-		}
-		auth, err := r.Auth.AuthEvents(r.ctx, nid)
-		if err != nil {
-			return err
-		}
-		cited = append(cited, auth...)
-	}
-	return r.load(cited)
+	return full, r.cite(full)
 }
 
 // isPowerEvent reports whether an event can remove somebody's ability to do something.

@@ -97,6 +97,8 @@ type server struct {
 	rows  map[int64]authchain.Row
 	order []int64 // nids of rows, in ascending order of the rows
 	asked int     // rows and events read
+
+	memory *Memory // of resolutions, if they are to have one
 }
 
 const room = 1
@@ -164,7 +166,7 @@ func (s *server) Events(_ context.Context, nids []int64) ([]Event, error) {
 func (s *server) tree(root snapshot.Ref) snapshot.Tree { return s.states.At(room, seed, root) }
 
 func (s *server) input(roots []snapshot.Ref) Input {
-	in := Input{Version: s.v, Events: s, Auth: s.auth}
+	in := Input{Version: s.v, Events: s, Auth: s.auth, Memory: s.memory}
 	for _, r := range roots {
 		in.States = append(in.States, s.tree(r))
 	}
