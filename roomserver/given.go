@@ -118,13 +118,7 @@ func (t *Turn) look(ids []string) error {
 	}
 	t.room.mu.Unlock()
 	for batch := range slices.Chunk(stored, lookBatch) {
-		args := make([]any, 1, lookBatch+1)
-		args[0] = t.room.NID
-		// Always the same number of parameters, so that one prepared statement serves all.
-		for i := range lookBatch {
-			args = append(args, eventKey(batch[min(i, len(batch)-1)]))
-		}
-		events, err := t.s.queryEvents(t.ctx, t.room, `SELECT `+eventColumns+` FROM events WHERE room = $1 AND event_id IN `+storage.In(lookBatch, 2), args...)
+		events, err := t.s.queryEvents(t.ctx, t.room, `SELECT `+eventColumns+` FROM events WHERE room = $1 AND event_id IN `+storage.In(lookBatch, 2), lookArgs(t.room, batch)...)
 		if err != nil {
 			return err
 		}

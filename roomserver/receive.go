@@ -10,8 +10,6 @@ import (
 	"github.com/myelin-im/myelin/roomserver/authrules"
 	"github.com/myelin-im/myelin/roomserver/pdu"
 	"github.com/myelin-im/myelin/roomserver/snapshot"
-	"github.com/myelin-im/myelin/roomserver/stateres"
-	"github.com/myelin-im/myelin/storage"
 )
 
 // Outcome is what became of a received event.
@@ -86,7 +84,7 @@ func (s *Server) Take(ctx context.Context, roomID string, in []Incoming) ([]Rece
 	var out []Received
 	_, err := s.Turn(ctx, roomID, func(t *Turn) error {
 		out = make([]Received, len(in))
-		if err := t.lookAhead(in); err != nil {
+		if err := t.foresee(in); err != nil {
 			return err
 		}
 		past, err := t.beforeGaps(in)
@@ -107,18 +105,6 @@ func (s *Server) Take(ctx context.Context, roomID string, in []Incoming) ([]Rece
 		return past.insert(t)
 	})
 	return out, err
-}
-
-// lookAhead finds out at once which of the events are known already, if there are some.
-func (t *Turn) lookAhead(in []Incoming) error {
-	if len(in) < lookBatch/8 {
-		return nil
-	}
-	ids := make([]string, len(in))
-	for i := range in {
-		ids[i] = in[i].Event.ID
-	}
-	return t.look(ids)
 }
 
 // find returns an event of the room by id, among them those that are not durable yet; nil if it is unknown.
@@ -317,45 +303,6 @@ func statesAfter(events []*Event) []snapshot.Ref {
 	return roots
 }
 
-// resolve merges states by the room version's algorithm.
-func (t *Turn) resolve(roots []snapshot.Ref) (snapshot.Ref, error) {
-	switch len(roots) {
-	case 0:
-		return 0, nil
-	case 1:
-		return roots[0], nil
-	}
-	in := stateres.Input{Version: t.room.Version, Events: resolvable{t}, Auth: t.room.chains}
-	for _, root := range roots {
-		in.States = append(in.States, t.s.tree(t.room, root))
-	}
-	pack, err := t.s.nids.Next(t.ctx)
-	if err != nil {
-		return 0, fmt.Errorf("take a number: %w", err)
-	}
-	edit, err := stateres.Resolve(t.ctx, in, pack)
-	if err != nil {
-		return 0, err
-	}
-	return t.commit(edit, pack)
-}
-
-// resolvable gives the room's events to state resolution.
-type resolvable struct{ t *Turn }
-
-// Events implements stateres.Events.
-func (r resolvable) Events(_ context.Context, nids []int64) ([]stateres.Event, error) {
-	events, err := r.t.load(nids)
-	if err != nil {
-		return nil, err
-	}
-	out := make([]stateres.Event, len(nids))
-	for i, e := range events {
-		out[i] = stateres.Event{Event: e.Event, Rejected: e.Rejected()}
-	}
-	return out, nil
-}
-
 // admit takes an authorised event in: its state, then, unless it fails against the current state or is spam, its
 // place in the timeline. A current state without most members says nothing (MSC3902).
 func (t *Turn) admit(e *Event, prev []*Event, spam error) (Received, error) {
@@ -520,18 +467,15 @@ func (t *Turn) redactReceived(e *Event) error {
 			return err
 		}
 	}
-	// First those that are not on disk, because they get there meanwhile.
 	var waiting []*Event
-	t.room.mu.Lock()
-	for _, by := range t.room.pending.byNID {
+	for _, by := range t.unwritten() {
 		if by != e && by.offset > 0 && by.Redacts() == e.ID {
 			waiting = append(waiting, by)
 		}
 	}
-	t.room.mu.Unlock()
-	stored, err := storage.ReadList[int64](t.ctx, t.s.db, `SELECT redaction FROM redactions WHERE room = $1 AND target = $2 ORDER BY redaction`, t.room.NID, eventKey(e.ID))
+	stored, err := t.redactionsOf(e.ID)
 	if err != nil {
-		return fmt.Errorf("redactions of %s: %w", e.ID, err)
+		return err
 	}
 	for _, nid := range stored {
 		by, err := t.event(nid)

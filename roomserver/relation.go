@@ -3,6 +3,7 @@ package roomserver
 import (
 	"bytes"
 	"net/http"
+	"slices"
 
 	"github.com/myelin-im/myelin/internal/canonicaljson"
 	"github.com/myelin-im/myelin/internal/mxerr"
@@ -124,23 +125,13 @@ func (t *Turn) applyRelations() {
 
 // await notes a received event to which an earlier one relates already.
 func (t *Turn) await(e *Event) error {
-	// First those that are not on disk, because they get there meanwhile.
-	t.room.mu.Lock()
-	found := false
-	for _, p := range t.room.pending.byNID {
-		if r, ok := linkOf(p.Event); ok && r.Target == e.ID {
-			found = true
-			break
-		}
-	}
-	t.room.mu.Unlock()
+	found := slices.ContainsFunc(t.unwritten(), func(p *Event) bool {
+		r, ok := linkOf(p.Event)
+		return ok && r.Target == e.ID
+	})
 	if !found {
-		err := t.s.db.Read(t.ctx, func(tx *storage.Tx) (err error) {
-			var one int64
-			found, err = tx.Get(`SELECT 1 FROM relations WHERE room = $1 AND target = $2 LIMIT 1`, []any{t.room.NID, eventKey(e.ID)}, &one)
-			return err
-		})
-		if err != nil {
+		var err error
+		if found, err = t.relatedTo(e.ID); err != nil {
 			return err
 		}
 	}

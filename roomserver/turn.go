@@ -69,6 +69,10 @@ type Turn struct {
 
 	// looked are events that were looked up by id before, nil those that are unknown.
 	looked map[string]*Event
+	// ahead is what was asked about the events that the turn receives, resolved what its state resolutions share; nil without
+	// such events.
+	ahead    *foreseen
+	resolved *resolutions
 	// recasts are events whose states were computed again, partial and givens what the turn says of a room without most
 	// members.
 	recasts []*Event
@@ -351,6 +355,9 @@ func (t *Turn) keep(e *Event) {
 	t.room.pending.add(e)
 	t.room.mu.Unlock()
 	t.events = append(t.events, e)
+	if e.stored && t.resolved != nil { // an outlier until now, which may be rejected after all
+		t.resolved = newResolutions()
+	}
 }
 
 // extend makes e the room's only forward extremity.
