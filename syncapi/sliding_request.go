@@ -3,6 +3,7 @@ package syncapi
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -51,7 +52,7 @@ type slidingList struct {
 	name   string
 	config *roomConfig
 	// ranges are the windows, both ends included; nil means all rooms.
-	ranges  [][2]int
+	ranges  []pair[int]
 	filters *slidingFilters
 }
 
@@ -110,8 +111,8 @@ type slidingBody struct {
 type slidingConfigBody struct {
 	TimelineLimit *int            `json:"timeline_limit"`
 	RequiredState json.RawMessage `json:"required_state"`
-	Range         *[2]int         `json:"range"`
-	Ranges        [][2]int        `json:"ranges"`
+	Range         *pair[int]      `json:"range"`
+	Ranges        []pair[int]     `json:"ranges"`
 	Filters       *slidingFilters `json:"filters"`
 }
 
@@ -173,12 +174,33 @@ func isOpaque(name string) bool {
 	})
 }
 
+// pair is a JSON array of exactly two. As a plain [2]T, shorter ones would be filled up and longer ones cut.
+type pair[T any] [2]T
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (p *pair[T]) UnmarshalJSON(raw []byte) error {
+	var elements []T
+	if err := json.Unmarshal(raw, &elements); err != nil {
+		return err
+	}
+	if len(elements) != len(p) {
+		return fmt.Errorf("%d elements instead of a pair", len(elements))
+	}
+	copy(p[:], elements)
+	return nil
+}
+
 // decodeSliding decodes JSON that is known to be well-formed.
 func decodeSliding(raw []byte, into any) error {
-	if err := json.Unmarshal(raw, into); err != nil {
-		return mxerr.BadJSON("The request has a member of the wrong type").With(err)
+	err := json.Unmarshal(raw, into)
+	if err == nil {
+		return nil
 	}
-	return nil
+	what := "A member of the request"
+	if wrong, ok := errors.AsType[*json.UnmarshalTypeError](err); ok && wrong.Field != "" {
+		what = wrong.Field
+	}
+	return mxerr.BadJSON(what + " is not of the right type").With(err)
 }
 
 // parseSlidingList reads a list or, without window and filters, a subscription.
@@ -205,7 +227,7 @@ func parseSlidingList(d slidingDialect, user string, raw json.RawMessage) (*slid
 		l.config.state = stateConfig{*rule}
 	}
 	if d == slidingV4 && in.Range != nil {
-		in.Ranges = [][2]int{*in.Range}
+		in.Ranges = []pair[int]{*in.Range}
 	} else if d == slidingV4 {
 		in.Ranges = nil
 	}
@@ -247,7 +269,7 @@ func parseRequiredState(d slidingDialect, user string, raw json.RawMessage) (*st
 // parseDraft reads the drafts' form: pairs of type and state key, where "*" stands for any, $ME for the user and
 // $LAZY for the members that the timeline needs.
 func (r *stateRule) parseDraft(user string, raw json.RawMessage) error {
-	var pairs [][2]string
+	var pairs []pair[string]
 	if err := decodeSliding(raw, &pairs); err != nil {
 		return err
 	}

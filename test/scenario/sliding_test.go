@@ -3,6 +3,7 @@ package scenario
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/tidwall/gjson"
@@ -268,6 +269,16 @@ func TestSlidingLists(t *testing.T) {
 		}
 		w.Refused(400, "M_MISSING_PARAM", "POST", slidingV4, J{"lists": J{"a": J{}}})
 		w.Refused(400, "M_INVALID_PARAM", "POST", slidingV4, J{"set_presence": "x"})
+		wanted := J{"timeline_limit": 1, "required_state": J{}}
+		for _, window := range [][]int{{0}, {0, 1, 2}, {}} {
+			wanted["range"] = window
+			w.Refused(400, "M_BAD_JSON", "POST", slidingV4, J{"lists": J{"a": wanted}})
+			w.Refused(400, "M_BAD_JSON", "POST", slidingDraft, J{"lists": J{"a": J{"ranges": [][]int{window}}}})
+		}
+		w.Refused(400, "M_BAD_JSON", "POST", slidingDraft, J{"lists": J{"a": J{"required_state": [][]string{{"m.room.name"}}}}})
+		if a := w.Refused(400, "M_BAD_JSON", "POST", slidingDraft, J{"lists": J{"a": J{"timeline_limit": "1"}}}); !strings.Contains(a.JSON.Get("error").Str, "timeline_limit") {
+			t.Errorf("a wrong type is not named: %v", a)
+		}
 	})
 }
 
