@@ -37,6 +37,7 @@ var unstableFeatures = map[string]bool{
 	"org.matrix.msc4069":                             true, // profile changes that stay out of rooms
 	"org.matrix.msc4380.stable":                      true, // blocking invites
 	"uk.timedout.msc4323":                            true, // locking and suspending accounts
+	"org.matrix.msc2836":                             true, // walking threads by relationships
 	"org.matrix.msc4140":                             true, // delayed events
 	"org.matrix.msc4262":                             true, // profiles in sliding sync
 	"org.matrix.msc4306":                             true, // thread subscriptions

@@ -23,6 +23,12 @@ func (a *API) join(ctx context.Context, by *httpapi.Caller, in *joinRequest) (*r
 	return a.enter(ctx, by, in.RoomID, nil, roomserver.Join, in.Body)
 }
 
+// Join joins a caller to a room as POST /rooms/{roomId}/join does.
+func (a *API) Join(ctx context.Context, by *httpapi.Caller, roomID string) error {
+	_, err := a.enter(ctx, by, roomID, nil, roomserver.Join, json.RawMessage("{}"))
+	return err
+}
+
 type joinByRequest struct {
 	Room   string          `path:"roomIdOrAlias"`
 	Via    []string        `query:"via"`

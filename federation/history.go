@@ -118,7 +118,7 @@ func (a *API) FillNear(ctx context.Context, room *roomserver.Room, ts int64, for
 	if err != nil {
 		return err
 	}
-	for _, server := range a.historians(room, e) {
+	for _, server := range a.historians(room, e.Sender) {
 		id, at, err := a.fetchNear(ctx, server, room, ts, forward)
 		if err != nil {
 			a.log.WithError(err).WithField("server", server).Debug("a server has no event near a time")
@@ -188,7 +188,7 @@ func (a *API) fill(ctx context.Context, room *roomserver.Room, gap roomserver.Ga
 		return 1 + len(placed), err
 	}
 	err = errNobody
-	for _, server := range a.historians(room, e) {
+	for _, server := range a.historians(room, e.Sender) {
 		var placed []*roomserver.Event
 		if placed, err = a.fillFrom(ctx, server, room, gap, missing, limit); err == nil && len(placed) > 0 {
 			return len(placed), nil
@@ -200,8 +200,9 @@ func (a *API) fill(ctx context.Context, room *roomserver.Room, gap roomserver.Ga
 	return 0, err
 }
 
-// historians lists the servers to ask for what was before an event: its own, then others of the room.
-func (a *API) historians(room *roomserver.Room, e *roomserver.Event) []string {
+// historians lists the servers to ask for what is missing of a room's history: the one that the room is of, the one of who
+// sent an event near it, then others.
+func (a *API) historians(room *roomserver.Room, sender string) []string {
 	list := []string{}
 	servers := room.Servers()
 	add := func(server string) {
@@ -212,7 +213,7 @@ func (a *API) historians(room *roomserver.Room, e *roomserver.Event) []string {
 	if own := serverOfRoom(room.ID); slices.Contains(servers, own) {
 		add(own)
 	}
-	if own := pdu.ServerOf(e.Sender); slices.Contains(servers, own) {
+	if own := pdu.ServerOf(sender); slices.Contains(servers, own) {
 		add(own)
 	}
 	for _, server := range servers {

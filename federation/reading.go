@@ -27,6 +27,7 @@ func (a *API) readingEndpoints() []httpapi.Endpoint {
 		httpapi.New("GET", v1+"/backfill/{roomId}", httpapi.Server, ratelimit.Federation, a.backfill),
 		httpapi.New("POST", v1+"/get_missing_events/{roomId}", httpapi.Server, ratelimit.Federation, a.getMissingEvents),
 		httpapi.New("GET", v1+"/timestamp_to_event/{roomId}", httpapi.Server, ratelimit.Federation, a.timestampToEvent),
+		httpapi.New("POST", relationshipsPath, httpapi.Server, ratelimit.Federation, a.relationships),
 	}
 }
 

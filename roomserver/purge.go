@@ -188,7 +188,10 @@ func (p *purgeStep) write(tx *storage.Tx) error {
 
 // forget deletes what an event of the batch says of others.
 func (p *purgeStep) forget(tx *storage.Tx, e *Event) error {
-	if link, ok := linkOf(e.Event); ok && e.Anchor != 0 {
+	for _, link := range indexedOf(e.Event) {
+		if e.Anchor == 0 {
+			break
+		}
 		if _, err := tx.Exec(`DELETE FROM relations WHERE room = $1 AND target = $2 AND anchor = $3 AND sub = $4`,
 			p.room.NID, eventKey(link.Target), e.Anchor, e.Sub); err != nil {
 			return err
@@ -225,7 +228,7 @@ func (p *purgeStep) apply() {
 	gone := make(map[int64]bool, len(all))
 	for _, e := range all {
 		gone[e.NID] = true
-		if link, ok := linkOf(e.Event); ok {
+		for _, link := range indexedOf(e.Event) {
 			s.relations.remove(r.NID, link.Target, e.NID)
 		}
 	}

@@ -106,7 +106,7 @@ func (r *recasting) refuse(old, e *Event) error {
 		return err
 	}
 	t := r.t
-	if link, ok := linkOf(old.Event); ok {
+	for _, link := range indexedOf(old.Event) {
 		t.unit.Exec(`DELETE FROM relations WHERE room = $1 AND target = $2 AND anchor = $3 AND sub = $4`,
 			t.room.NID, eventKey(link.Target), old.Anchor, old.Sub)
 		t.after = append(t.after, func() { t.s.relations.remove(t.room.NID, link.Target, old.NID) })

@@ -268,7 +268,19 @@ func verdict(err error) (reason, failure error) {
 
 // refusedByAuthEvents applies the rules with the state that the event's auth events make up.
 func (t *Turn) refusedByAuthEvents(e *Event, auth []*Event) (reason, err error) {
-	if e.Oversized() {
+	var create *Event
+	if t.room.Version.RoomIDIsCreateHash {
+		if create, err = t.find("$" + t.room.ID[1:]); err != nil {
+			return nil, err
+		}
+	}
+	return refusedBy(e.Event, auth, create)
+}
+
+// refusedBy applies the rules to an event with the state that its auth events make up, and the room's m.room.create if they
+// leave that out.
+func refusedBy(p *pdu.Event, auth []*Event, create *Event) (reason, err error) {
+	if p.Oversized() {
 		return errors.New("a field is too long"), nil
 	}
 	var list authrules.EventList
@@ -277,19 +289,13 @@ func (t *Turn) refusedByAuthEvents(e *Event, auth []*Event) (reason, err error) 
 		list = append(list, a.Event)
 		rejected[a.ID] = a.Rejected()
 	}
-	if reason, err = verdict(authrules.CheckStateIndependent(e.Event, list, func(id string) bool { return rejected[id] })); reason != nil || err != nil {
+	if reason, err = verdict(authrules.CheckStateIndependent(p, list, func(id string) bool { return rejected[id] })); reason != nil || err != nil {
 		return reason, err
 	}
-	if t.room.Version.RoomIDIsCreateHash {
-		create, err := t.find("$" + t.room.ID[1:])
-		if err != nil {
-			return nil, err
-		}
-		if create != nil && create.ID != e.ID {
-			list = append(list, create.Event)
-		}
+	if create != nil && create.ID != p.ID {
+		list = append(list, create.Event)
 	}
-	return verdict(authrules.Check(e.Event, list))
+	return verdict(authrules.Check(p, list))
 }
 
 // statesAfter lists the states that events left behind, each once.

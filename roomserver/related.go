@@ -62,7 +62,7 @@ func (q *RelationQuery) wanted(sql string, args []any) (string, []any) {
 
 // direct reads the numbers of the events that relate to the target itself.
 func (q *RelationQuery) direct(tx *storage.Tx, room *Room) (nids []int64, err error) {
-	sql, args := q.wanted(`SELECT child FROM relations WHERE room = $1 AND target = $2 AND (anchor, sub) >= ($3, $4) AND (anchor, sub) < ($5, $6)`,
+	sql, args := q.wanted(`SELECT child FROM relations WHERE room = $1 AND target = $2 AND kind <> 5 AND (anchor, sub) >= ($3, $4) AND (anchor, sub) < ($5, $6)`,
 		[]any{room.NID, eventKey(q.Target), q.Low.Anchor, q.Low.Sub, q.High.Anchor, q.High.Sub})
 	if args = append(args, int64(q.Limit)); q.Forward {
 		sql += " ORDER BY anchor, sub LIMIT $" + strconv.Itoa(len(args))
@@ -130,7 +130,7 @@ func (q *RelationQuery) below(tx *storage.Tx, room *Room, keys [][]byte, batch i
 	for i := range batch {
 		args = append(args, keys[min(i, len(keys)-1)])
 	}
-	sql, args := q.wanted(`SELECT event_id, child, anchor, sub FROM relations WHERE room = $1 AND target IN `+storage.In(batch, 2), args)
+	sql, args := q.wanted(`SELECT event_id, child, anchor, sub FROM relations WHERE room = $1 AND kind <> 5 AND target IN `+storage.In(batch, 2), args)
 	rows := tx.Query(sql, args...)
 	for rows.Next() {
 		var d descendant
@@ -215,7 +215,7 @@ func (s *Server) RelatedBy(ctx context.Context, room *Room, events []*Event, sen
 		events = events[len(batch):]
 		args := []any{room.NID}
 		var sql strings.Builder
-		sql.WriteString(`SELECT DISTINCT target FROM relations WHERE room = $1`)
+		sql.WriteString(`SELECT DISTINCT target FROM relations WHERE room = $1 AND kind <> 5`)
 		in := func(column string, n int, value func(i int) any) {
 			sql.WriteString(" AND " + column + " IN " + storage.In(n, len(args)+1))
 			for i := range n {

@@ -33,13 +33,18 @@ const (
 	Reference
 	// Annotation is m.annotation.
 	Annotation
+	// InThread is what an event says in m.relationship (MSC2836), which only Relationships asks about.
+	InThread
 )
 
 // maxRelationField bounds rel_type and event_id of a relation, as event types and ids are bounded.
 const maxRelationField = 255
 
-func linkOf(p *pdu.Event) (link, bool) {
-	m := p.ContentField("m.relates_to")
+func linkOf(p *pdu.Event) (link, bool) { return linkIn(p, "m.relates_to") }
+
+// linkIn reads the relation in a member of an event's content.
+func linkIn(p *pdu.Event, name string) (link, bool) {
+	m := p.ContentField(name)
 	if len(m) == 0 || m[0] != '{' {
 		return link{}, false
 	}
@@ -75,11 +80,29 @@ var relationsTable = storage.DeclareTable("relations", storage.Insert,
 	storage.Col("kind", storage.Int), storage.Col("rel_type", storage.Bytes),
 	storage.Col("type", storage.Bytes), storage.Col("sender", storage.Bytes))
 
-// related is an event of a unit together with its relation.
-type related struct {
-	event *Event
+// indexed is a relation that has a row.
+type indexed struct {
 	link
 	kind RelationKind
+}
+
+// indexedOf lists the relations of an event that have rows: what it says in m.relates_to and, if that names another event,
+// in m.relationship.
+func indexedOf(p *pdu.Event) (list []indexed) {
+	r, ok := linkOf(p)
+	if ok {
+		list = append(list, indexed{r, r.kind(p)})
+	}
+	if t, also := linkIn(p, "m.relationship"); also && !(ok && t.Target == r.Target) {
+		list = append(list, indexed{t, InThread})
+	}
+	return list
+}
+
+// related is an event of a unit together with one of its relations.
+type related struct {
+	event *Event
+	indexed
 }
 
 // writeRelations adds the rows of relations, and takes away those of events that are redacted.
@@ -87,7 +110,7 @@ func (t *Turn) writeRelations() {
 	redacted := make(map[int64]bool, len(t.redacts))
 	for _, x := range t.redacts {
 		redacted[x.target.NID] = true
-		if r, ok := linkOf(x.target.Event); ok {
+		for _, r := range indexedOf(x.target.Event) {
 			t.unit.Exec(`DELETE FROM relations WHERE room = $1 AND target = $2 AND child = $3
 				AND anchor = (SELECT anchor FROM events WHERE nid = $3)`, t.room.NID, eventKey(r.Target), x.target.NID)
 		}
@@ -96,14 +119,11 @@ func (t *Turn) writeRelations() {
 		if e.offset == 0 && e.Anchor == 0 || redacted[e.NID] {
 			continue
 		}
-		r, ok := linkOf(e.Event)
-		if !ok {
-			continue
+		for _, r := range indexedOf(e.Event) {
+			t.relations = append(t.relations, related{e, r})
+			t.unit.Add(relationsTable, t.room.NID, eventKey(r.Target), e.anchorValue(), e.Sub, e.NID, eventKey(e.ID),
+				int64(r.kind), r.Type, e.Type, e.Sender)
 		}
-		kind := r.kind(e.Event)
-		t.relations = append(t.relations, related{e, r, kind})
-		t.unit.Add(relationsTable, t.room.NID, eventKey(r.Target), e.anchorValue(), e.Sub, e.NID, eventKey(e.ID),
-			int64(kind), r.Type, e.Type, e.Sender)
 	}
 }
 
@@ -117,7 +137,7 @@ func (t *Turn) applyRelations() {
 		cache.add(t.room.NID, &t.relations[i])
 	}
 	for _, x := range t.redacts {
-		if r, ok := linkOf(x.target.Event); ok {
+		for _, r := range indexedOf(x.target.Event) {
 			cache.remove(t.room.NID, r.Target, x.target.NID)
 		}
 	}

@@ -23,8 +23,8 @@ func (c *roomCheck) relation(e *Event) {
 	if e.Anchor == 0 || e.flags&flagRedacted != 0 {
 		return
 	}
-	if r, ok := linkOf(e.Event); ok {
-		c.related.add(e.NID, e.Anchor, e.Sub, int64(r.kind(e.Event)), eventKey(r.Target), eventKey(e.ID), []byte(r.Type), []byte(e.Type), []byte(e.Sender))
+	for _, r := range indexedOf(e.Event) {
+		c.related.add(e.NID, e.Anchor, e.Sub, int64(r.kind), eventKey(r.Target), eventKey(e.ID), []byte(r.Type), []byte(e.Type), []byte(e.Sender))
 	}
 }
 

@@ -34,6 +34,8 @@ type Reader struct {
 	Erased func(ctx context.Context, user string) (bool, error)
 	// Relations, if set, gives the m.relations member of unsigned for an event, or nil.
 	Relations func(*Event) []byte
+	// Unsigned, if set, gives more members of unsigned, each with a comma before it.
+	Unsigned func(*Event) []byte
 }
 
 // AppendClientEvent appends the client form of an event to dst (client-server API v1.19, "Room event format").
@@ -82,6 +84,9 @@ func (s *Server) AppendClientEvent(ctx context.Context, dst []byte, room *Room, 
 		if rel := r.Relations(e); rel != nil {
 			dst = append(append(dst, `,"m.relations":`...), rel...)
 		}
+	}
+	if r.Unsigned != nil {
+		dst = append(dst, r.Unsigned(e)...)
 	}
 	return append(dst, "}}"...), nil
 }

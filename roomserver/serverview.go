@@ -55,6 +55,18 @@ func (v *ServerViewer) Sees(ctx context.Context, e *Event) (bool, error) {
 	return v.allows(ctx, e.StateAfter)
 }
 
+// SeesChild is Sees for a message of which only its place and the state before it are at hand; a state event is judged by
+// what was before.
+func (v *ServerViewer) SeesChild(ctx context.Context, c *Child) (bool, error) {
+	if expired, err := v.s.Expired(ctx, v.room, c.OriginServerTS); err != nil || expired {
+		return false, err
+	}
+	if pdu.ServerOf(c.Sender) == v.server {
+		return true, nil
+	}
+	return v.allows(ctx, c.StateBefore)
+}
+
 // allows applies the history visibility of a state.
 func (v *ServerViewer) allows(ctx context.Context, root snapshot.Ref) (ok bool, err error) {
 	if ok, known := v.known[root]; known {

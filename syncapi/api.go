@@ -15,6 +15,7 @@ import (
 	"github.com/myelin-im/myelin/internal/ratelimit"
 	"github.com/myelin-im/myelin/push"
 	"github.com/myelin-im/myelin/push/unread"
+	"github.com/myelin-im/myelin/relations"
 	"github.com/myelin-im/myelin/roomserver"
 	"github.com/myelin-im/myelin/storage"
 	"github.com/myelin-im/myelin/syncapi/filter"
@@ -31,6 +32,8 @@ type Deps struct {
 	E2EE      *e2ee.API
 	// History gets older events from other servers. Nil: there are none.
 	History History
+	// Join joins a caller to a room, with the checks of POST /join. Nil: nobody is joined.
+	Join func(ctx context.Context, by *httpapi.Caller, roomID string) error
 }
 
 // History gets what is missing of a room's history. It is implemented by federation.
@@ -41,6 +44,8 @@ type History interface {
 	FillAfter(ctx context.Context, room *roomserver.Room, after roomserver.HistoryToken, limit int) error
 	// FillNear gets the event closest to a time, if others have one that is closer than have (or nil).
 	FillNear(ctx context.Context, room *roomserver.Room, ts int64, forward bool, have *roomserver.Event) error
+	// Relationships asks for a part of a thread; see relations.Ask.
+	Relationships(ctx context.Context, room *roomserver.Room, want *relations.Walk, near *roomserver.Event) ([]relations.Found, error)
 }
 
 // API serves the endpoints of this package.
@@ -53,6 +58,8 @@ type API struct {
 	accounts  *accounts.API
 	e2ee      *e2ee.API
 	history   History
+	explorer  *relations.Explorer
+	join      func(ctx context.Context, by *httpapi.Caller, roomID string) error
 
 	tracker *tracker
 	lazy    *lazyCache
@@ -73,11 +80,16 @@ const maxFilters = 2000
 // New makes the API. It must be made before the first write after start, since it follows the log from there.
 func New(d Deps) (*API, error) {
 	a := &API{
-		db: d.DB, rooms: d.Rooms, ephemeral: d.Ephemeral, push: d.Push, unread: d.Unread, accounts: d.Accounts, e2ee: d.E2EE, history: d.History,
+		db: d.DB, rooms: d.Rooms, ephemeral: d.Ephemeral, push: d.Push, unread: d.Unread, accounts: d.Accounts, e2ee: d.E2EE, history: d.History, join: d.Join,
 		tracker: newTracker(d.Rooms, d.DB.Head()),
 		lazy:    newLazyCache(), filters: cache.New[string, *filter.Filter](maxFilters), now: time.Now,
 		released: make(chan struct{}),
 	}
+	var ask relations.Ask
+	if d.History != nil {
+		ask = d.History.Relationships
+	}
+	a.explorer = relations.NewExplorer(d.Rooms, ask)
 	d.DB.Subscribe(a.tracker.committed)
 	d.DB.Watch(a.tracker.published)
 	d.DB.Watch(a.deviceKeysPublished)
@@ -116,6 +128,7 @@ func (a *API) Endpoints() []httpapi.Endpoint {
 		httpapi.New(get, v1+"/rooms/{roomId}/relations/{eventId}", httpapi.User, ratelimit.Read, a.relations),
 		httpapi.New(get, v1+"/rooms/{roomId}/relations/{eventId}/{relType}", httpapi.User, ratelimit.Read, a.relationsOfType),
 		httpapi.New(get, v1+"/rooms/{roomId}/relations/{eventId}/{relType}/{eventType}", httpapi.User, ratelimit.Read, a.relationsOfTypes),
+		httpapi.New(http.MethodPost, "/_matrix/client/unstable/event_relationships", httpapi.User, ratelimit.Search, a.relationships),
 		httpapi.New(get, v1+"/rooms/{roomId}/threads", httpapi.User, ratelimit.Read, a.threads),
 		httpapi.New(get, v1+"/rooms/{roomId}/timestamp_to_event", httpapi.User, ratelimit.Read, a.timestampToEvent),
 		httpapi.New(get, "/_matrix/client/unstable/io.element.msc4308/thread_subscriptions", httpapi.User, ratelimit.Read, a.listSubscriptions),
