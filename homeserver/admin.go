@@ -91,6 +91,17 @@ func (a *Admin) SetAdmin(ctx context.Context, name string, admin bool) (userID s
 	return a.change(ctx, "set-admin", change{Name: name, Flag: admin})
 }
 
+// CreateRegistrationToken makes a token with which strangers may register where a token is asked for: so many accounts (0:
+// any number), for so long (0: without end).
+func (a *Admin) CreateRegistrationToken(ctx context.Context, uses int64, valid time.Duration) (token string, err error) {
+	t := accounts.RegistrationToken{UsesAllowed: uses}
+	if valid > 0 {
+		t.ExpiresMS = time.Now().Add(valid).UnixMilli()
+	}
+	err = a.run(ctx, "create-registration-token", t, &token)
+	return token, err
+}
+
 // RecheckRoom works out the current state of a room again and puts it right. It returns what was wrong: types and state
 // keys.
 func (a *Admin) RecheckRoom(ctx context.Context, roomID string) (changed []string, err error) {
@@ -182,10 +193,11 @@ func (f *features) operations() map[string]operation {
 			}
 			return f.accounts.CreateUser(ctx, accounts.NewUser{Username: localpart, Password: c.Password, Admin: c.Flag})
 		}),
-		"set-password": onAccount(func(ctx context.Context, c change) error { return f.accounts.SetPassword(ctx, c.Name, c.Password) }),
-		"deactivate":   onAccount(func(ctx context.Context, c change) error { return f.accounts.Deactivate(ctx, c.Name, c.Flag) }),
-		"set-admin":    onAccount(func(ctx context.Context, c change) error { return f.accounts.SetAdmin(ctx, c.Name, c.Flag) }),
-		"recheck-room": operationOf(f.rooms.Recheck),
+		"set-password":              onAccount(func(ctx context.Context, c change) error { return f.accounts.SetPassword(ctx, c.Name, c.Password) }),
+		"deactivate":                onAccount(func(ctx context.Context, c change) error { return f.accounts.Deactivate(ctx, c.Name, c.Flag) }),
+		"set-admin":                 onAccount(func(ctx context.Context, c change) error { return f.accounts.SetAdmin(ctx, c.Name, c.Flag) }),
+		"create-registration-token": operationOf(f.accounts.CreateRegistrationToken),
+		"recheck-room":              operationOf(f.rooms.Recheck),
 		"users": operationOf(func(ctx context.Context, after string) ([]accounts.User, error) {
 			return f.accounts.Users(ctx, after, usersPage)
 		}),

@@ -156,6 +156,7 @@ func TestAdminBesideAndWithoutTheServer(t *testing.T) {
 			t.Run(name, func(t *testing.T) {
 				ctx := context.Background()
 				cfg := testConfig(t, d)
+				cfg.Registration.Open = true
 				var s *running
 				if beside {
 					s = run(t, cfg)
@@ -198,6 +199,10 @@ func TestAdminBesideAndWithoutTheServer(t *testing.T) {
 				if err != nil || len(users) != 2 || strings.Join(users[0].Marks, " ") != "admin" || strings.Join(users[1].Marks, " ") != "deactivated erased" {
 					t.Errorf("the accounts are %v, %v", users, err)
 				}
+				invitation, err := admin.CreateRegistrationToken(ctx, 1, time.Hour)
+				if err != nil {
+					t.Error(err)
+				}
 				if err := admin.Close(); err != nil {
 					t.Error(err)
 				}
@@ -205,6 +210,9 @@ func TestAdminBesideAndWithoutTheServer(t *testing.T) {
 					s = run(t, cfg)
 				} else if status, _ := s.ask("GET", "/_matrix/client/v3/account/whoami", token, nil); status != http.StatusUnauthorized {
 					t.Errorf("a session from before the password was changed: %d", status)
+				}
+				if _, answer := s.ask("GET", "/_matrix/client/v1/register/m.login.registration_token/validity?token="+invitation, "", nil); answer["valid"] != true {
+					t.Errorf("an invitation: %v", answer)
 				}
 				if status, _ := s.ask("POST", "/_matrix/client/v3/login", "", login); status != http.StatusForbidden {
 					t.Errorf("login with the old password: %d", status)

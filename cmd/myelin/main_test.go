@@ -71,6 +71,8 @@ func TestCommandLine(t *testing.T) {
 		{"deactivate", nil, "", []string{"user", "deactivate", "alice"}, 0, "@alice:localhost is deactivated", ""},
 		{"deactivate nobody", nil, "", []string{"user", "deactivate", "dora"}, 1, "", "no such account"},
 		{"recheck an unknown room", nil, "", []string{"room", "recheck", "!none:localhost"}, 1, "", "unknown room"},
+		{"invite", nil, "", []string{"user", "invite", "--uses=0", "--valid=24h"}, 0, "\n", ""},
+		{"invite for no time", nil, "", []string{"user", "invite", "--valid=-1h"}, 1, "", "negative"},
 		{"list", nil, "", []string{"user", "list"}, 0, "deactivated\n@bob:localhost", ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {

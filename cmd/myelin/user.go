@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"strings"
 	"text/tabwriter"
+	"time"
 
 	"github.com/myelin-im/myelin/homeserver"
 )
@@ -18,6 +19,7 @@ type user struct {
 	Deactivate userDeactivate `cmd:"" help:"End an account: it is logged out, leaves all rooms and can never be used again."`
 	List       userList       `cmd:"" help:"List the accounts."`
 	Admin      userAdmin      `cmd:"" help:"Make an account an administrator, or no longer one."`
+	Invite     userInvite     `cmd:"" help:"Make and print a registration token, for registration.require_token."`
 }
 
 // password is how a command gets one: never as an argument, which other users of the machine can read.
@@ -138,6 +140,25 @@ func (c *userAdmin) Run(env *environment) error {
 			fmt.Fprintf(env.stdout, "%s is an ordinary account\n", id)
 		} else if err == nil {
 			fmt.Fprintf(env.stdout, "%s is an administrator\n", id)
+		}
+		return err
+	})
+}
+
+type userInvite struct {
+	Uses  int64         `default:"1" help:"How many accounts may be made with it; 0: any number."`
+	Valid time.Duration `default:"168h" help:"For how long it can be used, as 24h; 0s: without end."`
+}
+
+// Run makes a registration token.
+func (c *userInvite) Run(env *environment) error {
+	if c.Uses < 0 || c.Valid < 0 {
+		return errors.New("neither the uses of a token nor its time can be negative")
+	}
+	return withAdmin(env, func(admin *homeserver.Admin) error {
+		token, err := admin.CreateRegistrationToken(env, c.Uses, c.Valid)
+		if err == nil {
+			fmt.Fprintln(env.stdout, token)
 		}
 		return err
 	})

@@ -167,7 +167,7 @@ func sections(c *Config) []section {
 				Set it to true for a public server, best together with require_token or terms.`,
 				truth(&c.Registration.Open)},
 			{"require_token", "false", false, `
-				Whether open registration asks for a registration token that an administrator made.
+				Whether open registration asks for a registration token: myelin user invite makes one.
 
 				Set it to true to let people in by invitation.`,
 				truth(&c.Registration.RequireToken)},
