@@ -50,21 +50,41 @@ func (s *Server) Unfetched(ctx context.Context, room *Room) ([]Unfetched, error)
 // PutFetched keeps the states after the unknown parents of an event with which a room was entered, as another server
 // described them. With lenient, what is not known of them is left out; otherwise it is a *MissingError.
 func (s *Server) PutFetched(ctx context.Context, roomID string, event *Event, g *Given, lenient bool) error {
-	for batch := range slices.Chunk(authFirst(g.Events), outlierBatch) {
-		if _, err := s.Turn(ctx, roomID, func(t *Turn) error {
-			if err := t.look(cited(t.room, batch)); err != nil {
-				return err
-			}
-			return t.outliers(batch)
-		}); err != nil {
-			return fmt.Errorf("state of %s: %w", roomID, err)
-		}
+	events := authFirst(g.Events)
+	err := errEpoch
+	for errors.Is(err, errEpoch) { // then some is known already
+		err = s.putOutliers(ctx, roomID, events)
 	}
-	_, err := s.Turn(ctx, roomID, func(t *Turn) error { return t.putFetched(event, g, lenient) })
+	if err == nil {
+		_, err = s.Turn(ctx, roomID, func(t *Turn) error { return t.putFetched(event, g, lenient) })
+	}
 	if err != nil {
 		return fmt.Errorf("state of %s: %w", roomID, err)
 	}
 	return nil
+}
+
+// putOutliers keeps events, of which those that others cite come first, as outliers. Each batch is judged while the one before it
+// is on its way to the disk.
+func (s *Server) putOutliers(ctx context.Context, roomID string, events []*pdu.Event) error {
+	room, err := s.Room(ctx, roomID)
+	if err != nil {
+		return err
+	}
+	wait := func() error { return nil }
+	for batch := range slices.Chunk(events, outlierBatch) {
+		_, next, err := s.turn(ctx, room, func(t *Turn) error {
+			if err := t.look(cited(t.room, batch)); err != nil {
+				return err
+			}
+			return t.outliers(batch)
+		})
+		if err = errors.Join(wait(), err); err != nil {
+			return err
+		}
+		wait = next
+	}
+	return wait()
 }
 
 // putFetched is PutFetched once all events are known.

@@ -408,3 +408,31 @@ func soon(t *testing.T, done func() bool) {
 		}
 	}
 }
+
+// A state is kept although what was written before it, and on which it was built, fails.
+func TestFetchedStateAfterAUnitThatFails(t *testing.T) {
+	eachPair(t, "10", func(t *testing.T, w *world, away *Server) {
+		p := w.enterPartially(away, "@u:away")
+		release := hold(away)
+		lost, fetched := make(chan error, 1), make(chan error, 1)
+		go func() {
+			_, err := away.Turn(ctx, w.room.ID, func(t *Turn) error {
+				t.unit.Require(`DELETE FROM rooms WHERE nid = $1`, []any{int64(-1)}, 1, errRefused)
+				_, err := t.Append(Draft{Sender: "@u:away", Type: "m.room.message", Content: []byte(text)})
+				return err
+			})
+			lost <- err
+		}()
+		soon(t, func() bool { return p.flying() == 1 })
+		go func() { fetched <- p.fetch(false, "") }()
+		soon(t, func() bool { return p.flying() == 2 })
+		release()
+		if err := <-lost; !errors.Is(err, errRefused) {
+			t.Fatalf("the unit that is to fail: %v", err)
+		}
+		if err := errors.Join(<-fetched, away.MakeWhole(ctx, w.room.ID)); err != nil {
+			t.Fatal(err)
+		}
+		p.whole()
+	})
+}
