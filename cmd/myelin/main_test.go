@@ -142,7 +142,7 @@ func TestServe(t *testing.T) {
 	if status := <-ended; status != 0 {
 		t.Errorf("status %d", status)
 	}
-	if !strings.Contains(stdout.String(), "localhost is at http://"+address) || !strings.Contains(stdout.String(), "it will be an administrator") {
+	if !strings.Contains(stdout.String(), "localhost is at http://"+address) || !strings.Contains(stdout.String(), "There is no administrator yet") {
 		t.Errorf("greeted with %q", stdout.String())
 	}
 }
