@@ -12,11 +12,9 @@ import (
 	"github.com/myelin-im/myelin/roomserver/pdu"
 )
 
-// receive judges events that a server sent to one room, in order. What is wrong with one of them is no error and harms no
-// other.
-func (a *API) receive(ctx context.Context, origin, roomID string, list []*pdu.Event) error {
-	log := a.log.WithFields(logrus.Fields{"origin": origin, "room_id": roomID})
-	list = a.signed(ctx, log, list)
+// receive judges events that a server sent to one room, in order; their signatures are good. What is wrong with one of
+// them is no error and harms no other.
+func (a *API) receive(ctx context.Context, log *logrus.Entry, origin, roomID string, list []*pdu.Event) error {
 	if len(list) == 0 {
 		return ctx.Err()
 	}

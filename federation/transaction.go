@@ -5,9 +5,11 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/sirupsen/logrus"
 	"github.com/tidwall/gjson"
 
 	"github.com/myelin-im/myelin/federation/inbox"
@@ -214,8 +216,10 @@ func (a *API) begin(w *work) {
 	ctx := a.background
 	w.left.Store(int64(len(w.order)) + 1)
 	for _, roomID := range w.order {
+		log := a.log.WithFields(logrus.Fields{"origin": w.origin, "room_id": roomID})
+		signed := a.lookAhead(func() []*pdu.Event { return a.signed(ctx, log, w.rooms[roomID]) })
 		a.lanes.Add(ctx, w.origin+" "+roomID, func(ctx context.Context) {
-			a.finish(ctx, w, a.receive(ctx, w.origin, roomID, w.rooms[roomID]))
+			a.finish(ctx, w, a.receive(ctx, log, w.origin, roomID, signed()))
 		})
 	}
 	a.lanes.Add(ctx, w.origin, func(ctx context.Context) {
@@ -224,6 +228,14 @@ func (a *API) begin(w *work) {
 		}
 		a.finish(ctx, w, nil)
 	})
+}
+
+// lookAhead checks the signatures of a part while its lane is still at work on those before it, unless as many are being
+// checked already; then that waits for the lane.
+func (a *API) lookAhead(check func() []*pdu.Event) (checked func() []*pdu.Event) {
+	checked = sync.OnceValue(check)
+	a.lanes.Ahead(func() { checked() })
+	return checked
 }
 
 // finish ends one part of a transaction.

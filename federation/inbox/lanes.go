@@ -11,15 +11,19 @@ type Lanes struct {
 	mu    sync.Mutex
 	lanes map[string][]func(context.Context)
 	slots chan struct{}
+	ahead chan struct{}
 	group sync.WaitGroup
 	owed  map[string]int
 	freed chan struct{} // closed and replaced when something was worked off
 }
 
+// maxAhead bounds what runs beside the lanes.
+const maxAhead = 64
+
 // NewLanes makes Lanes of which so many run at the same time.
 func NewLanes(running int) *Lanes {
 	return &Lanes{
-		lanes: map[string][]func(context.Context){}, slots: make(chan struct{}, running), owed: map[string]int{}, freed: make(chan struct{}),
+		lanes: map[string][]func(context.Context){}, slots: make(chan struct{}, running), ahead: make(chan struct{}, maxAhead), owed: map[string]int{}, freed: make(chan struct{}),
 	}
 }
 
@@ -62,6 +66,19 @@ func (l *Lanes) Add(ctx context.Context, lane string, job func(context.Context))
 	l.lanes[lane] = append(queue, job)
 	if !running {
 		l.group.Go(func() { l.run(ctx, lane) })
+	}
+}
+
+// Ahead runs fn beside the lanes, for a job that has to wait for its turn. It does nothing where as much as is good for the
+// server is running there.
+func (l *Lanes) Ahead(fn func()) {
+	select {
+	case l.ahead <- struct{}{}:
+		l.group.Go(func() {
+			defer func() { <-l.ahead }()
+			fn()
+		})
+	default:
 	}
 }
 
