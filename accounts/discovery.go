@@ -74,7 +74,7 @@ type Contact struct {
 func (a *API) discoveryEndpoints() []httpapi.Endpoint {
 	return []httpapi.Endpoint{
 		httpapi.New("GET", "/_matrix/client/versions", httpapi.Anyone, ratelimit.None, a.versions),
-		httpapi.New("GET", v3+"/capabilities", httpapi.User, ratelimit.Read, a.capabilities),
+		httpapi.New("GET", v3+"/capabilities", httpapi.User|httpapi.Guest, ratelimit.Read, a.capabilities),
 		httpapi.New("GET", "/.well-known/matrix/client", httpapi.Anyone, ratelimit.None, a.wellKnownClient),
 		httpapi.New("GET", "/.well-known/matrix/server", httpapi.Anyone, ratelimit.None, a.wellKnownServer),
 		httpapi.New("GET", "/.well-known/matrix/support", httpapi.Anyone, ratelimit.None, a.wellKnownSupport),
@@ -104,7 +104,7 @@ type roomVersions struct {
 type capabilitySet struct {
 	ChangePassword enabled      `json:"m.change_password"`
 	RoomVersions   roomVersions `json:"m.room_versions"`
-	ProfileFields  enabled      `json:"m.profile_fields"`
+	ProfileFields  fields       `json:"m.profile_fields"`
 	SetDisplayName enabled      `json:"m.set_displayname"`
 	SetAvatarURL   enabled      `json:"m.set_avatar_url"`
 	ThirdParty     enabled      `json:"m.3pid_changes"`
@@ -112,6 +112,12 @@ type capabilitySet struct {
 	ForgetOnLeave  enabled      `json:"m.forget_forced_upon_leave"`
 	// Moderation is for administrators only, as the specification asks where all of it would be false.
 	Moderation *moderation `json:"m.account_moderation,omitempty"`
+}
+
+// fields are those of the user's own profile that the user may set.
+type fields struct {
+	Enabled bool     `json:"enabled"`
+	Allowed []string `json:"allowed,omitempty"` // none: all
 }
 
 // moderation is what an administrator can do to accounts.
@@ -142,7 +148,11 @@ func (s *capabilitySet) withOthers(others map[string]any) (any, error) {
 }
 
 func (a *API) capabilities(_ context.Context, by *httpapi.Caller, _ *httpapi.Empty) (*capabilitiesResponse, error) {
-	person := enabled{by.Appservice == nil}
+	person := enabled{by.Appservice == nil && !by.Guest}
+	profile := fields{Enabled: true}
+	if by.Guest {
+		profile.Allowed = []string{fieldDisplayName}
+	}
 	var moderates *moderation
 	if by.Admin {
 		moderates = &moderation{Suspend: true, Lock: true}
@@ -151,10 +161,10 @@ func (a *API) capabilities(_ context.Context, by *httpapi.Caller, _ *httpapi.Emp
 		Moderation:     moderates,
 		ChangePassword: person,
 		RoomVersions:   roomVersions{a.cfg.DefaultRoomVersion, a.cfg.RoomVersions},
-		ProfileFields:  enabled{true},
+		ProfileFields:  profile,
 		SetDisplayName: enabled{true},
-		SetAvatarURL:   enabled{true},
-		ThirdParty:     enabled{a.mail != nil},
+		SetAvatarURL:   enabled{!by.Guest},
+		ThirdParty:     enabled{a.mail != nil && !by.Guest},
 		GetLoginToken:  person,
 	}
 	all, err := set.withOthers(a.cfg.Capabilities)

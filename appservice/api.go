@@ -26,7 +26,7 @@ func (a *API) Endpoints() []httpapi.Endpoint {
 	const path = "/_matrix/client/v3/thirdparty"
 	return []httpapi.Endpoint{
 		httpapi.New(http.MethodPost, "/_matrix/client/v1/appservice/{appserviceId}/ping", httpapi.Appservice, ratelimit.Admin, a.ping),
-		httpapi.New(http.MethodGet, path+"/protocols", httpapi.User, ratelimit.Read, a.protocols),
+		httpapi.New(http.MethodGet, path+"/protocols", httpapi.User|httpapi.Guest, ratelimit.Read, a.protocols),
 		httpapi.New(http.MethodGet, path+"/protocol/{protocol}", httpapi.User, ratelimit.Read, a.protocol),
 		httpapi.New(http.MethodGet, path+"/location/{protocol}", httpapi.User, ratelimit.Read, a.search),
 		httpapi.New(http.MethodGet, path+"/user/{protocol}", httpapi.User, ratelimit.Read, a.search),

@@ -33,6 +33,8 @@ var notServed = map[string][]string{
 // moreForGuests are endpoints that guests may call although the specification does not list them, and why.
 var moreForGuests = map[string]string{
 	"POST /_matrix/client/v3/join/{roomIdOrAlias}": "the same deed as POST /rooms/{roomId}/join, and the only way in that client libraries know",
+	"GET /_matrix/client/v3/capabilities":          "matrix-js-sdk asks for guests too, and again and again when it is refused",
+	"GET /_matrix/client/v3/thirdparty/protocols":  "Element asks for the networks before it knows whether its user is a guest",
 }
 
 // An endpoint is a line of the specification.

@@ -50,3 +50,36 @@ func TestGuestsLeaveClosedRooms(t *testing.T) {
 		})
 	})
 }
+
+// TestGuestsCapabilities asks what a guest can do, as client libraries do at every start.
+//
+// Spec: client-server API v1.19, "Capabilities negotiation" and "Guest Access".
+func TestGuestsCapabilities(t *testing.T) {
+	Each(t, func(t *testing.T, s *Server) {
+		guest, alice := s.Guest(t), s.Register(t, "alice")
+		for _, c := range []struct {
+			name          string
+			guest, person bool
+		}{
+			{"m.change_password", false, true},
+			{"m.get_login_token", false, true},
+			{"m.set_avatar_url", false, true},
+			{"m.set_displayname", true, true},
+			{"m.profile_fields", true, true},
+		} {
+			for who, want := range map[*Client]bool{guest: c.guest, alice: c.person} {
+				got := who.Must("GET", Path("/capabilities"), nil).JSON.Get("capabilities." + Key(c.name) + ".enabled")
+				if !got.Exists() || got.Bool() != want {
+					t.Errorf("%s of %s: %s, want %t", c.name, who.UserID, got.Raw, want)
+				}
+			}
+		}
+		allowed := guest.Must("GET", Path("/capabilities"), nil).JSON.Get("capabilities." + Key("m.profile_fields") + ".allowed").Raw
+		if allowed != `["displayname"]` {
+			t.Errorf("a guest may set the fields %s", allowed)
+		}
+		if got := guest.Must("GET", Path("/thirdparty/protocols"), nil).JSON.Raw; got != "{}" {
+			t.Errorf("the networks are %s", got)
+		}
+	})
+}
