@@ -166,7 +166,7 @@ func BenchmarkRange50(b *testing.B) {
 			i = (i + 3967) % 9900
 			n := 0
 			err := db.Read(b.Context(), func(tx *storage.Tx) error {
-				rows := tx.Query(`SELECT nid, pos, json FROM events WHERE pos > $1 ORDER BY pos LIMIT 50`, i)
+				rows := tx.Query(`SELECT nid, pos, json FROM events WHERE pos > $1 ORDER BY pos LIMIT $2`, i, 50)
 				for rows.Next() {
 					var nid, pos int64
 					var json []byte

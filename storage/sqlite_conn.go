@@ -57,6 +57,12 @@ func openLiteConn(path string, flags sqlite3.OpenFlag, timeout time.Duration) (*
 		c.Close()
 		return nil, err
 	}
+	// Plans do not depend on parameters. Otherwise SQLite, to look at the value, compiles a query that has a parameter
+	// for its LIMIT whenever it is run.
+	if _, err := c.Config(sqlite3.DBCONFIG_ENABLE_QPSG, true); err != nil {
+		c.Close()
+		return nil, err
+	}
 	conn := &liteConn{c: c, stmts: map[string]*liteStmt{}}
 	conn.watch.limit = timeout
 	c.SetInterrupt(&conn.watch)

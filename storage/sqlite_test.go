@@ -10,6 +10,8 @@ import (
 	"testing"
 	"testing/fstest"
 	"time"
+
+	"github.com/ncruces/go-sqlite3"
 )
 
 var blobs = DeclareTable("blobs", Put, Key("id", Int), Col("data", Bytes))
@@ -164,4 +166,34 @@ func TestQuietCheckpoint(t *testing.T) {
 		time.Sleep(50 * time.Millisecond)
 	}
 	t.Error("the WAL was not copied back within a minute")
+}
+
+// A query with a parameter for its LIMIT is compiled once, and not again for each value.
+func TestLimitIsNoReasonToPrepareAgain(t *testing.T) {
+	schema := Schema{Feature: "test", FS: fstest.MapFS{"migrations/0001_a.sql": {Data: []byte(
+		"CREATE TABLE pages (book BIGINT, page BIGINT, PRIMARY KEY (book, page)) /*sqlite WITHOUT ROWID*/;")}}}
+	db, err := Open(t.Context(), Options{URL: filepath.Join(t.TempDir(), "x.db")}, schema)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close(context.Background())
+	c, err := db.engine.(*lite).openReader()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.close()
+	const query = `SELECT page FROM pages WHERE book = $1 AND page < $2 ORDER BY page DESC LIMIT $3`
+	tx := &Tx{ctx: t.Context(), lite: c}
+	for limit := range int64(5) {
+		rows := tx.Query(query, limit, limit, limit)
+		for rows.Next() {
+			t.Error("there is a row")
+		}
+		if err := rows.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := c.stmts[query].s.Status(sqlite3.STMTSTATUS_REPREPARE, false); n != 0 {
+		t.Errorf("prepared %d times more than once", n)
+	}
 }
