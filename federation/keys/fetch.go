@@ -53,7 +53,10 @@ type errWait struct{ cause error }
 func (e errWait) Error() string { return fmt.Sprintf("failed a moment ago: %v", e.cause) }
 func (e errWait) Unwrap() error { return e.cause }
 
-var errLacksKey = errors.New("the server does not name this key")
+var (
+	errLacksKey = errors.New("the server does not name this key")
+	errBusy     = errors.New("too many servers are asked for keys already")
+)
 
 // fetch asks a server, or notaries, for its keys, or waits for somebody else who does.
 func (r *Ring) fetch(ctx context.Context, server string, n need) error {
@@ -67,6 +70,10 @@ func (r *Ring) fetch(ctx context.Context, server string, n need) error {
 		if wait, ok := r.waits.Get(server); ok && r.cfg.Now().Before(wait.until) {
 			r.mu.Unlock()
 			return errWait{wait.err}
+		}
+		if len(r.flights) >= maxFlights {
+			r.mu.Unlock()
+			return errBusy
 		}
 		f = &flight{done: make(chan struct{})}
 		r.flights[server] = f
@@ -93,15 +100,19 @@ func (r *Ring) inMemory(server string, n need) bool {
 func (r *Ring) fly(ctx context.Context, server string, n need, f *flight) {
 	ctx, cancel := context.WithTimeout(ctx, flightTimeout)
 	defer cancel()
+	asked := false
 	select {
 	case r.slots <- struct{}{}:
+		asked = true
 		f.err = r.obtain(ctx, server, n)
 		<-r.slots
 	case <-ctx.Done():
-		f.err = ctx.Err()
+		f.err = errBusy
 	}
 	r.mu.Lock()
-	r.note(server, f.err)
+	if asked { // else nothing is known of the server
+		r.note(server, f.err)
+	}
 	delete(r.flights, server)
 	r.mu.Unlock()
 	close(f.done)

@@ -395,6 +395,44 @@ func TestVerifyEvents(t *testing.T) {
 	})
 }
 
+// Whoever names many servers, true or not, in requests that nobody has checked yet, makes no more fetches than these,
+// and does not bring servers that were never asked into disrepute.
+func TestFetchesAreBounded(t *testing.T) {
+	storagetest.Each(t, []storage.Schema{Schema}, func(t *testing.T, db *storage.DB) {
+		ctx, pool := context.Background(), x509.NewCertPool()
+		a := serve(t, pool, keyOf(1), time.Now().UnixMilli()+2*hour)
+		r := newRing(t, db, pool)
+		r.Ring.mu.Lock()
+		for i := range maxFlights {
+			r.flights[fmt.Sprint(i)] = &flight{}
+		}
+		r.Ring.mu.Unlock()
+		if _, err := r.Key(ctx, a.name, "ed25519:1", Now); !errors.Is(err, ErrUnknownKey) || a.requests() != 0 {
+			t.Errorf("one more than is allowed: %v after %d requests", err, a.requests())
+		}
+		r.Ring.mu.Lock()
+		delete(r.flights, "0")
+		r.Ring.mu.Unlock()
+
+		for range maxFetches {
+			r.slots <- struct{}{}
+		}
+		ended, cancel := context.WithCancel(ctx)
+		cancel()
+		f := &flight{done: make(chan struct{})}
+		r.fly(ended, a.name, need{"ed25519:1", Now}, f)
+		if f.err == nil {
+			t.Error("a fetch succeeded while none could begin")
+		}
+		for range maxFetches {
+			<-r.slots
+		}
+		if _, err := r.Key(ctx, a.name, "ed25519:1", Now); err != nil {
+			t.Errorf("when others have ended: %v", err)
+		}
+	})
+}
+
 // stored counts the keys of a server in the table.
 func stored(t *testing.T, db *storage.DB, server string) (n int64) {
 	t.Helper()

@@ -52,6 +52,7 @@ const (
 const (
 	maxServers = 20_000 // in memory
 	maxFetches = 64     // requests for keys at the same time
+	maxFlights = 2000   // those and what waits for them: strangers cause them
 )
 
 var (
@@ -95,7 +96,7 @@ type Ring struct {
 	mu      sync.Mutex
 	flights map[string]*flight // fetches under way, by server
 	waits   *cache.Cache[string, backoff]
-	slots   chan struct{} // bounds the fetches
+	slots   chan struct{} // bounds the fetches that ask somebody
 
 	ownMu   sync.Mutex
 	own     json.RawMessage
