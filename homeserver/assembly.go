@@ -187,7 +187,7 @@ func (a *assembly) clients() (err error) {
 		return fmt.Errorf("set up sync: %w", err)
 	}
 	f.directory = directory.New(a.db, f.rooms, a.others.client, f.federation.ResolveAlias)
-	f.reports = reports.New(a.db, f.rooms)
+	f.reports = reports.New(a.db, f.rooms, a.part("reports"))
 	f.delayed = delayed.New(delayed.Limits{MaxDelay: a.cfg.DelayedEvents.MaxDelay, MaxScheduled: a.cfg.DelayedEvents.MaxScheduled}, delayed.Deps{
 		DB: a.db, Send: f.client.SendDelayed, Limiter: a.limits, Log: a.part("delayed"),
 	})
