@@ -1,4 +1,5 @@
-// Package reports takes what users report to those who run the server: events, rooms and users.
+// Package reports takes what users report to those who run the server: events, rooms and users. Each report is logged,
+// and administrators list them.
 //
 // Spec: client-server API v1.19, "Reporting Content".
 package reports
@@ -10,6 +11,8 @@ import (
 	"fmt"
 	"net/http"
 	"time"
+
+	"github.com/sirupsen/logrus"
 
 	"github.com/myelin-im/myelin/accounts"
 	"github.com/myelin-im/myelin/internal/httpapi"
@@ -30,12 +33,13 @@ type API struct {
 	db    *storage.DB
 	rooms *roomserver.Server
 	ids   *storage.IDs
+	log   *logrus.Entry
 	now   func() time.Time
 }
 
 // New makes the API.
-func New(db *storage.DB, rooms *roomserver.Server) *API {
-	return &API{db: db, rooms: rooms, ids: db.IDs("reports"), now: time.Now}
+func New(db *storage.DB, rooms *roomserver.Server, log *logrus.Entry) *API {
+	return &API{db: db, rooms: rooms, ids: db.IDs("reports"), log: log, now: time.Now}
 }
 
 // Endpoints is the table of routes.
@@ -45,6 +49,7 @@ func (a *API) Endpoints() []httpapi.Endpoint {
 		httpapi.New(http.MethodPost, v3+"/rooms/{roomId}/report", httpapi.User, ratelimit.Account, a.reportRoom),
 		httpapi.New(http.MethodPost, v3+"/rooms/{roomId}/report/{eventId}", httpapi.User, ratelimit.Account, a.reportEvent),
 		httpapi.New(http.MethodPost, v3+"/users/{userId}/report", httpapi.User, ratelimit.Account, a.reportUser),
+		httpapi.New(http.MethodGet, "/_myelin/admin/v1/reports", httpapi.Admin, ratelimit.Admin, a.list),
 	}
 }
 
@@ -199,6 +204,7 @@ func (a *API) store(ctx context.Context, r report) error {
 	if recent >= maxReports {
 		return mxerr.LimitExceeded(time.Hour)
 	}
+	a.log.WithFields(logrus.Fields{"report": id, "reporter": r.reporter, "room": r.roomID, "event": r.eventID, "user": r.userID}).Warn("something was reported")
 	return nil
 }
 

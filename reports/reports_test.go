@@ -33,7 +33,7 @@ type world struct {
 func each(t *testing.T, fn func(w *world)) {
 	storagetest.Each(t, []storage.Schema{roomserver.Schema, accounts.Schema, Schema}, func(t *testing.T, db *storage.DB) {
 		rooms := roomservertest.New(t, db)
-		w := &world{t, db, rooms, httptest.NewServer(roomservertest.Router(t, New(db, rooms).Endpoints()))}
+		w := &world{t, db, rooms, httptest.NewServer(roomservertest.Router(t, New(db, rooms, roomservertest.Log()).Endpoints()))}
 		t.Cleanup(w.web.Close)
 		fn(w)
 	})
@@ -170,7 +170,7 @@ func TestReports(t *testing.T) {
 
 func TestReportsAreBounded(t *testing.T) {
 	each(t, func(w *world) {
-		a := New(w.db, w.rooms)
+		a := New(w.db, w.rooms, roomservertest.Log())
 		for range maxReports {
 			if err := a.store(context.Background(), report{reporter: bob, kind: userReport, userID: alice}); err != nil {
 				w.t.Fatal(err)
