@@ -184,3 +184,41 @@ func TestHostileThreads(t *testing.T) {
 		}
 	})
 }
+
+// Whether a user may see an event that only another server has, goes by what is certain of the time before it.
+func TestThreadsOfOthersAreForThoseWhoWereThere(t *testing.T) {
+	eachWorld(t, func(t *testing.T, w *world, alice *harness.Client) {
+		bob := w.server.Register(t, "bob")
+		early := w.build("m.room.message", nil, harness.J{"msgtype": "m.text", "body": "early"})
+		w.peer.Handle(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+			if r.URL.Path != remoteRelationships {
+				rw.WriteHeader(http.StatusNotFound)
+				return
+			}
+			_ = json.NewEncoder(rw).Encode(harness.J{"events": []json.RawMessage{early.JSON()}, "auth_chain": []int{}, "limited": false})
+		}))
+		alice.State(w.room, "m.room.history_visibility", "", harness.J{"history_visibility": "joined"})
+		bob.Join(w.room)
+		late := answerTo(alice, w.room, early.ID, "late")
+		up := func(c *harness.Client, want ...string) gjson.Result {
+			t.Helper()
+			r, got := walked(c, nil, late, harness.J{"direction": "up"})
+			if !slices.Equal(got, want) {
+				t.Errorf("%s sees %v, want %v", c.UserID, got, want)
+			}
+			return r.Get("events")
+		}
+		up(alice, late, early.ID)
+		up(bob, late)
+		bob.Refused(404, "M_NOT_FOUND", "POST", eventRelationships, harness.J{"event_id": early.ID})
+		alice.State(w.room, "m.room.history_visibility", "", harness.J{"history_visibility": "shared"})
+		up(bob, late)
+
+		redaction := w.build("m.room.redaction", nil, harness.J{"redacts": early.ID}, func(p *pdu.Proto) { p.Redacts = early.ID })
+		w.send(redaction)
+		w.until(alice, redaction)
+		if e := up(alice, late, early.ID).Get("1"); e.Get("content.body").Exists() || e.Get("unsigned.redacted_by").Str != redaction.ID {
+			t.Errorf("the redacted event: %s", e.Raw)
+		}
+	})
+}
