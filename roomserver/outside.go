@@ -11,8 +11,8 @@ import (
 	"github.com/myelin-im/myelin/storage"
 )
 
-// Outside is a local user's invite to, or knock on, a room that this server is not in, or how that ended. It is a
-// record of the user's: there is no room state behind it.
+// Outside is a local user's invite to, or knock on, a room that this server is not in, or how that ended, or that they have
+// left a room that was then removed. It is a record of the user's: there is no room state behind it.
 type Outside struct {
 	// User is the local user, RoomID and Version the room.
 	User, RoomID string
@@ -27,6 +27,8 @@ type Outside struct {
 	Pos int64
 	// Forgotten tells that the user forgot the room afterwards.
 	Forgotten bool
+	// NID is the number that the room had before it was removed; 0 if it was not.
+	NID int64
 }
 
 // PutOutside keeps an invite that another server sent, or a knock that it accepted. An older one for the same
@@ -128,13 +130,13 @@ func (s *Server) endOutside(ctx context.Context, user, roomID, membership string
 func (s *Server) OutsideOf(ctx context.Context, user string) (out []Outside, err error) {
 	err = s.db.Read(ctx, func(tx *storage.Tx) error {
 		out = nil
-		rows := tx.Query(`SELECT room_id, version, membership, event_id, event, stripped, pos, forgotten
+		rows := tx.Query(`SELECT room_id, version, membership, event_id, event, stripped, pos, forgotten, room
 			FROM outside_memberships WHERE user_id = $1 ORDER BY room_id`, user)
 		for rows.Next() {
 			o := Outside{User: user}
 			var version, id string
 			var event, stripped []byte
-			rows.Scan(&o.RoomID, &version, &o.Membership, &id, &event, &stripped, &o.Pos, &o.Forgotten)
+			rows.Scan(&o.RoomID, &version, &o.Membership, &id, &event, &stripped, &o.Pos, &o.Forgotten, &o.NID)
 			v, ok := pdu.Lookup(version)
 			if !ok {
 				continue // of a newer server that shared this database

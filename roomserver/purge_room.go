@@ -44,7 +44,8 @@ var errStillUsed = errors.New("the room is in use")
 
 // BeginRemoval takes a room away, unless a local user is in it, is invited, has knocked, or has not forgotten it: from
 // then on the room is unknown, with its aliases, and whoever joins it by another server makes a new one. What is left are
-// rows that nothing finds; Remove deletes them. It returns false where the room is in use; then it is no candidate any more.
+// rows that nothing finds, which Remove deletes, and that each local user has left, for devices that come back later. It
+// returns false where the room is in use; then it is no candidate any more.
 func (s *Server) BeginRemoval(ctx context.Context, r Removal) (bool, error) {
 	defer s.rooms.load.lock(r.RoomID)()
 	// The room is loaded, if it is not, so that nobody writes it meanwhile.
@@ -63,7 +64,7 @@ func (s *Server) BeginRemoval(ctx context.Context, r Removal) (bool, error) {
 	defer room.turn.Unlock()
 	var locals []string
 	err := s.db.Write(ctx, func(tx *storage.Tx) (err error) {
-		locals, err = removeRoom(tx, r)
+		locals, err = removeRoom(tx, room, r)
 		return err
 	})
 	if errors.Is(err, errStillUsed) {
@@ -81,20 +82,26 @@ func (s *Server) BeginRemoval(ctx context.Context, r Removal) (bool, error) {
 }
 
 // removeRoom is the unit of BeginRemoval. It returns the local users who had something to do with the room.
-func removeRoom(tx *storage.Tx, r Removal) (locals []string, err error) {
-	rows := tx.Query(`SELECT user_id, membership, forgotten FROM room_members WHERE room = $1 AND local`, r.NID)
-	var user, membership string
-	var forgotten, used bool
+func removeRoom(tx *storage.Tx, room *Room, r Removal) (locals []string, err error) {
+	var stays []UserRoom
+	rows := tx.Query(`SELECT user_id, membership, forgotten, event, pos FROM room_members WHERE room = $1 AND local`, r.NID)
+	var user string
+	stay, used := UserRoom{NID: r.NID, RoomID: r.RoomID}, false
 	for rows.Next() {
-		rows.Scan(&user, &membership, &forgotten)
-		locals = append(locals, user)
-		used = used || !forgotten || membership != Leave && membership != Ban
+		rows.Scan(&user, &stay.Membership, &stay.Forgotten, &stay.EventNID, &stay.Pos)
+		locals, stays = append(locals, user), append(stays, stay)
+		used = used || !stay.Forgotten || stay.Membership != Leave && stay.Membership != Ban
 	}
 	if err := rows.Close(); err != nil {
 		return nil, err
 	}
 	if used {
 		return nil, errStillUsed
+	}
+	for i, user := range locals {
+		if err := keepLeave(tx, room, user, stays[i]); err != nil {
+			return nil, fmt.Errorf("that %s has left: %w", user, err)
+		}
 	}
 	for _, q := range []struct {
 		sql  string
@@ -112,6 +119,42 @@ func removeRoom(tx *storage.Tx, r Removal) (locals []string, err error) {
 		}
 	}
 	return locals, NoteDirectory(tx, r.NID)
+}
+
+// maxKeptLeaves bounds the removed rooms of a user of which it is remembered that they have left.
+const maxKeptLeaves = 200
+
+// keepLeave writes down, as of a room that this server is not in, that a user has left a room that is removed. It stays at
+// the position at which that happened: a device that has been away since hears of it when it is back.
+func keepLeave(tx *storage.Tx, room *Room, user string, stay UserRoom) error {
+	var row eventRow
+	found, err := tx.Get(`SELECT `+eventColumns+` FROM events WHERE nid = $1`, []any{stay.EventNID}, row.dest()...)
+	if err != nil || !found { // state resolution has left the user without a membership
+		return err
+	}
+	e, err := row.event(room)
+	if err != nil {
+		return err
+	}
+	_, err = tx.Exec(`INSERT INTO outside_memberships (user_id, room_id, version, membership, sender, event_id, event, stripped, pos, forgotten, room)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+		ON CONFLICT (user_id, room_id) DO UPDATE SET version = excluded.version, membership = excluded.membership, sender = excluded.sender,
+			event_id = excluded.event_id, event = excluded.event, stripped = excluded.stripped, pos = excluded.pos,
+			forgotten = excluded.forgotten, room = excluded.room`,
+		user, room.ID, room.Version.ID, stay.Membership, e.Sender, e.ID, e.JSON(), []byte("[]"), stay.Pos, true, room.NID)
+	if err != nil {
+		return err
+	}
+	_, err = tx.Exec(`DELETE FROM outside_memberships WHERE user_id = $1 AND forgotten AND pos <= (
+		SELECT pos FROM outside_memberships WHERE user_id = $1 AND forgotten ORDER BY pos DESC LIMIT 1 OFFSET $2)`, user, int64(maxKeptLeaves))
+	if err != nil {
+		return err
+	}
+	pos, err := tx.Position()
+	if err == nil {
+		tx.Notice(storage.Notice{Pos: pos, Kind: storage.Membership, User: user})
+	}
+	return err
 }
 
 // dropCandidate forgets that a room may be abandoned, unless its removal has begun.

@@ -382,9 +382,33 @@ func TestRemoveRoom(t *testing.T) {
 		if err := a.LeaveAll(ctx, carol); err != nil { // her account ends
 			t.Fatal(err)
 		}
+		const kept = 200
+		err := a.db.Write(ctx, func(tx *storage.Tx) error {
+			for i := range int64(kept) {
+				if _, err := tx.Exec(`INSERT INTO outside_memberships (user_id, room_id, version, membership, sender, event_id, event, stripped, pos, forgotten)
+					VALUES ($1, $2, $3, $4, $1, $2, $2, $2, $5, $6)`, alice, fmt.Sprint("!old", i), "10", roomserver.Leave, i-kept, true); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
 		list = candidates()
 		if begun, err := a.BeginRemoval(ctx, list[0]); !begun || err != nil {
 			t.Fatalf("begin to remove: %v, %v", begun, err)
+		}
+		left, err := a.OutsideOf(ctx, carol)
+		if err != nil || len(left) != 1 || left[0].RoomID != id || left[0].NID != nid || left[0].Membership != roomserver.Leave || left[0].Event.Membership() != roomserver.Leave {
+			t.Errorf("what is kept of carol's leave: %+v, %v", left, err)
+		}
+		var all, of int64
+		if _, err := a.db.Get(ctx, `SELECT count(*), count(*) FILTER (WHERE room = $2) FROM outside_memberships WHERE user_id = $1`, []any{alice, nid}, &all, &of); err != nil {
+			t.Fatal(err)
+		}
+		if all != kept || of != 1 {
+			t.Errorf("of alice %d rooms are kept, %d of them this one", all, of)
 		}
 		if _, err := a.Room(ctx, id); !errors.Is(err, roomserver.ErrUnknownRoom) {
 			t.Errorf("the room is still known: %v", err)
@@ -397,7 +421,7 @@ func TestRemoveRoom(t *testing.T) {
 		}
 		// The rest is deleted in small units, by another process as well.
 		a.open(roomserver.Retention{})
-		list, err := a.Removals(ctx, 0, 0, 10)
+		list, err = a.Removals(ctx, 0, 0, 10)
 		if err != nil || len(list) != 1 || !list[0].Begun {
 			t.Fatalf("removals after a restart: %+v, %v", list, err)
 		}

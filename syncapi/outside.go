@@ -7,8 +7,9 @@ import (
 	"github.com/myelin-im/myelin/roomserver"
 )
 
-// outside adds the user's invites and knocks in rooms that this server is not in, and how they ended, unless the
-// room's state, among the rooms given, has told more since.
+// outside adds the user's invites and knocks in rooms that this server is not in, and how they or stays there ended, unless
+// the room's state, among the rooms given, tells that. Of an end the client is told also after another device has forgotten
+// the room.
 func (l *look) outside(ctx context.Context, s *sections, rooms []roomserver.UserRoom) error {
 	if !l.initial() && !l.api.tracker.userChanged(l.user, l.since.Pos) {
 		return nil
@@ -18,10 +19,10 @@ func (l *look) outside(ctx context.Context, s *sections, rooms []roomserver.User
 		return err
 	}
 	for _, o := range records {
-		if o.Pos <= l.since.Pos || o.Pos > l.upTo || o.Forgotten || !l.filter.Room.Allows(o.RoomID) {
+		if o.Pos <= l.since.Pos || o.Pos > l.upTo || o.Forgotten && l.initial() || !l.filter.Room.Allows(o.RoomID) {
 			continue
 		}
-		if slices.ContainsFunc(rooms, func(r roomserver.UserRoom) bool { return r.RoomID == o.RoomID && r.Pos > o.Pos }) {
+		if slices.ContainsFunc(rooms, func(r roomserver.UserRoom) bool { return r.RoomID == o.RoomID && r.Pos >= o.Pos }) {
 			continue
 		}
 		if err := l.outsideRoom(ctx, s, o); err != nil {

@@ -171,7 +171,11 @@ func (l *slidingLook) collectOutside(ctx context.Context) error {
 		if slices.ContainsFunc(l.rooms, func(c slidingRoom) bool { return c.id == o.RoomID }) {
 			continue
 		}
-		c := slidingRoom{nid: outsideNID(o.RoomID), id: o.RoomID, membership: o.Membership, since: o.Pos, activity: o.Pos, listed: true, outside: o}
+		nid := o.NID
+		if nid == 0 {
+			nid = outsideNID(o.RoomID)
+		}
+		c := slidingRoom{nid: nid, id: o.RoomID, membership: o.Membership, since: o.Pos, activity: o.Pos, listed: true, outside: o}
 		c.sent, c.known = l.turn.base.room(c.nid)
 		if o.Forgotten && !c.untold() {
 			continue

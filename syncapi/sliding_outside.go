@@ -79,12 +79,17 @@ func (p *slidingPart) stripped(ctx context.Context) error {
 	return nil
 }
 
-// appendOutside is stripped for a room that this server is not in.
+// appendOutside is stripped for a room that this server is not in. In the dialect that does not say what the membership is,
+// clients take a room for joined, unless the event that ended it is in the state.
 func (l *slidingLook) appendOutside(c *slidingRoom) {
 	o := c.outside
 	ended := o.Membership == roomserver.Leave || o.Membership == roomserver.Ban
 	if ended && l.req.dialect == slidingDraft {
-		l.roomsOut = append(l.open(c, o.Membership, o.Pos), `,"initial":true}`...)
+		b := append(l.open(c, o.Membership, o.Pos), `,"initial":true`...)
+		if m := o.Event.Membership(); m == roomserver.Leave || m == roomserver.Ban {
+			b = append(o.Event.AppendClient(append(b, `,"required_state":[`...)), ']')
+		}
+		l.roomsOut = append(b, '}')
 		l.sent(c, sentRoom{nid: c.nid, at: l.upTo})
 		return
 	}

@@ -230,6 +230,59 @@ func TestForgottenRoomsAreRemoved(t *testing.T) {
 	}
 }
 
+// Devices that were away hear that a room was left also when it has been removed meanwhile, and those that are new do not.
+func TestRemovedRoomsAreTold(t *testing.T) {
+	for _, d := range storagetest.Dialects {
+		t.Run(d.String(), func(t *testing.T) {
+			s := Start(t, d, quick)
+			alice := s.Register(t, "alice")
+			gone := alice.Create(J{"preset": "private_chat", "room_alias_name": "gone"})
+			stays := alice.Create(J{"preset": "private_chat"})
+			slide := func(pos string) gjson.Result {
+				t.Helper()
+				return alice.Must("POST", "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync?timeout=0&pos="+pos,
+					J{"conn_id": "away", "lists": J{"all": J{"ranges": [][2]int{{0, 9}}, "timeline_limit": 1, "required_state": [][2]string{{"m.room.member", "$ME"}}}}}).JSON
+			}
+			sync := func(query string) gjson.Result {
+				t.Helper()
+				return alice.Must("GET", Path("/sync?timeout=0")+query, nil).JSON
+			}
+			since := sync("").Get("next_batch").Str
+			slid := slide("")
+			if slid.Get("rooms."+Key(gone)+".initial").Raw != "true" {
+				t.Fatalf("sliding sync does not tell of the room: %s", slid)
+			}
+			alice.Leave(gone)
+			alice.Must("POST", Path("/rooms/%s/forget", gone), J{})
+			wait(t, "the room is removed", func() bool {
+				return alice.Do("GET", Path("/directory/room/%s", "#gone:"+s.Name), nil).Status == http.StatusNotFound
+			})
+			for range 2 {
+				told := sync("&since=" + since)
+				leave := Room(told, "leave", gone).Get("timeline.events.0")
+				if leave.Get("content.membership").Str != "leave" || leave.Get("state_key").Str != alice.UserID {
+					t.Errorf("a device that was away is told %s", told.Get("rooms"))
+				}
+				if fresh := sync(""); Room(fresh, "leave", gone).Exists() || !Room(fresh, "join", stays).Exists() {
+					t.Errorf("a new device is told %s", fresh.Get("rooms"))
+				}
+				if later := sync("&since=" + told.Get("next_batch").Str); later.Get("rooms").Exists() {
+					t.Errorf("the device is told again: %s", later)
+				}
+				s.Restart()
+			}
+			slid = slide(slid.Get("pos").Str)
+			end := slid.Get("rooms." + Key(gone) + ".required_state.0")
+			if end.Get("content.membership").Str != "leave" || end.Get("state_key").Str != alice.UserID {
+				t.Errorf("sliding sync tells %s", slid)
+			}
+			if slid = slide(slid.Get("pos").Str); slid.Get("rooms." + Key(gone)).Exists() {
+				t.Errorf("sliding sync tells it again: %s", slid)
+			}
+		})
+	}
+}
+
 // wait polls until something is so, for at most a minute.
 func wait(t *testing.T, what string, done func() bool) {
 	t.Helper()
