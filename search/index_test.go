@@ -95,8 +95,14 @@ func (f *fixture) count(word string) int {
 
 func (f *fixture) search(term string) *roomEvents {
 	f.t.Helper()
+	return f.searchFiltered(term, `{}`)
+}
+
+// searchFiltered searches with a filter, which is JSON.
+func (f *fixture) searchFiltered(term, filter string) *roomEvents {
+	f.t.Helper()
 	in := &searchRequest{}
-	if err := json.Unmarshal(fmt.Appendf(nil, `{"search_categories":{"room_events":{"search_term":%q}}}`, term), in); err != nil {
+	if err := json.Unmarshal(fmt.Appendf(nil, `{"search_categories":{"room_events":{"search_term":%q,"filter":%s}}}`, term, filter), in); err != nil {
 		f.t.Fatal(err)
 	}
 	out, err := f.api.search(context.Background(), &httpapi.Caller{UserID: alice}, in)
@@ -188,17 +194,24 @@ func BenchmarkSearch(b *testing.B) {
 			for s := range senders {
 				group.Go(func() {
 					for i := s; i < messages; i += senders {
-						f.send(fmt.Sprintf("always the tenth%d and hundredth%d of the quick brown foxes thousandth%d number%d", i%10, i%100, i%1000, i))
+						f.send(fmt.Sprintf("always the tenth%d and hundredth%d of the quick brown foxes thousandth%d number%d 東京の天気%d", i%10, i%100, i%1000, i, i%100))
 					}
 				})
 			}
 			group.Wait()
 			f.follow()
 			f.settle()
-			for _, term := range []string{"always", "tenth4", "tenth4 hundredth14", "hundredth14", "thousandth514", "number4711", "nowhere"} {
+			for _, term := range []string{"always", "tenth4", "tenth4 hundredth14", "hundredth14", "thousandth514", "number4711", "nowhere", "東京", "天気14"} {
 				b.Run(term, func(b *testing.B) {
 					for b.Loop() {
 						f.search(term)
+					}
+				})
+			}
+			for name, filter := range map[string]string{"room": fmt.Sprintf(`{"rooms":[%q]}`, f.room), "nobody": `{"senders":["@nobody:hs"]}`} {
+				b.Run("always/"+name, func(b *testing.B) {
+					for b.Loop() {
+						f.searchFiltered("always", filter)
 					}
 				})
 			}
