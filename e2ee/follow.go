@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/myelin-im/myelin/roomserver"
+	"github.com/myelin-im/myelin/roomserver/snapshot"
 	"github.com/myelin-im/myelin/storage"
 )
 
@@ -247,11 +248,28 @@ func (a *API) followRoom(ctx context.Context, nid, from, to int64) error {
 		if keyless && room.Partial() != nil {
 			continue // nobody can encrypt for them; all who share a room then are told of their first keys
 		}
-		if err := a.introduce(ctx, user, room.Servers()); err != nil {
+		servers, err := a.serversBefore(ctx, room, v.after, user)
+		if err != nil {
+			return err
+		}
+		if err := a.introduce(ctx, user, servers); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// serversBefore lists the servers that were in a room before a user came, by the membership in a state: those that came later
+// ask for the devices of whom they find.
+func (a *API) serversBefore(ctx context.Context, room *roomserver.Room, state snapshot.Ref, user string) ([]string, error) {
+	e, err := a.rooms.StateEvent(ctx, room, state, memberType, user)
+	if err != nil {
+		return nil, err
+	}
+	if e == nil || e.Outlier() { // another server told of them
+		return room.Servers(), nil
+	}
+	return a.rooms.Recipients(ctx, room, e)
 }
 
 // checkFollowed finds out whether a room other than the one that they left is shared with a remote user. If not, what is
