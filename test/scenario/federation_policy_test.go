@@ -76,9 +76,19 @@ func TestPolicyServer(t *testing.T) {
 		alice.Must("GET", harness.Path("/rooms/%s/event/%s", w.room, signed.ID), nil)
 		alice.Refused(404, "M_NOT_FOUND", "GET", harness.Path("/rooms/%s/event/%s", w.room, spam.ID), nil)
 		mu.Lock()
-		defer mu.Unlock()
 		if asked-before != 2 {
 			t.Errorf("the policy server was asked %d times about three events, want 2", asked-before)
+		}
+		before = asked
+		mu.Unlock()
+
+		// It has no say in whether it stays.
+		alice.State(w.room, "m.room.policy", "", harness.J{"note": "it refuses what is no spam"})
+		alice.Text(w.room, "spam, says who?")
+		mu.Lock()
+		defer mu.Unlock()
+		if asked != before {
+			t.Error("the policy server was asked about its removal, or after it")
 		}
 	})
 }
