@@ -27,7 +27,7 @@ func (a *API) filter(ctx context.Context, by *httpapi.Caller, f string) (*filter
 		return noFilter, nil
 	}
 	if f[0] == '{' {
-		return filter.Parse([]byte(f))
+		return a.inlineFilter(f)
 	}
 	key := by.UserID + " " + f
 	if known, ok := a.filters.Get(key); ok {
@@ -47,6 +47,22 @@ func (a *API) filter(ctx context.Context, by *httpapi.Caller, f string) (*filter
 	parsed, err := filter.Parse(raw)
 	if err == nil {
 		a.filters.Put(key, parsed, 1) // the id is a hash of the text, so it never means another one
+	}
+	return parsed, err
+}
+
+// maxSharedFilter is up to which length, in bytes, filters that come with each request are remembered.
+const maxSharedFilter = 1 << 10
+
+// inlineFilter is a filter that a request brings with it. All devices of one client mostly bring the same, of which many
+// may wait at the same time: they share it.
+func (a *API) inlineFilter(text string) (*filter.Filter, error) {
+	if known, ok := a.filters.Get(text); ok { // no user ID begins like JSON
+		return known, nil
+	}
+	parsed, err := filter.Parse([]byte(text))
+	if err == nil && len(text) <= maxSharedFilter {
+		a.filters.Put(text, parsed, 1)
 	}
 	return parsed, err
 }
