@@ -155,10 +155,13 @@ func paramCheck(name string) func(string) error {
 		return checkRoomAlias
 	case "roomIdOrAlias":
 		return func(s string) error {
-			if strings.HasPrefix(s, "#") {
+			switch {
+			case strings.HasPrefix(s, "#"):
 				return checkRoomAlias(s)
+			case strings.HasPrefix(s, "!"):
+				return checkRoomID(s)
 			}
-			return checkRoomID(s)
+			return errors.New("must begin with ! or #")
 		}
 	case "serverName":
 		return checkServerName
