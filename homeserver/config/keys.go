@@ -150,7 +150,8 @@ func sections(c *Config) []section {
 				A PostgreSQL database, as postgres://user:password@host/name. Empty: an embedded SQLite database in
 				server.data_dir.
 
-				Set it when PostgreSQL is run and backed up anyway. Data is not moved from one database to the other.`,
+				Set it when PostgreSQL is run and backed up anyway. Data is not moved from one database to the other.
+				Only one server may run on a database at a time.`,
 				optional(&c.Database.URL, "a postgres URL", checkDatabaseURL)},
 			{"readers", "0", false, `
 				Connections used for reading at the same time; writing has its own. 0: a number that suits the machine.
