@@ -21,7 +21,7 @@ type NewUser struct {
 	Admin bool
 	// Type marks accounts for the administrator's own use, for example "bot"; empty for people.
 	Type string
-	// DisplayName may be empty.
+	// DisplayName may be empty; then it is the localpart.
 	DisplayName string
 }
 

@@ -243,8 +243,12 @@ func TestProfile(t *testing.T) {
 		s := newServer(t, db)
 		alice, bob := s.user("alice"), s.user("bob")
 		me := path("/profile/%", "@alice:test")
-		if a := s.ok("GET", me, "", nil); a.Raw != `{}` {
+		if a := s.ok("GET", me, "", nil); a.Raw != `{"displayname":"alice"}` {
 			t.Errorf("new profile: %s", a.Raw)
+		}
+		s.ok("DELETE", me+"/displayname", alice, nil)
+		if a := s.ok("GET", me, "", nil); a.Raw != `{}` {
+			t.Errorf("profile without a name: %s", a.Raw)
 		}
 		s.want(s.do("GET", me+"/displayname", "", nil), 404, "M_NOT_FOUND")
 		s.want(s.do("GET", path("/profile/%", "@nobody:test"), "", nil), 404, "M_NOT_FOUND")
@@ -343,7 +347,7 @@ func TestProfileChangesReachRooms(t *testing.T) {
 		// Who was answered finds the change in the rooms already.
 		got, _ := s.rooms.seen()
 		want := []ProfileChange{
-			{"displayname", "", "A", false},
+			{"displayname", "alice", "A", false},
 			{"displayname", "C", "D", true},
 			{"avatar_url", "", "mxc://a/b", false},
 			{"displayname", "D", "", false},

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
+	"strconv"
+	"strings"
 
 	"github.com/myelin-im/myelin/internal/httpapi"
 	"github.com/myelin-im/myelin/internal/mxerr"
@@ -239,9 +241,19 @@ type newAccount struct {
 	appserviceID  string
 	userType      string
 	admin         bool
-	displayName   json.RawMessage // nil: none
+	displayName   json.RawMessage // nil: see firstName
 	now           int64
 	upgradesGuest bool
+}
+
+// firstName is the display name that an account starts with: the one asked for, else for a person the localpart, so that
+// clients have something shorter to show than the user id. Who was a guest keeps the name that they had.
+func (acc *newAccount) firstName() json.RawMessage {
+	if acc.displayName != nil || acc.kind != kindPerson || acc.upgradesGuest {
+		return acc.displayName
+	}
+	localpart, _, _ := strings.Cut(acc.userID[1:], ":")
+	return json.RawMessage(strconv.Quote(localpart)) // nothing in a new localpart needs other escapes than JSON's
 }
 
 // insert writes the account and tells whether it was free to be made.
@@ -303,8 +315,8 @@ func (a *API) create(ctx context.Context, by *httpapi.Caller, acc newAccount, p 
 				return err
 			}
 		}
-		if acc.displayName != nil {
-			if _, err := writeField(tx, acc.userID, fieldDisplayName, acc.displayName); err != nil {
+		if name := acc.firstName(); name != nil {
+			if _, err := writeField(tx, acc.userID, fieldDisplayName, name); err != nil {
 				return err
 			}
 		}

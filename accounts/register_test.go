@@ -269,7 +269,6 @@ func TestGuests(t *testing.T) {
 		s.ok("GET", "/devices", token, nil)
 		for _, refused := range []answer{
 			s.do("PUT", path("/profile/%/avatar_url", id), token, obj{"avatar_url": "mxc://a/b"}),
-			s.do("GET", "/capabilities", token, nil),
 			s.do("POST", "/account/password", token, obj{"new_password": "x"}),
 			s.do("POST", "/account/deactivate", token, obj{}),
 			s.do("PUT", path("/user/%/account_data/a", id), token, obj{}),
