@@ -37,6 +37,8 @@ func TestUserDirectory(t *testing.T) {
 			users[localpart] = s.Register(t, localpart)
 			if name != "" {
 				setName(users[localpart], name)
+			} else {
+				users[localpart].Must("DELETE", Path("/profile/%s/displayname", users[localpart].UserID), nil)
 			}
 		}
 		me := users["searcher"]
