@@ -44,8 +44,8 @@ const (
 )
 
 // searchUsers: client-server API v1.19, POST /user_directory/search. Users who are called exactly so come first, then
-// those who have the words, then those who have words that begin with them. The searcher is found like everybody else: the
-// specification makes no exception of them.
+// those who have the words, then those who have words that begin with them. The searcher is found by who is in a public room
+// like everybody else there, but does not share other rooms with themselves.
 func (a *API) searchUsers(ctx context.Context, by *httpapi.Caller, in *usersRequest) (*usersResponse, error) {
 	if in.Term == nil {
 		return nil, mxerr.MissingParam("Missing parameter search_term")
@@ -62,7 +62,7 @@ func (a *API) searchUsers(ctx context.Context, by *httpapi.Caller, in *usersRequ
 	if err != nil {
 		return nil, err
 	}
-	found, err := a.findUsers(ctx, *in.Term, visible, limit+1)
+	found, err := a.findUsers(ctx, by.UserID, *in.Term, visible, limit+1)
 	if err != nil {
 		return nil, fmt.Errorf("search the user directory: %w", err)
 	}
@@ -86,7 +86,7 @@ func (a *API) visibleUsers(ctx context.Context, searcher string) ([]storage.Term
 }
 
 // findUsers returns up to limit users, the best first.
-func (a *API) findUsers(ctx context.Context, text string, visible []storage.Term, limit int) ([]foundUser, error) {
+func (a *API) findUsers(ctx context.Context, searcher, text string, visible []storage.Term, limit int) ([]foundUser, error) {
 	asked, server := splitUser(text)
 	wanted := words.Query(asked)
 	found := []foundUser{}
@@ -119,6 +119,9 @@ func (a *API) findUsers(ctx context.Context, text string, visible []storage.Term
 				_, its, _ := strings.Cut(u.UserID, ":")
 				return seen[u.id] || !strings.HasPrefix(its, server)
 			})
+			if level, err = dropHidden(tx, level, searcher); err != nil {
+				return err
+			}
 			sortUsers(level, asked)
 			for _, u := range level {
 				seen[u.id] = true
@@ -129,6 +132,19 @@ func (a *API) findUsers(ctx context.Context, text string, visible []storage.Term
 		return a.refresh(tx, found)
 	})
 	return found, err
+}
+
+// dropHidden takes the searcher out of the users that were found, unless everybody may find them.
+func dropHidden(tx *storage.Tx, users []foundUser, searcher string) ([]foundUser, error) {
+	at := slices.IndexFunc(users, func(u foundUser) bool { return u.UserID == searcher })
+	if at < 0 {
+		return users, nil
+	}
+	k, err := readUser(tx, searcher)
+	if err != nil || slices.Contains(strings.Fields(k.terms), everywhere) {
+		return users, err
+	}
+	return slices.Delete(users, at, at+1), nil
 }
 
 // splitUser takes a user id, or the beginning of one, apart; other text it leaves as it is.

@@ -107,7 +107,7 @@ func TestUserDirectoryVisibility(t *testing.T) {
 		findsUsers(t, ann, "ben")
 		findsUsers(t, ann, "ann")
 		room := ann.Create(J{"preset": "private_chat"})
-		findsUsers(t, ann, "ann", ann.UserID)
+		findsUsers(t, ann, "ann") // who shares a room only with herself
 		ann.Change("invite", room, ben.UserID)
 		findsUsers(t, ann, "ben")
 		ben.Join(room)
@@ -118,7 +118,9 @@ func TestUserDirectoryVisibility(t *testing.T) {
 		ann.State(room, "m.room.join_rules", "", J{"join_rule": "public"})
 		findsUsers(t, cid, "ann", ann.UserID)
 		findsUsers(t, cid, "ben", ben.UserID)
+		findsUsers(t, ann, "ann", ann.UserID)
 		ann.State(room, "m.room.join_rules", "", J{"join_rule": "invite"})
+		findsUsers(t, ann, "ann")
 		findsUsers(t, cid, "ann")
 		findsUsers(t, cid, "ben")
 		findsUsers(t, ben, "ann", ann.UserID)
