@@ -39,7 +39,7 @@ func (t *Turn) foresee(in []Incoming) error {
 	if err := t.foreseeReferences(own); err != nil {
 		return err
 	}
-	all := append(cited, own...)
+	all := slices.Concat(cited, own)
 	slices.Sort(all)
 	return t.look(slices.Compact(all))
 }

@@ -40,8 +40,8 @@ func (t *Turn) hold(e *Event) {
 // hold takes in an event that is on disk; due tells that the state may have changed since it was judged.
 func (x *stickyIndex) hold(room int64, e stickyEvent, due bool) {
 	x.mu.Lock()
-	list := append(x.held.rooms[room], e)
-	x.held.rooms[room] = slices.Clone(list[max(0, len(list)-maxHeld):])
+	list := slices.Concat(x.held.rooms[room], []stickyEvent{e})
+	x.held.rooms[room] = list[max(0, len(list)-maxHeld):]
 	x.mu.Unlock()
 	if due {
 		x.judgeAgain(room)

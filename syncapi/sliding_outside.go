@@ -89,7 +89,8 @@ func (l *slidingLook) appendOutside(c *slidingRoom) {
 		if m := o.Event.Membership(); m == roomserver.Leave || m == roomserver.Ban {
 			b = append(o.Event.AppendClient(append(b, `,"required_state":[`...)), ']')
 		}
-		l.roomsOut = append(b, '}')
+		b = append(b, '}')
+		l.roomsOut = b
 		l.sent(c, sentRoom{nid: c.nid, at: l.upTo})
 		return
 	}
