@@ -261,7 +261,8 @@ func sections(c *Config) []section {
 			{"default_version", pdu.DefaultVersion, false, `
 				The room version of new rooms whose creator does not ask for one. Existing rooms stay as they are.
 
-				Set it to an older one if people on older servers cannot join new rooms.`,
+				Set it to an older one if people on older servers cannot join new rooms, or if their clients do not know yet that
+				the creators of a room of version 12 may do everything there and hide what creators could change.`,
 				text(&c.Rooms.DefaultVersion, "a room version that this server supports", checkRoomVersion)},
 		}},
 		{"retention", "How long messages and rooms are kept. State events, such as names and memberships, stay as long as the room.", []key{
