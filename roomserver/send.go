@@ -75,6 +75,10 @@ func (t *Turn) redactLocal(by *Event, targetID string) error {
 		t.unit.Add(redactionsTable, t.room.NID, eventKey(targetID), by.NID, false)
 		return nil
 	}
+	// Nobody applies the redaction of a create event, and an access control list without content shuts out every server.
+	if target.IsState() && (target.Type == "m.room.create" || target.Type == "m.room.server_acl") {
+		return mxerr.Forbidden("Events of this type cannot be redacted")
+	}
 	// A local user's own events, not all those of the server: that rule is for servers to apply.
 	if target.Sender != by.Sender && levels.User(by.Sender) < levels.Redact() {
 		return mxerr.Forbidden("You may not redact this event")
@@ -82,8 +86,6 @@ func (t *Turn) redactLocal(by *Event, targetID string) error {
 	if !authrules.CanRedact(by.Event, target.Event, levels) {
 		return mxerr.Forbidden("You may not redact this event")
 	}
-	if target.Type != "m.room.create" {
-		t.redacts = append(t.redacts, redaction{target, by})
-	}
+	t.redacts = append(t.redacts, redaction{target, by})
 	return nil
 }

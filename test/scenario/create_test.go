@@ -234,6 +234,27 @@ func TestRoomVersions(t *testing.T) {
 	})
 }
 
+// Nobody can redact the create event and the access control list of a room, whatever their power; an event without a state key
+// that has the type of one is like any other.
+func TestWhatCannotBeRedacted(t *testing.T) {
+	Each(t, func(t *testing.T, s *Server) {
+		alice := s.Register(t, "alice")
+		for _, version := range []string{"1", "10", "11", "12"} {
+			id := alice.Create(J{"preset": "public_chat", "room_version": version})
+			list := alice.State(id, "m.room.server_acl", "", J{"allow": []string{"*"}, "deny": []string{"evil.example.org"}})
+			create := stateOf(alice, id)["m.room.create|"].Get("event_id").Str
+			for _, event := range []string{create, list} {
+				alice.Refused(403, "M_FORBIDDEN", "PUT", Path("/rooms/%s/redact/%s/%s", id, event, Txn()), J{})
+				alice.Refused(403, "M_FORBIDDEN", "PUT", Path("/rooms/%s/send/m.room.redaction/%s", id, Txn()), J{"redacts": event})
+			}
+			if got := stateOf(alice, id)["m.room.server_acl|"]; got.Get("content.deny.0").Str != "evil.example.org" {
+				t.Errorf("version %s: the list is %s", version, got.Raw)
+			}
+			alice.Redact(id, alice.Event(id, "m.room.server_acl", J{"allow": []string{"*"}}))
+		}
+	})
+}
+
 func TestCreatorsOfVersion12(t *testing.T) {
 	Each(t, func(t *testing.T, s *Server) {
 		alice, bob, carol := s.Register(t, "alice"), s.Register(t, "bob"), s.Register(t, "carol")
