@@ -118,6 +118,7 @@ func (q *Queue) dispatchRoom(ctx context.Context, nid, from, head int64) error {
 // eachOurs visits the events of a room at positions in (from, head] that this server sends to others, with the servers
 // that get them.
 func (q *Queue) eachOurs(ctx context.Context, room *roomserver.Room, from, head int64, visit func(pos int64, servers []string)) error {
+	audience := q.cfg.Rooms.Audience(room)
 	for {
 		events, err := q.cfg.Rooms.Arrived(ctx, room, from, head, page)
 		if err != nil {
@@ -127,7 +128,7 @@ func (q *Queue) eachOurs(ctx context.Context, room *roomserver.Room, from, head 
 			if !e.Relayed() && (!q.cfg.Rooms.IsLocal(e.Sender) || e.Brought()) {
 				continue
 			}
-			servers, err := q.cfg.Rooms.Recipients(ctx, room, e)
+			servers, err := audience.Of(ctx, e)
 			if err != nil {
 				return err
 			}
