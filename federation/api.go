@@ -79,6 +79,8 @@ type API struct {
 	inbox    *inbox.Inbox
 	lanes    *inbox.Lanes
 	entering entries
+	// entrances are the last rooms that users entered with the help of others.
+	entrances *cache.Cache[string, entrance]
 
 	completions completions
 
@@ -107,6 +109,7 @@ func New(d Deps) (*API, error) {
 	a.news.listen(a)
 	a.profiles = cache.New[string, knownProfile](maxProfiles)
 	a.db.Subscribe(a.forgetProfiles)
+	a.entrances = cache.New[string, entrance](maxEntrances)
 	a.rests = cache.New[gapKey, time.Time](maxRests)
 	a.background, a.stop = context.WithCancel(context.Background())
 	return a, nil

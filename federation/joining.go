@@ -35,6 +35,7 @@ type wish struct {
 	user, roomID string
 	via          []string // servers that the client or an alias named
 	content      map[string]any
+	refused      []string // servers that refused the join when it was last tried
 }
 
 // entries keeps account of rooms that this server is just entering, so that events of them wait.
@@ -89,10 +90,10 @@ func (e *entries) wait(ctx context.Context, roomID string) {
 // an alias named, or another. Content are further members of the event's content: displayname, avatar_url, reason, … The
 // error is a *mxerr.Error: what the servers said, if one of them did, else 404 M_NOT_FOUND or 502 M_UNKNOWN.
 func (a *API) Join(ctx context.Context, user, roomID string, via []string, content map[string]any) error {
-	in := &wish{user, roomID, via, content}
+	in := &wish{user: user, roomID: roomID, via: via, content: content}
 	err := a.join(ctx, in)
 	for _, pause := range joinPauses {
-		if !unauthorised(err) || !a.justJoined(ctx, user) {
+		if !unauthorised(err) || !a.undecided(ctx, in) {
 			break
 		}
 		select {
@@ -111,7 +112,14 @@ func (a *API) Join(ctx context.Context, user, roomID string, via []string, conte
 // join is one attempt of Join.
 func (a *API) join(ctx context.Context, in *wish) error {
 	defer a.entering.begin(in.roomID)()
-	return a.through(ctx, in, func(server string) error { return a.joinThrough(ctx, server, in) })
+	in.refused = nil
+	return a.through(ctx, in, func(server string) error {
+		err := a.joinThrough(ctx, server, in)
+		if unauthorised(err) {
+			in.refused = append(in.refused, server)
+		}
+		return err
+	})
 }
 
 // letIn joins a user whom other servers refused, if a local user may let them in by now.
@@ -136,32 +144,64 @@ func unauthorised(err error) bool {
 	return errors.As(err, &said) && (said.Status == http.StatusForbidden && said.Code == "M_FORBIDDEN" || said.Code == "M_UNABLE_TO_AUTHORISE_JOIN")
 }
 
-// justJoinedFor is how long a user counts as one who has just joined a room: until every server of it should have heard of it.
-const justJoinedFor = 10 * time.Second
+const (
+	// justJoinedFor is how long a user counts as one who has just joined a room: until every server of it should have heard of
+	// it. One that has taken the event may need judgedWithin for it.
+	justJoinedFor = 10 * time.Second
+	judgedWithin  = time.Second
+	// maxEntrances bounds the users of whom it is known which server let them into their last room.
+	maxEntrances = 10_000
+)
 
-// justJoined tells whether the room that a local user joined last is one that they have just joined.
-func (a *API) justJoined(ctx context.Context, user string) bool {
-	rooms, err := a.rooms.UserRooms(ctx, user)
-	if err != nil {
+// entrance is a room that a user has entered with the help of a server.
+type entrance struct{ roomID, server string }
+
+// undecided tells whether a server that refused a user may not have heard yet that they have just joined another room, and so
+// may change its mind.
+func (a *API) undecided(ctx context.Context, in *wish) bool {
+	room, last, at := a.lastJoin(ctx, in.user)
+	since := time.Since(at)
+	if room == nil || since > justJoinedFor {
 		return false
 	}
-	var last roomserver.UserRoom
+	servers := room.Servers()
+	entered, _ := a.entrances.Get(in.user)
+	return slices.ContainsFunc(in.refused, func(server string) bool {
+		switch {
+		case !slices.Contains(servers, server):
+			return false // it will not hear of it
+		case entered.roomID == room.ID:
+			return server != entered.server
+		default:
+			return since < judgedWithin || a.queue.Waiting(server, room.NID, last.Pos)
+		}
+	})
+}
+
+// lastJoin finds the room that a local user joined last and when that was; nil if there is none.
+func (a *API) lastJoin(ctx context.Context, user string) (room *roomserver.Room, last roomserver.UserRoom, at time.Time) {
+	rooms, err := a.rooms.UserRooms(ctx, user)
+	if err != nil {
+		return nil, last, at
+	}
 	for _, r := range rooms {
 		if r.Membership == roomserver.Join && r.Pos > last.Pos {
 			last = r
 		}
 	}
-	room, err := a.rooms.Room(ctx, last.RoomID)
-	if err != nil {
-		return false // there is none
+	if room, err = a.rooms.Room(ctx, last.RoomID); err != nil {
+		return nil, last, at
 	}
 	e, err := a.rooms.StateEvent(ctx, room, room.Head().State, pdu.TypeMember, user)
-	return err == nil && e != nil && time.Since(time.UnixMilli(e.OriginServerTS)) < justJoinedFor
+	if err != nil || e == nil {
+		return nil, last, at
+	}
+	return room, last, time.UnixMilli(e.OriginServerTS)
 }
 
 // Knock is Join for a knock on a room that this server is not in.
 func (a *API) Knock(ctx context.Context, user, roomID string, via []string, content map[string]any) error {
-	in := &wish{user, roomID, via, content}
+	in := &wish{user: user, roomID: roomID, via: via, content: content}
 	return a.through(ctx, in, func(server string) error { return a.knockThrough(ctx, server, in) })
 }
 
@@ -407,6 +447,7 @@ func (a *API) joinThrough(ctx context.Context, server string, in *wish) error {
 	if _, err := a.rooms.Enter(ctx, entry); err != nil {
 		return fmt.Errorf("%w: %w", errUnsound, err)
 	}
+	a.entrances.Put(in.user, entrance{in.roomID, server}, 1)
 	room, err := a.rooms.Room(ctx, in.roomID)
 	if err != nil || room.Partial() == nil {
 		return nil //nolint:nilerr // the user is in the room, whatever became of it since

@@ -37,6 +37,7 @@ import (
 	"context"
 	"embed"
 	"encoding/json"
+	"slices"
 	"sync"
 	"time"
 
@@ -215,6 +216,17 @@ func (q *Queue) Volatile(servers []string, key string, e EDU, fleeting bool) {
 			q.forget(d)
 		}
 	}
+}
+
+// Waiting tells whether a server that is to be sent the event of a room at a position may not have taken it yet.
+func (q *Queue) Waiting(server string, room, pos int64) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.pos < pos {
+		return true
+	}
+	d := q.servers[server]
+	return d != nil && (d.lossy || d.kept || slices.Contains(d.pending, ref{room, pos}))
 }
 
 // Reached says that a server has made a request, so that it is worth another try.

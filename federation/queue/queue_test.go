@@ -417,6 +417,34 @@ func TestRoomRemoved(t *testing.T) {
 	})
 }
 
+func TestWaiting(t *testing.T) {
+	each(t, func(t *testing.T, w *world) {
+		q := New(Config{Name: "us.org", DB: w.db, Rooms: w.rooms, Log: logrus.NewEntry(logrus.New())})
+		q.pos = 10
+		q.servers["some.org"] = &destination{pending: []ref{{1, 8}, {2, 9}}}
+		q.servers["many.org"] = &destination{lossy: true}
+		q.servers["kept.org"] = &destination{kept: true}
+		for _, test := range []struct {
+			server    string
+			room, pos int64
+			want      bool
+		}{
+			{"none.org", 1, 8, false},
+			{"none.org", 1, 11, true}, // it is not looked at yet
+			{"some.org", 1, 7, false},
+			{"some.org", 1, 8, true},
+			{"some.org", 1, 9, false},
+			{"some.org", 2, 9, true},
+			{"many.org", 1, 8, true},
+			{"kept.org", 1, 8, true},
+		} {
+			if got := q.Waiting(test.server, test.room, test.pos); got != test.want {
+				t.Errorf("%s, room %d at %d: %t", test.server, test.room, test.pos, got)
+			}
+		}
+	})
+}
+
 func TestBackoff(t *testing.T) {
 	q := &Queue{cfg: Config{Backoff: 2 * time.Second}}
 	for failures, want := range map[int]time.Duration{1: 2 * time.Second, 2: 4 * time.Second, 5: 32 * time.Second, 12: time.Hour, 1000: time.Hour} {

@@ -3,6 +3,7 @@ package scenario
 import (
 	"net/url"
 	"slices"
+	"sync/atomic"
 	"testing"
 
 	"github.com/tidwall/gjson"
@@ -242,6 +243,35 @@ func TestRestrictedRoomRightAfterItsSpace(t *testing.T) {
 			}
 			dave := second.Register(t, "dave")
 			dave.Refused(403, "M_FORBIDDEN", "POST", harness.Path("/join/%s?server_name=", room)+url.QueryEscape(first.Name), harness.J{})
+		})
+	}
+}
+
+// A join that was refused for good is not tried again, although the user has just joined another room: the server that refuses
+// let them into that one itself, or is not in it.
+func TestRefusedJoinsAreNotTriedAgain(t *testing.T) {
+	for _, d := range storagetest.Dialects {
+		t.Run(d.String(), func(t *testing.T) {
+			gate, behind := harness.NewGate(t)
+			first, second := harness.Start(t, storage.SQLite, behind), harness.Federation(t, d, 1)[0]
+			alice, bob, carol := first.Register(t, "alice"), second.Register(t, "bob"), second.Register(t, "carol")
+			open, closed := alice.Create(harness.J{"preset": "public_chat"}), alice.Create(harness.J{"preset": "private_chat"})
+			var asked atomic.Int32
+			gate.Change("/make_join/", func(answer []byte) []byte {
+				asked.Add(1)
+				return answer
+			})
+			refused := func(c *harness.Client, after string) {
+				asked.Store(0)
+				c.Refused(403, "M_FORBIDDEN", "POST", harness.Path("/join/%s?server_name=", closed)+url.QueryEscape(first.Name), harness.J{})
+				if n := asked.Load(); n != 1 {
+					t.Errorf("after %s: the server was asked %d times", after, n)
+				}
+			}
+			joinThrough(t, bob, open, first)
+			refused(bob, "a room that the same server let them into")
+			carol.Create(harness.J{})
+			refused(carol, "a room that the server is not in")
 		})
 	}
 }
