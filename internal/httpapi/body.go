@@ -39,11 +39,18 @@ func (rt *Router) readBody(e *route, r *http.Request, req *request) error {
 		}
 		return nil
 	}
+	server := e.Who&Server != 0
 	depth := clientDepth
-	if e.Who&Server != 0 {
+	if server {
 		depth = serverDepth
 	}
 	if err := checkObject(req.body, depth); err != nil {
+		return err
+	}
+	if server { // what is strange in a transaction must not spoil the rest of it
+		return nil
+	}
+	if err := checkLegible(req.body); err != nil {
 		return err
 	}
 	return nil

@@ -1,7 +1,10 @@
 package httpapi
 
 import (
+	"bytes"
 	"errors"
+	"strconv"
+	"unicode/utf16"
 	"unicode/utf8"
 
 	"github.com/myelin-im/myelin/internal/mxerr"
@@ -42,6 +45,78 @@ func checkObject(body []byte, depth int) *mxerr.Error {
 		return mxerr.BadJSON("The body must be a JSON object")
 	}
 	return nil
+}
+
+// checkLegible refuses what is JSON by its grammar, and common parsers still stumble over: halves of surrogate pairs,
+// and numbers beyond what a double holds. Much of what one client says is passed on as it stands, and one such value
+// would cost another client the whole answer around it. body must have passed checkObject.
+//
+// Spec: RFC 8259 section 8.2 and section 6.
+func checkLegible(body []byte) *mxerr.Error {
+	for i := 0; i < len(body); {
+		switch c := body[i]; {
+		case c == '"':
+			end, err := skipString(body, i)
+			if err != nil || !paired(body[i:end]) {
+				return mxerr.BadJSON("The body holds half of a surrogate pair")
+			}
+			i = end
+		case c == '-' || isDigit(c):
+			end, err := skipNumber(body, i)
+			if err != nil || !finite(body[i:end]) {
+				return mxerr.BadJSON("The body holds a number that is out of range")
+			}
+			i = end
+		default:
+			i++
+		}
+	}
+	return nil
+}
+
+// paired tells whether the escapes of a string form whole characters.
+func paired(s []byte) bool {
+	for {
+		i := bytes.IndexByte(s, '\\')
+		if i < 0 {
+			return true
+		}
+		s = s[i:]
+		first, size := escapedUnit(s)
+		if utf16.IsSurrogate(first) {
+			second, more := escapedUnit(s[size:])
+			if utf16.DecodeRune(first, second) == utf8.RuneError {
+				return false
+			}
+			size += more
+		}
+		s = s[size:]
+	}
+}
+
+// escapedUnit returns the UTF-16 code unit of the escape that s begins with, and the length of the escape; unit is 0
+// for those of one character, and for what is no escape.
+func escapedUnit(s []byte) (unit rune, size int) {
+	if len(s) < 6 || s[0] != '\\' || s[1] != 'u' {
+		return 0, 2
+	}
+	n, err := strconv.ParseUint(string(s[2:6]), 16, 16)
+	if err != nil {
+		return 0, 2
+	}
+	return rune(n), 6
+}
+
+// surelyFinite is how long a number without exponent may be and still fit a double for certain.
+const surelyFinite = 300
+
+// finite tells whether a double holds a number, rounded perhaps.
+func finite(number []byte) bool {
+	if len(number) <= surelyFinite && bytes.IndexByte(number, 'e') < 0 && bytes.IndexByte(number, 'E') < 0 {
+		return true
+	}
+	_, err := strconv.ParseFloat(string(number), 64)
+	return err == nil
 }
 
 // eachMember calls fn for the members of an object that checkObject has passed. key stands without
