@@ -93,11 +93,11 @@ type loginResponse struct {
 }
 
 func (a *API) login(ctx context.Context, by *httpapi.Caller, in *loginRequest) (*loginResponse, error) {
-	var userID string
+	var userID, hash string
 	var err error
 	switch in.Type {
 	case loginPassword:
-		userID, err = a.checkLogin(ctx, &in.passwordLogin, by.Addr)
+		userID, hash, err = a.checkLogin(ctx, &in.passwordLogin, by.Addr)
 	case loginByToken:
 		userID, err = a.useLoginToken(ctx, in.Token)
 	case loginAppservice:
@@ -108,14 +108,14 @@ func (a *API) login(ctx context.Context, by *httpapi.Caller, in *loginRequest) (
 	if err != nil {
 		return nil, err
 	}
-	if err := a.mayLogIn(ctx, userID); err != nil {
-		return nil, err
-	}
 	s, err := a.prepareSession(ctx, userID, in.sessionParams, by.Addr)
 	if err != nil {
 		return nil, err
 	}
 	err = a.db.Write(ctx, func(tx *storage.Tx) error {
+		if err := mayLogIn(tx, userID, hash); err != nil {
+			return err
+		}
 		if err := a.checkName(tx, userID, s.deviceID); err != nil {
 			return err
 		}
@@ -128,10 +128,13 @@ func (a *API) login(ctx context.Context, by *httpapi.Caller, in *loginRequest) (
 	return a.loggedIn(s), nil
 }
 
-// mayLogIn refuses accounts that have ended or are locked.
-func (a *API) mayLogIn(ctx context.Context, userID string) error {
+// mayLogIn refuses accounts that have ended or are locked, and a password that was changed since it was shown: hashes
+// wait for each other, and who is logged out by the change must not come back in behind it. hash is what the password
+// was compared with; empty: anything.
+func mayLogIn(tx *storage.Tx, userID, hash string) error {
 	var deactivated, locked bool
-	found, err := a.db.Get(ctx, `SELECT deactivated_ts IS NOT NULL, locked FROM accounts WHERE user_id = $1`, []any{userID}, &deactivated, &locked)
+	var now sql.NullString
+	found, err := tx.Get(`SELECT deactivated_ts IS NOT NULL, locked, password_hash FROM accounts WHERE user_id = $1`, []any{userID}, &deactivated, &locked, &now)
 	switch {
 	case err != nil:
 		return fmt.Errorf("look up account: %w", err)
@@ -141,6 +144,8 @@ func (a *API) mayLogIn(ctx context.Context, userID string) error {
 		return errDeactivated
 	case locked:
 		return mxerr.Locked()
+	case hash != "" && hash != now.String:
+		return errBadLogin
 	}
 	return nil
 }
@@ -193,53 +198,54 @@ func (a *API) userByAddress(ctx context.Context, medium, address string) (string
 	return a.emailOwner(ctx, address)
 }
 
-// checkLogin returns the user whose password is shown, or M_FORBIDDEN, M_USER_DEACTIVATED or M_LIMIT_EXCEEDED.
-// Attempts are counted by account here and by address at the endpoint, or by account alone where somebody who is
-// logged in confirms an operation.
-func (a *API) checkLogin(ctx context.Context, l *passwordLogin, addr string) (string, error) {
-	userID, err := a.namedUser(ctx, l)
+// checkLogin returns the user whose password is shown and the hash that it was compared with (empty if that is being
+// renewed), or M_FORBIDDEN, M_USER_DEACTIVATED or M_LIMIT_EXCEEDED. Attempts are counted by account here and by address
+// at the endpoint, or by account alone where somebody who is logged in confirms an operation.
+func (a *API) checkLogin(ctx context.Context, l *passwordLogin, addr string) (userID, hash string, err error) {
+	userID, err = a.namedUser(ctx, l)
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
 	if l.Password == nil {
-		return "", mxerr.MissingParam("Missing parameter password")
+		return "", "", mxerr.MissingParam("Missing parameter password")
 	}
 	if len(*l.Password) > maxPassword {
-		return "", errBadLogin
+		return "", "", errBadLogin
 	}
 	limited := userID
 	if limited == "" && l.Identifier != nil { // as if there were an account, so that waiting tells nothing
 		limited = strings.ToLower(l.Identifier.Address)
 	}
 	if ok, after := a.limiter.Allow(ratelimit.LoginAccount, limited); !ok {
-		return "", mxerr.LimitExceeded(after)
+		return "", "", mxerr.LimitExceeded(after)
 	}
-	var hash sql.NullString
+	var stored sql.NullString
 	var deactivated bool
-	found, err := a.db.Get(ctx, `SELECT password_hash, deactivated_ts IS NOT NULL FROM accounts WHERE user_id = $1`, []any{userID}, &hash, &deactivated)
+	found, err := a.db.Get(ctx, `SELECT password_hash, deactivated_ts IS NOT NULL FROM accounts WHERE user_id = $1`, []any{userID}, &stored, &deactivated)
 	switch {
 	case err != nil:
-		return "", fmt.Errorf("look up password: %w", err)
+		return "", "", fmt.Errorf("look up password: %w", err)
 	case found && deactivated:
-		return "", errDeactivated
-	case !found || !hash.Valid:
+		return "", "", errDeactivated
+	case !found || !stored.Valid:
 		if err := a.hasher.waste(ctx, *l.Password); err != nil {
-			return "", err
+			return "", "", err
 		}
-		return "", errBadLogin
+		return "", "", errBadLogin
 	}
-	ok, outdated, err := a.hasher.verify(ctx, hash.String, *l.Password)
+	ok, outdated, err := a.hasher.verify(ctx, stored.String, *l.Password)
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
 	if !ok {
 		a.log.WithField("user", userID).WithField("addr", addr).Info("wrong password")
-		return "", errBadLogin
+		return "", "", errBadLogin
 	}
-	if outdated {
-		a.rehash(ctx, userID, hash.String, *l.Password)
+	if outdated { // another login may renew it at the same time, so that there is no telling which hash will stay
+		a.rehash(ctx, userID, stored.String, *l.Password)
+		return userID, "", nil
 	}
-	return userID, nil
+	return userID, stored.String, nil
 }
 
 // rehash hashes a password again at the cost that is configured now. The old hash stays good if that fails.

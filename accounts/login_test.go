@@ -93,6 +93,42 @@ func TestLogin(t *testing.T) {
 	})
 }
 
+// TestPasswordChangesUnderLogin changes a password while a login with the old one waits for its turn to be hashed.
+func TestPasswordChangesUnderLogin(t *testing.T) {
+	each(t, func(t *testing.T, db *storage.DB) {
+		s := newServer(t, db)
+		s.user("alice")
+		for range cap(s.hasher.slots) {
+			s.hasher.slots <- struct{}{}
+		}
+		answered := make(chan answer)
+		go func() {
+			answered <- s.do("POST", "/login", "", obj{"type": "m.login.password", "user": "alice", "password": "secret-alice", "device_id": "LATE"})
+		}()
+		eventually(t, "the login waits", func() bool { return s.hasher.waiting.Load() == 1 })
+		err := db.Write(context.Background(), func(tx *storage.Tx) error {
+			_, err := tx.Exec(`UPDATE accounts SET password_hash = $2 WHERE user_id = $1`, "@alice:test", "another")
+			return err
+		})
+		for range cap(s.hasher.slots) {
+			<-s.hasher.slots
+		}
+		s.want(<-answered, 403, "M_FORBIDDEN")
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = db.Read(context.Background(), func(tx *storage.Tx) error {
+			if late, err := HasDevice(tx, "@alice:test", "LATE"); err != nil || late {
+				t.Errorf("a password that is over logged in: %v, %v", late, err)
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
 func TestLogout(t *testing.T) {
 	each(t, func(t *testing.T, db *storage.DB) {
 		s := newServer(t, db)

@@ -40,7 +40,8 @@ func (a *API) confirmOwner(ctx context.Context, by *httpapi.Caller, c Challenge)
 	if by.UserID != "" {
 		return by.UserID, p, nil
 	}
-	return p.verified, p, a.mayLogIn(ctx, p.verified)
+	err = a.db.Read(ctx, func(tx *storage.Tx) error { return mayLogIn(tx, p.verified, "") })
+	return p.verified, p, err
 }
 
 // setPasswordOperation is the one that a confirmed e-mail address allows, too.
@@ -152,8 +153,9 @@ type deactivateRequest struct {
 	deactivateParams
 }
 
+// deactivateParams tells false from absent, so that whoever thinks better of erasing is not taken at their first word.
 type deactivateParams struct {
-	Erase bool `json:"erase,omitempty"`
+	Erase *bool `json:"erase,omitempty"`
 }
 
 type deactivateResponse struct {
@@ -166,7 +168,7 @@ func (a *API) deactivate(ctx context.Context, by *httpapi.Caller, in *deactivate
 	if err != nil {
 		return nil, err
 	}
-	if err := a.end(ctx, userID, in.Erase, p); err != nil {
+	if err := a.end(ctx, userID, in.Erase != nil && *in.Erase, p); err != nil {
 		return nil, err
 	}
 	return &deactivateResponse{"success"}, nil

@@ -223,7 +223,7 @@ func (a *API) tryStage(ctx context.Context, i *interaction, s *uiaSession, auth 
 	}
 	switch auth.Type {
 	case stagePassword:
-		userID, err := a.checkLogin(ctx, &auth.passwordLogin, i.addr)
+		userID, _, err := a.checkLogin(ctx, &auth.passwordLogin, i.addr)
 		if e := mxerr.As(err); e != nil && e.Status == http.StatusForbidden {
 			return unauthorized("M_FORBIDDEN", e.Text)
 		}

@@ -146,6 +146,9 @@ func TestSessionIsBound(t *testing.T) {
 		}
 		s.ok("POST", "/delete_devices", alice, obj{"auth": password("alice", session)})
 		s.want(s.do("GET", "/devices/A", alice, nil), 404, "M_NOT_FOUND")
+		// What is false is something else than what is not said.
+		session = s.want(s.do("POST", "/account/deactivate", alice, obj{"erase": true}), 401, "").Get("session").Str
+		s.want(s.do("POST", "/account/deactivate", alice, obj{"erase": false, "auth": password("alice", session)}), 403, "M_FORBIDDEN")
 		s.ok("GET", "/devices/B", alice, nil)
 	})
 }
