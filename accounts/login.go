@@ -20,7 +20,7 @@ func (a *API) loginEndpoints() []httpapi.Endpoint {
 		httpapi.New("GET", "/_matrix/client/v3/login", httpapi.Anyone, ratelimit.Read, a.loginFlows),
 		httpapi.New("POST", "/_matrix/client/v3/login", httpapi.Anyone, ratelimit.Login, a.login),
 		httpapi.New("POST", "/_matrix/client/v1/login/get_token", httpapi.User, ratelimit.Login, a.getLoginToken),
-		httpapi.New("POST", "/_matrix/client/v3/refresh", httpapi.Anyone, ratelimit.Login, a.refresh),
+		httpapi.New("POST", "/_matrix/client/v3/refresh", httpapi.Anyone, ratelimit.Account, a.refresh),
 		httpapi.New("POST", "/_matrix/client/v3/logout", httpapi.User, ratelimit.Account, a.logout).EvenLocked(),
 		httpapi.New("POST", "/_matrix/client/v3/logout/all", httpapi.User, ratelimit.Account, a.logoutAll).EvenLocked(),
 		httpapi.New("GET", "/_matrix/client/v3/account/whoami", httpapi.User|httpapi.Guest, ratelimit.Read, a.whoami),

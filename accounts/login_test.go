@@ -362,10 +362,12 @@ func TestLoginLimits(t *testing.T) {
 				t.Errorf("429 does not say when to come again: %s", a.Raw)
 			}
 		}
-		s.want(attempt("bob", "secret-bob"), 200, "")
+		refresh := s.want(s.do("POST", "/login", "", obj{"type": "m.login.password", "user": "bob", "password": "secret-bob", "refresh_token": true}), 200, "").Get("refresh_token").Str
 		// Now the address has had its eight.
 		s.want(attempt("carol", "x"), 403, "M_FORBIDDEN")
 		s.want(attempt("carol", "x"), 429, "M_LIMIT_EXCEEDED")
+		// Who is logged in stays so.
+		s.ok("POST", "/refresh", "", obj{"refresh_token": refresh})
 	})
 }
 

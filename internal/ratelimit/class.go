@@ -22,7 +22,7 @@ const (
 	Join
 	// Invite is inviting users.
 	Invite
-	// Login is logging in and refreshing tokens, by address.
+	// Login is logging in, by address, changing a password and ending an account.
 	Login
 	// LoginAccount is password attempts on one account, from wherever they come;
 	// asked for by the accounts code and by no endpoint.
@@ -31,7 +31,8 @@ const (
 	Mail
 	// Register is making accounts and asking for user names, by address.
 	Register
-	// Account is changing one's own account: password, profile, devices, account data, filters.
+	// Account is changing one's own account: profile, devices, account data, filters; and refreshing tokens, by address:
+	// they cannot be guessed, and everyone behind an address must be able to every few minutes.
 	Account
 	// Media is uploading, downloading and previews.
 	Media
