@@ -435,7 +435,8 @@ const endless = `WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n)
 
 func TestTimeLimit(t *testing.T) {
 	eachURL(t, func(t *testing.T, url string) {
-		db, err := storage.Open(t.Context(), storage.Options{URL: url, ReadTimeout: 500 * time.Millisecond}, testSchema)
+		// It also bounds each statement of opening the database, which a busy machine does not do at once.
+		db, err := storage.Open(t.Context(), storage.Options{URL: url, ReadTimeout: 2 * time.Second}, testSchema)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -476,7 +477,7 @@ func TestTimeLimit(t *testing.T) {
 		if err := errors.Join(<-neighbours, <-neighbours); err != nil {
 			t.Errorf("neighbour harmed: %v", err)
 		}
-		if took := time.Since(start); took > 30*time.Second {
+		if took := time.Since(start); took > time.Minute {
 			t.Errorf("took %s", took)
 		}
 		if _, err := do(db, unit(func(u *storage.Unit) { u.Add(names, "after", true, nil) })); err != nil {
