@@ -152,16 +152,19 @@ func (s *Server) close() error {
 	return errors.Join(errs...)
 }
 
-// Run answers requests until ctx ends or a listener fails, then stops everything in order. It is called once.
-func (s *Server) Run(ctx context.Context) error {
-	working, stop := context.WithCancel(context.WithoutCancel(ctx)) // features outlive the listeners
-	defer stop()
-	background := s.features.start(working)
-
+// Run answers requests until ctx ends or a listener fails, then stops everything in order. It is called once. ready, if
+// not nil, is called as soon as requests are answered.
+func (s *Server) Run(ctx context.Context, ready func()) error {
 	listeners := s.listeners()
 	ended := make(chan error, len(listeners))
 	for _, l := range listeners {
 		l.serve(s.handler(l), ended)
+	}
+	working, stop := context.WithCancel(context.WithoutCancel(ctx)) // features outlive the listeners
+	defer stop()
+	background := s.features.start(working)
+	if ready != nil {
+		ready()
 	}
 	var failure error
 	select {

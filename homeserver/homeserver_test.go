@@ -55,7 +55,7 @@ func run(t *testing.T, cfg *config.Config) *running {
 		t.Fatal(err)
 	}
 	ended := make(chan error, 1)
-	go func() { ended <- s.Run(ctx) }()
+	go func() { ended <- s.Run(ctx, nil) }()
 	stopped := false
 	r := &running{s, t, func() error {
 		if stopped {

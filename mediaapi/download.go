@@ -41,7 +41,7 @@ const (
 func parse(r *http.Request, open bool) (*request, error) {
 	q := r.URL.Query()
 	req := &request{uri: uri{r.PathValue("serverName"), r.PathValue("mediaId")}, open: open, remote: true, redirect: !open, wait: defaultWait}
-	if !mediaIDs.MatchString(req.id) {
+	if !isMediaID(req.id) {
 		return nil, errNotFound
 	}
 	if text := q.Get("timeout_ms"); text != "" {

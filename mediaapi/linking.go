@@ -151,7 +151,7 @@ func (a *API) copyMedia(ctx context.Context, by *httpapi.Caller, in *copyRequest
 	if !a.Linking {
 		return nil, errNoLinking
 	}
-	if !mediaIDs.MatchString(in.ID) {
+	if !isMediaID(in.ID) {
 		return nil, errNotFound
 	}
 	rec, err := a.find(ctx, &request{uri: uri{in.Server, in.ID}, remote: true, user: by.UserID})

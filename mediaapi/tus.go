@@ -111,7 +111,7 @@ type partial struct {
 }
 
 func (p *partials) path(id string) (string, error) {
-	if !mediaIDs.MatchString(id) {
+	if !isMediaID(id) {
 		return "", handler.ErrNotFound
 	}
 	return filepath.Join(p.folder, id), nil

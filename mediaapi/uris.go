@@ -22,7 +22,7 @@ func eachURI(text []byte, found func(uri)) {
 			end = len(text)
 		}
 		origin, id, ok := strings.Cut(string(text[:end]), "/")
-		if ok && origin != "" && len(origin) <= 255 && mediaIDs.MatchString(id) {
+		if ok && origin != "" && len(origin) <= 255 && isMediaID(id) {
 			found(uri{origin, id})
 		}
 	}

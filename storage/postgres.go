@@ -178,50 +178,57 @@ func (p *postgres) readOne(ctx context.Context, fn func(tx *Tx) error) error {
 
 const schemaLock = 0x6d79656c696e0001
 
-func (p *postgres) migrate(_ context.Context, schemas []Schema) (err error) {
-	c := p.writer.conn
-	if err := c.simple(fmt.Sprintf("SELECT pg_advisory_lock(%d)", int64(schemaLock))); err != nil {
-		return err
+func (p *postgres) prepare(schemas []Schema) (head, generation int64, err error) {
+	if err := p.migrate(schemas); err != nil {
+		return 0, 0, err
 	}
-	defer func() {
-		err = errors.Join(err, c.simple(fmt.Sprintf("SELECT pg_advisory_unlock(%d)", int64(schemaLock))))
-	}()
-	if err := c.simple(`CREATE TABLE IF NOT EXISTS schema_versions (feature BYTEA PRIMARY KEY, version BIGINT NOT NULL)`); err != nil {
-		return err
-	}
-	return migrate(&Tx{pg: c, write: true}, schemas, c.applyMigration)
+	return p.join()
 }
 
-// applyMigration runs one migration in a transaction of its own.
-func (c *pgConn) applyMigration(feature string, step migration) error {
-	if err := c.simple("BEGIN; SET LOCAL statement_timeout = 0"); err != nil {
-		return err
-	}
-	err := c.simple(translate(step.sql, PostgreSQL))
+// migrate applies what is pending in one transaction. Of processes that start at the same time, one does it.
+func (p *postgres) migrate(schemas []Schema) error {
+	c := p.writer.conn
+	err := c.simple(fmt.Sprintf(`BEGIN; SELECT pg_advisory_xact_lock(%d);
+		CREATE TABLE IF NOT EXISTS schema_versions (feature BYTEA PRIMARY KEY, version BIGINT NOT NULL)`, int64(schemaLock)))
+	var steps []migration
 	if err == nil {
-		_, err = c.exec(`INSERT INTO schema_versions (feature, version) VALUES ($1, $2)
-			ON CONFLICT (feature) DO UPDATE SET version = excluded.version`, []any{feature, step.version})
+		steps, err = pendingSteps(&Tx{pg: c, write: true}, schemas)
+	}
+	if err == nil && len(steps) > 0 {
+		err = c.applyMigrations(steps)
 	}
 	if err == nil {
 		return c.simple("COMMIT")
 	}
-	c.rollback()
+	if !c.bad {
+		c.rollback()
+	}
 	return err
 }
 
-func (p *postgres) load(context.Context) (head, generation int64, err error) {
-	candidate, err := randomID()
-	if err != nil {
-		return 0, 0, err
+// applyMigrations runs steps, which may take any time, one a round trip.
+func (c *pgConn) applyMigrations(steps []migration) error {
+	if err := c.simple("SET LOCAL statement_timeout = 0"); err != nil {
+		return err
 	}
+	for _, step := range steps {
+		err := c.simple(translate(step.sql, PostgreSQL))
+		if err == nil {
+			_, err = c.exec(noteVersion, []any{step.feature, step.version})
+		}
+		if err != nil {
+			return step.wrap(err)
+		}
+	}
+	return nil
+}
+
+// join makes this process one that writes the log.
+func (p *postgres) join() (head, generation int64, err error) {
 	if err := p.fence(); err != nil {
 		return 0, 0, err
 	}
-	tx := &Tx{pg: p.writer.conn, write: true}
-	_, err = tx.Exec(`INSERT INTO log_head (id, head, generation) VALUES (1, 0, $1) ON CONFLICT DO NOTHING`, candidate)
-	if err == nil {
-		_, err = tx.Get(`SELECT head, generation FROM log_head WHERE id = 1`, nil, &head, &generation)
-	}
+	head, generation, err = logHead(&Tx{pg: p.writer.conn, write: true})
 	if err == nil {
 		err = p.writer.register()
 	}

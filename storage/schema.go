@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io/fs"
 	"path"
-	"regexp"
 	"sort"
 	"strconv"
 	"strings"
@@ -27,9 +26,18 @@ type Schema struct {
 
 // migration is one step of a schema.
 type migration struct {
+	feature string
 	version int64
 	name    string
 	sql     string
+}
+
+// wrap says in which step an error happened.
+func (m *migration) wrap(err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("schema %s: %s: %w", m.feature, m.name, err)
 }
 
 // steps reads and checks the numbered files.
@@ -50,7 +58,7 @@ func (s Schema) steps() ([]migration, error) {
 		if err != nil {
 			return nil, fmt.Errorf("schema %s: %w", s.Feature, err)
 		}
-		out = append(out, migration{version, name, string(text)})
+		out = append(out, migration{s.Feature, version, name, string(text)})
 	}
 	if len(out) == 0 {
 		return nil, fmt.Errorf("schema %s: no migrations", s.Feature)
@@ -70,31 +78,52 @@ func (s Schema) pending(have int64) ([]migration, error) {
 	return steps[have:], nil
 }
 
-// migrate applies what is pending of each schema, step by step.
-func migrate(tx *Tx, schemas []Schema, apply func(feature string, step migration) error) error {
-	for _, schema := range schemas {
-		var have int64
-		if _, err := tx.Get(`SELECT version FROM schema_versions WHERE feature = $1`, []any{schema.Feature}, &have); err != nil {
-			return err
-		}
-		steps, err := schema.pending(have)
-		if err != nil {
-			return err
-		}
-		for _, step := range steps {
-			if err := apply(schema.Feature, step); err != nil {
-				return fmt.Errorf("schema %s: %s: %w", schema.Feature, step.name, err)
-			}
-		}
+// pendingSteps returns what has to be applied, in order, to a database with a table of versions.
+func pendingSteps(tx *Tx, schemas []Schema) ([]migration, error) {
+	have := map[string]int64{}
+	rows := tx.Query(`SELECT feature, version FROM schema_versions`)
+	for rows.Next() {
+		var feature string
+		var version int64
+		rows.Scan(&feature, &version)
+		have[feature] = version
 	}
-	return nil
+	if err := rows.Close(); err != nil {
+		return nil, err
+	}
+	var all []migration
+	for _, schema := range schemas {
+		steps, err := schema.pending(have[schema.Feature])
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, steps...)
+	}
+	return all, nil
 }
 
-var (
-	wordBytea  = regexp.MustCompile(`\bBYTEA\b`)
-	wordBigint = regexp.MustCompile(`\bBIGINT\b`)
-	markSQLite = regexp.MustCompile(`/\*\s*sqlite\s+(.*?)\*/`)
-)
+// noteVersion writes down that a step has been applied.
+const noteVersion = `INSERT INTO schema_versions (feature, version) VALUES ($1, $2)
+	ON CONFLICT (feature) DO UPDATE SET version = excluded.version`
+
+// sqliteWords replaces the types that SQLite names otherwise. (They stand in capitals, and in no other word.)
+var sqliteWords = strings.NewReplacer("BYTEA", "BLOB", "BIGINT", "INTEGER")
+
+// uncomment turns /*sqlite …*/ into code.
+func uncomment(sql string) string {
+	const mark = "/*sqlite "
+	var b strings.Builder
+	for {
+		before, rest, found := strings.Cut(sql, mark)
+		b.WriteString(before)
+		if !found {
+			return b.String()
+		}
+		code, after, _ := strings.Cut(rest, "*/")
+		b.WriteString(code)
+		sql = after
+	}
+}
 
 // translate turns the one SQL text of a migration into that of the dialect. A line "-- only: postgres"
 // or "-- only: sqlite" keeps the next line for that dialect alone; /*sqlite …*/ is code on SQLite only.
@@ -114,9 +143,7 @@ func translate(sql string, d Dialect) string {
 	}
 	text := strings.Join(out, "\n")
 	if d == SQLite {
-		text = wordBytea.ReplaceAllString(text, "BLOB")
-		text = wordBigint.ReplaceAllString(text, "INTEGER")
-		text = markSQLite.ReplaceAllString(text, "$1")
+		text = uncomment(sqliteWords.Replace(text))
 	}
 	return text
 }

@@ -53,8 +53,7 @@ func openLite(path string, opt Options) (*lite, error) {
 	s := &lite{path: path, opt: opt, lock: lock, slots: make(chan struct{}, opt.Readers)}
 	s.writer, err = openLiteConn(path, sqlite3.OPEN_READWRITE|sqlite3.OPEN_CREATE, opt.ReadTimeout)
 	if info, statErr := os.Stat(path); err == nil && statErr == nil && info.Size() == 0 {
-		// What is deleted can be given back (Shrink). Said of a file with a WAL, it keeps other connections from opening it.
-		err = s.writer.pragmas("page_size = 4096", "auto_vacuum = INCREMENTAL")
+		err = s.createHeader()
 	}
 	if err == nil {
 		err = s.writer.pragmas(
@@ -75,6 +74,21 @@ func openLite(path string, opt Options) (*lite, error) {
 		return nil
 	})
 	return s, nil
+}
+
+// createHeader gives a new database its first page. Nothing is in it yet, so neither a journal nor SQLite's syncs of both
+// need protect it; but it must be on disk before the first commit is, for SQLite deletes the WAL of an empty file.
+func (s *lite) createHeader() error {
+	// What is deleted can be given back (Shrink). Said of a file with a WAL, it keeps other connections from opening it.
+	err := s.writer.pragmas("page_size = 4096", "auto_vacuum = INCREMENTAL", "synchronous = OFF", "journal_mode = MEMORY", "journal_mode = WAL")
+	if err != nil {
+		return err
+	}
+	f, err := os.OpenFile(s.path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
 }
 
 // createPrivate creates the database file if need be, for its owner alone. SQLite gives the WAL the same mode.
@@ -232,50 +246,50 @@ func (s *lite) readOne(ctx context.Context, fn func(tx *Tx) error) error {
 	return fn(tx)
 }
 
-func (s *lite) load(context.Context) (head, generation int64, err error) {
-	candidate, err := randomID()
-	if err != nil {
+// prepare does everything in one transaction: a new database is there after one sync instead of one for each step, and
+// a failed upgrade leaves what the program before it can open.
+func (s *lite) prepare(schemas []Schema) (head, generation int64, err error) {
+	c := s.writer
+	if err := c.control("BEGIN IMMEDIATE"); err != nil {
 		return 0, 0, err
 	}
-	tx := &Tx{lite: s.writer, write: true}
-	_, err = tx.Exec(`INSERT INTO log_head (id, head, generation) VALUES (1, 0, $1) ON CONFLICT DO NOTHING`, candidate)
+	err = migrateLite(c, schemas)
 	if err == nil {
-		_, err = tx.Get(`SELECT head, generation FROM log_head WHERE id = 1`, nil, &head, &generation)
+		head, generation, err = logHead(&Tx{lite: c, write: true})
+	}
+	if err == nil {
+		err = c.control("COMMIT")
 	}
 	if err == nil {
 		err = s.syncFolder() // the WAL exists now
+	}
+	if err != nil && !c.c.GetAutocommit() { // some failures end the transaction themselves
+		err = errors.Join(err, c.control("ROLLBACK"))
 	}
 	s.head = head
 	return head, generation, err
 }
 
-func (s *lite) migrate(_ context.Context, schemas []Schema) error {
-	c := s.writer
+// migrateLite applies what is pending, within a transaction.
+func migrateLite(c *liteConn, schemas []Schema) error {
+	tx := &Tx{lite: c, write: true}
 	if err := c.c.Exec(`CREATE TABLE IF NOT EXISTS schema_versions (feature BLOB PRIMARY KEY, version INTEGER NOT NULL) WITHOUT ROWID`); err != nil {
 		return err
 	}
-	tx := &Tx{lite: c, write: true}
-	return migrate(tx, schemas, func(feature string, step migration) error { return s.apply(tx, feature, step) })
-}
-
-// apply runs one migration in a transaction of its own.
-func (s *lite) apply(tx *Tx, feature string, step migration) error {
-	c := s.writer
-	if err := c.control("BEGIN IMMEDIATE"); err != nil {
+	steps, err := pendingSteps(tx, schemas)
+	if err != nil {
 		return err
 	}
-	err := c.c.Exec(translate(step.sql, SQLite))
-	if err == nil {
-		_, err = tx.Exec(`INSERT INTO schema_versions (feature, version) VALUES ($1, $2)
-			ON CONFLICT (feature) DO UPDATE SET version = excluded.version`, feature, step.version)
+	for _, step := range steps {
+		err := c.c.Exec(translate(step.sql, SQLite))
+		if err == nil {
+			_, err = tx.Exec(noteVersion, step.feature, step.version)
+		}
+		if err != nil {
+			return step.wrap(err)
+		}
 	}
-	if err == nil {
-		return c.control("COMMIT")
-	}
-	if !c.c.GetAutocommit() { // some failures end the transaction themselves
-		err = errors.Join(err, c.control("ROLLBACK"))
-	}
-	return err
+	return nil
 }
 
 func (s *lite) giveUp() {}

@@ -107,10 +107,8 @@ type DB struct {
 
 // engine is what differs between SQLite and PostgreSQL.
 type engine interface {
-	// migrate brings the tables of the schemas up to date.
-	migrate(ctx context.Context, schemas []Schema) error
-	// load reads the log's head and generation, after migrate.
-	load(ctx context.Context) (head, generation int64, err error)
+	// prepare brings the tables of the schemas up to date, all or none, and reads the log's head and generation.
+	prepare(schemas []Schema) (head, generation int64, err error)
 	// beginRead starts a snapshot; endRead gives its connection back.
 	beginRead(ctx context.Context) (*Tx, error)
 	endRead(tx *Tx)
@@ -146,25 +144,38 @@ func Open(ctx context.Context, opt Options, schemas ...Schema) (*DB, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open %s database: %w", dialect, err)
 	}
-	if err := db.start(ctx, opt, schemas); err != nil {
+	if err := db.start(opt, schemas); err != nil {
 		db.engine.close()
 		return nil, fmt.Errorf("open %s database: %w", dialect, err)
 	}
 	return db, nil
 }
 
-func (db *DB) start(ctx context.Context, opt Options, schemas []Schema) error {
-	if err := db.engine.migrate(ctx, append([]Schema{ownSchema}, schemas...)); err != nil {
-		return err
-	}
-	head, generation, err := db.engine.load(ctx)
+func (db *DB) start(opt Options, schemas []Schema) error {
+	head, generation, err := db.engine.prepare(append([]Schema{ownSchema}, schemas...))
 	if err != nil {
-		return fmt.Errorf("read log head: %w", err)
+		return err
 	}
 	db.generation = generation
 	db.head.Store(head)
 	db.committer = newCommitter(db, opt)
 	return nil
+}
+
+// logHead reads where the log ends and which log it is; a new database begins one.
+func logHead(tx *Tx) (head, generation int64, err error) {
+	candidate, err := randomID()
+	if err != nil {
+		return 0, 0, err
+	}
+	_, err = tx.Exec(`INSERT INTO log_head (id, head, generation) VALUES (1, 0, $1) ON CONFLICT DO NOTHING`, candidate)
+	if err == nil {
+		_, err = tx.Get(`SELECT head, generation FROM log_head WHERE id = 1`, nil, &head, &generation)
+	}
+	if err != nil {
+		return 0, 0, fmt.Errorf("read log head: %w", err)
+	}
+	return head, generation, nil
 }
 
 // randomID returns a random positive number.

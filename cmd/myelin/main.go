@@ -108,11 +108,19 @@ func (serve) Run(env *environment) error {
 	if err != nil {
 		return err
 	}
-	greeting, err := server.Greeting(env)
-	if err == nil {
-		fmt.Fprint(env.stdout, greeting)
+	var greetErr error
+	err = server.Run(env, func() { greetErr = greet(env, server) })
+	return errors.Join(greetErr, err)
+}
+
+// greet tells the operator where the server is, even if it has been asked to stop already.
+func greet(env *environment, server *homeserver.Server) error {
+	greeting, err := server.Greeting(context.WithoutCancel(env))
+	if err != nil {
+		return err
 	}
-	return errors.Join(err, server.Run(env))
+	_, err = io.WriteString(env.stdout, greeting)
+	return err
 }
 
 type configuration struct {

@@ -18,10 +18,13 @@ const (
 	// maxDocument bounds a key document, in bytes, and maxKeys the keys in it.
 	maxDocument = 64 << 10
 	maxKeys     = 100
+	maxKeyID    = len("ed25519:") + 200
 )
 
-// keyID is what may name a key.
-var keyID = regexp.MustCompile(`^ed25519:[a-zA-Z0-9_.-]{1,200}$`)
+var keyID = regexp.MustCompile(`^ed25519:[a-zA-Z0-9_.-]+$`)
+
+// isKeyID tells whether id may name a key.
+func isKeyID(id string) bool { return len(id) <= maxKeyID && keyID.MatchString(id) }
 
 // document is a server's key document, or one key of it as it was read from the table.
 type document struct {
@@ -107,7 +110,7 @@ func (d *document) read(list []byte, old bool, now int64) {
 	}
 	for w := canonicaljson.Walk(list); w.Next() && len(d.keys) <= maxKeys; {
 		id, ok := w.DecodedName()
-		if !ok || !keyID.Match(id) || w.Value[0] != '{' {
+		if !ok || !isKeyID(string(id)) || w.Value[0] != '{' {
 			continue
 		}
 		encoded, ok := canonicaljson.DecodeString(canonicaljson.Member(w.Value, "key"))

@@ -127,7 +127,7 @@ func (r *Ring) Key(ctx context.Context, server, id string, at int64) (ed25519.Pu
 	if server == r.cfg.ServerName {
 		return r.ownKey(id, at)
 	}
-	if _, ok := client.ParseName(server); !ok || !keyID.MatchString(id) {
+	if _, ok := client.ParseName(server); !ok || !isKeyID(id) {
 		return nil, fmt.Errorf("%.100q of %.100q: %w", id, server, ErrUnknownKey)
 	}
 	key, _, err := r.look(ctx, server, id, at)

@@ -474,10 +474,13 @@ func checkNotEmpty(s string) error {
 }
 
 // serverName follows the grammar of the specification's appendices, "Server name".
-var serverName = regexp.MustCompile(`^([0-9A-Za-z.-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?$`)
+var serverName = regexp.MustCompile(`^([0-9A-Za-z.-]+|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?$`)
+
+// maxServerName bounds a server name, in characters, as the specification does.
+const maxServerName = 255
 
 func checkServerName(s string) error {
-	if !serverName.MatchString(s) {
+	if len(s) > maxServerName || !serverName.MatchString(s) {
 		return fmt.Errorf("%q is not a server name", s)
 	}
 	return nil
@@ -525,10 +528,10 @@ func checkRoomVersion(s string) error {
 	return nil
 }
 
-var localpart = regexp.MustCompile(`^[a-z0-9._=/+-]{1,200}$`)
+var localpart = regexp.MustCompile(`^[a-z0-9._=/+-]+$`)
 
 func checkLocalpart(s string) error {
-	if !localpart.MatchString(s) {
+	if len(s) > 200 || !localpart.MatchString(s) {
 		return fmt.Errorf("%q is not the localpart of a user", s)
 	}
 	return nil
@@ -570,10 +573,10 @@ func checkMailbox(s string) error {
 	return nil
 }
 
-var version = regexp.MustCompile(`^[0-9A-Za-z._-]{1,64}$`)
+var version = regexp.MustCompile(`^[0-9A-Za-z._-]+$`)
 
 func checkVersion(s string) error {
-	if !version.MatchString(s) {
+	if len(s) > 64 || !version.MatchString(s) {
 		return fmt.Errorf("%q has other characters or is longer than 64", s)
 	}
 	return nil

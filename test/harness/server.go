@@ -96,7 +96,7 @@ func (s *Server) start() {
 		s.t.Fatalf("start the server: %v", err)
 	}
 	s.URL, s.stop, s.ended = server.ClientURL(), stop, make(chan error, 1)
-	go func() { s.ended <- server.Run(ctx) }()
+	go func() { s.ended <- server.Run(ctx, nil) }()
 }
 
 // Stop ends the server in order and checks its database. A stopped server stays stopped until Resume.
