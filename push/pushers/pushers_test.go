@@ -358,6 +358,23 @@ func TestBadge(t *testing.T) {
 	})
 }
 
+// A pusher that is set after the last one was removed begins with what is unread then.
+func TestBadgeAfterATimeWithoutPushers(t *testing.T) {
+	each(t, func(t *testing.T, s *server) {
+		g := newGateway(t)
+		tea, cake := s.room("Tea", bob), s.room("Cake", bob)
+		s.set(bob, g.URL, "key", nil)
+		one := s.say(tea, "one")
+		g.hears("the first", one, 1)
+		s.do(bob, "POST", "/pushers/set", map[string]any{"app_id": "im.myelin.test", "pushkey": "key", "kind": nil})
+		s.until("bob has no pushers", bob, func(u *user) bool { return len(u.queues) == 0 })
+		s.reads(bob, tea, one)
+		s.set(bob, g.URL, "another", nil)
+		g.hears("another room", s.say(cake, "two"), 1)
+		g.silence()
+	})
+}
+
 // What is read while the gateway has not answered yet, or has been away, takes the number down as well.
 func TestBadgeWhileTheGatewayIsBusy(t *testing.T) {
 	each(t, func(t *testing.T, s *server) {

@@ -261,8 +261,8 @@ func (a *API) reload(ctx context.Context, u *user) (again bool, err error) {
 	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if len(u.queues) == 0 {
-		u.judged = a.db.Head()
+	if len(u.queues) == 0 { // nobody has kept the counts up to date
+		u.judged, u.counts, u.counted, u.badge = a.db.Head(), map[int64]int64{}, false, 0
 	}
 	gone := u.queues
 	u.queues = map[key]*queue{}
