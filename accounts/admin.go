@@ -88,17 +88,17 @@ func (a *API) SetAdmin(ctx context.Context, userID string, admin bool) error {
 	return a.setFlag(ctx, `UPDATE accounts SET admin = $2 WHERE user_id = $1 AND deactivated_ts IS NULL`, userID, admin)
 }
 
-// SetLocked locks an account, so that its sessions can do nothing but log out, or unlocks it. Error: M_NOT_FOUND.
+// setLocked locks an account, so that its sessions can do nothing but log out, or unlocks it. Error: M_NOT_FOUND.
 //
 // Spec: client-server API v1.19, "Account locking".
-func (a *API) SetLocked(ctx context.Context, userID string, locked bool) error {
+func (a *API) setLocked(ctx context.Context, userID string, locked bool) error {
 	return a.setFlag(ctx, `UPDATE accounts SET locked = $2 WHERE user_id = $1 AND deactivated_ts IS NULL`, userID, locked)
 }
 
-// SetSuspended suspends an account, so that it can only read, or lifts that. Error: M_NOT_FOUND.
+// setSuspended suspends an account, so that it can only read, or lifts that. Error: M_NOT_FOUND.
 //
 // Spec: client-server API v1.19, "Account suspension".
-func (a *API) SetSuspended(ctx context.Context, userID string, suspended bool) error {
+func (a *API) setSuspended(ctx context.Context, userID string, suspended bool) error {
 	return a.setFlag(ctx, `UPDATE accounts SET suspended = $2 WHERE user_id = $1 AND deactivated_ts IS NULL`, userID, suspended)
 }
 

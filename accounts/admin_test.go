@@ -129,20 +129,20 @@ func TestAdministration(t *testing.T) {
 		s.want(s.do("POST", "/login", "", obj{"type": "m.login.password", "user": "robot", "password": ""}), 403, "M_FORBIDDEN")
 
 		// A locked account can only log out, and keeps its session until then.
-		if err := s.SetLocked(ctx, "@alice:test", true); err != nil {
+		if err := s.setLocked(ctx, "@alice:test", true); err != nil {
 			t.Fatal(err)
 		}
 		if a := s.want(s.do("GET", "/account/whoami", token, nil), 401, "M_USER_LOCKED"); !a.Get("soft_logout").Bool() {
 			t.Errorf("locked: %s", a.Raw)
 		}
 		s.want(s.do("POST", "/login", "", obj{"type": "m.login.password", "user": "alice", "password": "secret-alice"}), 401, "M_USER_LOCKED")
-		if err := s.SetLocked(ctx, "@alice:test", false); err != nil {
+		if err := s.setLocked(ctx, "@alice:test", false); err != nil {
 			t.Fatal(err)
 		}
 		if !s.alive(token) {
 			t.Error("the session did not survive the lock")
 		}
-		if err := s.SetLocked(ctx, "@alice:test", true); err != nil {
+		if err := s.setLocked(ctx, "@alice:test", true); err != nil {
 			t.Fatal(err)
 		}
 		s.ok("POST", "/logout", token, nil)
@@ -165,7 +165,7 @@ func TestAdministration(t *testing.T) {
 		}
 		for name, err := range map[string]error{
 			"SetPassword": s.SetPassword(ctx, "@none:test", "x"), "SetAdmin": s.SetAdmin(ctx, "@none:test", true),
-			"Deactivate": s.Deactivate(ctx, "@none:test", false), "SetLocked": s.SetLocked(ctx, "@none:test", true),
+			"Deactivate": s.Deactivate(ctx, "@none:test", false), "setLocked": s.setLocked(ctx, "@none:test", true),
 		} {
 			if e := mxerr.As(err); e == nil || e.Code != "M_NOT_FOUND" {
 				t.Errorf("%s of nobody: %v", name, err)

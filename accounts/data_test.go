@@ -324,7 +324,7 @@ func TestProfile(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := s.SetSuspended(context.Background(), "@alice:test", true); err != nil {
+		if err := s.setSuspended(context.Background(), "@alice:test", true); err != nil {
 			t.Fatal(err)
 		}
 		s.want(s.do("PUT", me+"/displayname", alice, `{"displayname":"x"}`), 403, "M_USER_SUSPENDED")

@@ -31,8 +31,8 @@ type Device struct {
 	LastSeenTS  *int64  `json:"last_seen_ts,omitempty"` // milliseconds
 }
 
-// Devices returns the devices of a local user, by id. When and where a device was last seen may be a minute old.
-func Devices(tx *storage.Tx, userID string) ([]Device, error) {
+// devicesOf returns the devices of a local user, by id. When and where a device was last seen may be a minute old.
+func devicesOf(tx *storage.Tx, userID string) ([]Device, error) {
 	list := []Device{}
 	rows := tx.Query(`SELECT device_id, display_name, last_seen_ip, last_seen_ts FROM devices WHERE user_id = $1 ORDER BY device_id`, userID)
 	for rows.Next() {
@@ -106,7 +106,7 @@ type devicesResponse struct {
 func (a *API) listDevices(ctx context.Context, by *httpapi.Caller, _ *httpapi.Empty) (*devicesResponse, error) {
 	out := &devicesResponse{}
 	err := a.db.Read(ctx, func(tx *storage.Tx) (err error) {
-		out.Devices, err = Devices(tx, by.UserID)
+		out.Devices, err = devicesOf(tx, by.UserID)
 		return err
 	})
 	if err != nil {
@@ -303,7 +303,7 @@ func (a *API) removeDevices(tx *storage.Tx, userID string, deviceIDs []string) e
 
 // removeOtherDevices deletes the devices of a user but one, if keep is not empty.
 func (a *API) removeOtherDevices(tx *storage.Tx, userID, keep string) error {
-	devices, err := Devices(tx, userID)
+	devices, err := devicesOf(tx, userID)
 	if err != nil {
 		return err
 	}

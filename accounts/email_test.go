@@ -298,7 +298,7 @@ func TestSuspendedKeepIdentifiers(t *testing.T) {
 		box := mailtest.Start(t, mailtest.Options{})
 		s := newServer(t, db, withMail(t, box))
 		alice := s.user("alice")
-		if err := s.SetSuspended(context.Background(), "@alice:test", true); err != nil {
+		if err := s.setSuspended(context.Background(), "@alice:test", true); err != nil {
 			t.Fatal(err)
 		}
 		s.addEmail(box, "alice", alice, "alice@example.org")

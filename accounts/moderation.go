@@ -93,7 +93,7 @@ func (a *API) putLocked(ctx context.Context, by *httpapi.Caller, in *putLockedRe
 	if err := a.mayModerate(ctx, by, in.UserID); err != nil {
 		return nil, err
 	}
-	if err := a.SetLocked(ctx, in.UserID, in.Locked); err != nil {
+	if err := a.setLocked(ctx, in.UserID, in.Locked); err != nil {
 		return nil, err
 	}
 	return &lockedStatus{in.Locked}, nil
@@ -111,7 +111,7 @@ func (a *API) putSuspended(ctx context.Context, by *httpapi.Caller, in *putSuspe
 	if err := a.mayModerate(ctx, by, in.UserID); err != nil {
 		return nil, err
 	}
-	if err := a.SetSuspended(ctx, in.UserID, in.Suspended); err != nil {
+	if err := a.setSuspended(ctx, in.UserID, in.Suspended); err != nil {
 		return nil, err
 	}
 	return &suspendedStatus{in.Suspended}, nil
@@ -149,7 +149,7 @@ func (a *API) whois(ctx context.Context, by *httpapi.Caller, in *accountRequest)
 		if exists, err = Exists(tx, in.UserID); err != nil || !exists {
 			return err
 		}
-		devices, err = Devices(tx, in.UserID)
+		devices, err = devicesOf(tx, in.UserID)
 		return err
 	})
 	switch {

@@ -70,7 +70,7 @@ func TestLockedAccount(t *testing.T) {
 			"password": "secret-alice", "refresh_token": true})
 		guest := s.ok("POST", "/register?kind=guest", "", obj{})
 		for _, user := range []string{"@alice:test", guest.Get("user_id").Str} {
-			if err := s.SetLocked(ctx, user, true); err != nil {
+			if err := s.setLocked(ctx, user, true); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -87,12 +87,12 @@ func TestLockedAccount(t *testing.T) {
 		localpart := guest.Get("user_id").Str[1 : len(guest.Get("user_id").Str)-len(":test")]
 		locked(s.do("POST", "/register", "", obj{"username": localpart, "password": "x", "guest_access_token": guest.Get("access_token").Str, "auth": dummy}))
 
-		if err := s.SetLocked(ctx, "@alice:test", false); err != nil {
+		if err := s.setLocked(ctx, "@alice:test", false); err != nil {
 			t.Fatal(err)
 		}
 		s.ok("GET", "/account/whoami", token, nil) // the session outlives the lock
 		s.ok("POST", "/refresh", "", obj{"refresh_token": pair.Get("refresh_token").Str})
-		if err := s.SetLocked(ctx, "@alice:test", true); err != nil {
+		if err := s.setLocked(ctx, "@alice:test", true); err != nil {
 			t.Fatal(err)
 		}
 		s.ok("POST", "/logout", token, obj{})

@@ -76,16 +76,16 @@ func (a *API) openIDUserInfo(ctx context.Context, _ *httpapi.Caller, in *userInf
 	if in.AccessToken == "" {
 		return nil, mxerr.MissingToken()
 	}
-	userID, err := a.OpenIDUser(ctx, in.AccessToken)
+	userID, err := a.openIDUser(ctx, in.AccessToken)
 	if err != nil {
 		return nil, err
 	}
 	return &userInfoResponse{userID}, nil
 }
 
-// OpenIDUser returns the user of an OpenID token. Error: M_UNKNOWN_TOKEN if it is none, has expired, or belongs to an
+// openIDUser returns the user of an OpenID token. Error: M_UNKNOWN_TOKEN if it is none, has expired, or belongs to an
 // account that is locked or has ended.
-func (a *API) OpenIDUser(ctx context.Context, token string) (userID string, err error) {
+func (a *API) openIDUser(ctx context.Context, token string) (userID string, err error) {
 	unknown := mxerr.New(http.StatusUnauthorized, "M_UNKNOWN_TOKEN", "Access token unknown or expired")
 	h, ok := hashToken(token)
 	if !ok {

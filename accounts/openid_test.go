@@ -34,11 +34,11 @@ func TestOpenID(t *testing.T) {
 		s.want(info(alice), 401, "M_UNKNOWN_TOKEN") // the other kind of token is none of this
 		s.want(s.do("GET", "/account/whoami", token, nil), 401, "M_UNKNOWN_TOKEN")
 
-		if err := s.SetLocked(context.Background(), "@alice:test", true); err != nil {
+		if err := s.setLocked(context.Background(), "@alice:test", true); err != nil {
 			t.Fatal(err)
 		}
 		s.want(info(token), 401, "M_UNKNOWN_TOKEN")
-		if err := s.SetLocked(context.Background(), "@alice:test", false); err != nil {
+		if err := s.setLocked(context.Background(), "@alice:test", false); err != nil {
 			t.Fatal(err)
 		}
 		s.clock.advance(time.Hour - time.Millisecond)

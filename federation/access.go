@@ -19,8 +19,8 @@ func (a *API) allowed(ctx context.Context, room *roomserver.Room, server string)
 	if err != nil || e == nil {
 		return err == nil, err
 	}
-	acl := e.Cached(func(p *pdu.Event) any { return ParseACL(p.Content()) }).(*ACL)
-	return acl.Allows(server), nil
+	list := e.Cached(func(p *pdu.Event) any { return parseACL(p.Content()) }).(*acl)
+	return list.allows(server), nil
 }
 
 // roomOf returns a room that this server takes part in and that a server asks about; it need not be in it.

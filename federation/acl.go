@@ -12,16 +12,16 @@ import (
 // would cost more to judge than to receive.
 const maxACL = 10_000
 
-// ACL is the content of an m.room.server_acl event. A nil ACL, that of a room without the event, allows every server.
-type ACL struct {
+// acl is the content of an m.room.server_acl event. A nil acl, that of a room without the event, allows every server.
+type acl struct {
 	allow, deny []string
 	denyIPs     bool
 }
 
-// ParseACL reads the content of an m.room.server_acl event. What has the wrong type counts as missing.
+// parseACL reads the content of an m.room.server_acl event. What has the wrong type counts as missing.
 //
 // spec: client-server-api v1.19 "Server Access Control Lists (ACLs) for rooms"
-func ParseACL(content []byte) *ACL {
+func parseACL(content []byte) *acl {
 	c := gjson.ParseBytes(content)
 	patterns := func(name string) (list []string) {
 		member := c.Get(name)
@@ -36,11 +36,11 @@ func ParseACL(content []byte) *ACL {
 		})
 		return list
 	}
-	return &ACL{allow: patterns("allow"), deny: patterns("deny"), denyIPs: c.Get("allow_ip_literals").Type == gjson.False}
+	return &acl{allow: patterns("allow"), deny: patterns("deny"), denyIPs: c.Get("allow_ip_literals").Type == gjson.False}
 }
 
-// Allows tells whether a server may take part in the room. Its port does not matter.
-func (a *ACL) Allows(server string) bool {
+// allows tells whether a server may take part in the room. Its port does not matter.
+func (a *acl) allows(server string) bool {
 	if a == nil {
 		return true
 	}

@@ -83,19 +83,19 @@ func TestACL(t *testing.T) {
 		{`{"allow":["*"],"allow_ip_literals":"false"}`, "1.2.3.4", ""},
 		{`{"allow":["*"]}`, "", "not_a_name"},
 	} {
-		acl := ParseACL([]byte(c.content))
+		list := parseACL([]byte(c.content))
 		for _, server := range strings.Fields(c.allowed) {
-			if !acl.Allows(server) {
+			if !list.allows(server) {
 				t.Errorf("%s denies %s", c.content, server)
 			}
 		}
 		for _, server := range strings.Fields(c.denied) {
-			if acl.Allows(server) {
+			if list.allows(server) {
 				t.Errorf("%s allows %s", c.content, server)
 			}
 		}
 	}
-	if !(*ACL)(nil).Allows("a.org") {
+	if !(*acl)(nil).allows("a.org") {
 		t.Error("a room without a list denies a server")
 	}
 }

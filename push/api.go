@@ -45,18 +45,9 @@ func (a *API) Endpoints() []httpapi.Endpoint {
 	}
 }
 
-// RulesAt returns the user's rules by which an event at a position is judged. The transaction's
-// snapshot must reach that position. Cheap enough to be asked for each event.
-func (a *API) RulesAt(tx *storage.Tx, user string, pos int64) (*rules.Compiled, error) {
-	v, err := a.versions.at(tx, user, pos)
-	if err != nil {
-		return nil, err
-	}
-	return v.compiled, nil
-}
-
-// RulesSpan is RulesAt for readers that judge one event after the other: it also returns up to which
-// position the rules are known to stay the same. It opens a snapshot of its own if it must.
+// RulesSpan returns the user's rules by which an event at a position is judged, and, for readers that judge one event after
+// the other, up to which position they are known to stay the same. It is cheap enough to be asked for each event, and opens
+// a snapshot of the database if it must.
 func (a *API) RulesSpan(ctx context.Context, user string, pos int64) (compiled *rules.Compiled, until int64, err error) {
 	if h, upTo, ok := a.versions.cached(user, pos); ok && h.at(pos) == h.last() {
 		return h.latest.compiled, upTo, nil

@@ -97,11 +97,8 @@ func (s *server) at(user string, pos int64) string {
 // sound is what a message of Bob's sounds like to Alice by the rules at a position.
 func (s *server) sound(pos int64) string {
 	s.t.Helper()
-	var c *rules.Compiled
-	if err := s.db.Read(s.t.Context(), func(tx *storage.Tx) (err error) {
-		c, err = s.api.RulesAt(tx, alice, pos)
-		return err
-	}); err != nil {
+	c, _, err := s.api.RulesSpan(s.t.Context(), alice, pos)
+	if err != nil {
 		s.t.Fatal(err)
 	}
 	e := &rules.Event{Type: "m.room.message", Sender: bob, Content: []byte(`{}`)}
@@ -434,18 +431,12 @@ func TestCacheFollowsChanges(t *testing.T) {
 	})
 }
 
-func BenchmarkRulesAt(b *testing.B) {
-	db := storagetest.Open(b, storage.SQLite, Schema)
-	api := New(db)
-	if err := db.Read(b.Context(), func(tx *storage.Tx) error {
-		b.ReportAllocs()
-		for b.Loop() {
-			if _, err := api.RulesAt(tx, alice, 0); err != nil {
-				return err
-			}
+func BenchmarkRulesSpan(b *testing.B) {
+	api := New(storagetest.Open(b, storage.SQLite, Schema))
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, _, err := api.RulesSpan(b.Context(), alice, 0); err != nil {
+			b.Fatal(err)
 		}
-		return nil
-	}); err != nil {
-		b.Fatal(err)
 	}
 }

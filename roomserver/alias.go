@@ -13,13 +13,13 @@ import (
 	"github.com/myelin-im/myelin/storage"
 )
 
-// ErrAliasTaken answers a request for an alias that exists.
-var ErrAliasTaken = mxerr.New(400, "M_ROOM_IN_USE", "The room alias is taken")
+// errAliasTaken answers a request for an alias that exists.
+var errAliasTaken = mxerr.New(400, "M_ROOM_IN_USE", "The room alias is taken")
 
 // claimAlias makes the alias part of the turn's unit: taken in the meantime, the whole unit fails.
 func (t *Turn) claimAlias(alias, creator string) {
 	t.unit.Require(`INSERT INTO room_aliases (alias, room_id, creator) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING`,
-		[]any{alias, t.room.ID, creator}, 1, ErrAliasTaken)
+		[]any{alias, t.room.ID, creator}, 1, errAliasTaken)
 }
 
 // Alias is one local room alias.

@@ -86,9 +86,6 @@ func (e *Event) Relayed() bool { return e.flags&flagRelayed != 0 }
 // through which this server entered the room.
 func (e *Event) Brought() bool { return e.flags&(flagGiven|flagBrought) != 0 }
 
-// Redaction is the redaction that applies to the event, or nil.
-func (e *Event) Redaction() *Event { return e.redaction }
-
 // redactedBy is e as readers see it after a redaction.
 func (e *Event) redactedBy(by *Event) *Event {
 	relation := e.Relation()

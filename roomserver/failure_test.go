@@ -90,7 +90,7 @@ func TestRedactionWhileTimelineIsLoaded(t *testing.T) {
 				t.Error(err)
 			}
 		})
-		if e, err := s.Event(ctx, room, id); err != nil || e.Redaction() == nil {
+		if e, err := s.Event(ctx, room, id); err != nil || e.redaction == nil {
 			t.Errorf("the event is not redacted: %v", err)
 		}
 	})
@@ -285,11 +285,11 @@ func TestRedactionBeforeItsTargetInOneBatch(t *testing.T) {
 		w := newWorld(t, s, "12")
 		target := w.build(nil, "@b:remote", "m.room.message", "", text)
 		redaction := w.build(nil, "@a:remote", "m.room.redaction", target.ID, `{"redacts":"`+target.ID+`"}`)
-		out, err := s.Receive(ctx, w.room.ID, []*pdu.Event{redaction, target})
+		out, err := receiveAll(s, w.room.ID, []*pdu.Event{redaction, target})
 		if err != nil || out[0].Outcome != Accepted || out[1].Outcome != Accepted {
 			t.Fatal(out, err)
 		}
-		if w.event(target.ID).Redaction() == nil {
+		if w.event(target.ID).redaction == nil {
 			t.Error("the event is not redacted")
 		}
 	})
@@ -300,7 +300,7 @@ func TestEventOfAnotherRoomHarmsNoOther(t *testing.T) {
 		w, other := newWorld(t, s, "11"), newWorld(t, s, "11")
 		stray := other.build(nil, "@a:remote", "m.room.message", "", text)
 		good := w.build(nil, "@a:remote", "m.room.message", "", text)
-		out, err := s.Receive(ctx, w.room.ID, []*pdu.Event{stray, good})
+		out, err := receiveAll(s, w.room.ID, []*pdu.Event{stray, good})
 		if err != nil || out[0].Err == nil || out[1].Outcome != Accepted {
 			t.Error(out, err)
 		}

@@ -146,7 +146,7 @@ func TestForksInOneTransaction(t *testing.T) {
 					for i, e := range batch {
 						list[i] = e.Event
 					}
-					got, err := away.Receive(ctx, w.room.ID, list)
+					got, err := receiveAll(away, w.room.ID, list)
 					if err != nil {
 						t.Fatal(err)
 					}
@@ -228,7 +228,7 @@ func TestWhatComesBeforeItsTarget(t *testing.T) {
 		}
 		receive := func(list []*pdu.Event) {
 			t.Helper()
-			got, err := w.s.Receive(ctx, w.room.ID, list)
+			got, err := receiveAll(w.s, w.room.ID, list)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -251,7 +251,7 @@ func TestWhatComesBeforeItsTarget(t *testing.T) {
 				receive(list)
 			}
 			e := w.event(target.ID)
-			if e.Redaction() == nil {
+			if e.redaction == nil {
 				t.Errorf("a redaction that came %s was not applied", name)
 			}
 			children, err := w.s.Children(ctx, w.room, []*Event{e})
@@ -278,7 +278,7 @@ func BenchmarkForks(b *testing.B) {
 					b.StartTimer()
 					for len(list) > 0 {
 						n := min(transactionPDUs, len(list))
-						got, err := w.s.Receive(ctx, w.room.ID, list[:n])
+						got, err := receiveAll(w.s, w.room.ID, list[:n])
 						if err != nil {
 							b.Fatal(err)
 						}
@@ -318,7 +318,7 @@ func (w *world) populate(members int) {
 			who := fmt.Sprintf("@m%d:remote", first+i)
 			list = append(list, b.add(who, pdu.TypeMember, &who, `{"membership":"join"}`))
 		}
-		if _, err := w.s.Receive(ctx, w.room.ID, list); err != nil {
+		if _, err := receiveAll(w.s, w.room.ID, list); err != nil {
 			w.t.Fatal(err)
 		}
 	}

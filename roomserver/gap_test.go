@@ -114,7 +114,7 @@ func TestBackfill(t *testing.T) {
 				}
 				join := w.joinFrom(away, "@u:away")
 				later := w.accept(w.build(nil, "@b:remote", "m.room.message", "", text))
-				if out, err := away.Receive(ctx, w.room.ID, []*pdu.Event{later.Event}); err != nil || out[0].Outcome != Accepted {
+				if out, err := receiveAll(away, w.room.ID, []*pdu.Event{later.Event}); err != nil || out[0].Outcome != Accepted {
 					t.Fatalf("the event after the join: %+v, %v", out, err)
 				}
 				all := w.timeline()
@@ -151,7 +151,7 @@ func TestBackfill(t *testing.T) {
 					t.Errorf("%d events arrived, %v; want 2", len(events), err)
 				}
 				e, err := away.Event(ctx, room, target.ID)
-				if err != nil || e.Redaction() == nil {
+				if err != nil || e.redaction == nil {
 					t.Errorf("the target of the redaction: %+v, %v", e, err)
 				}
 				for _, id := range all {
@@ -197,7 +197,7 @@ func TestGapInTheMiddle(t *testing.T) {
 		missed = append(missed, w.accept(w.build(nil, "@d:remote", "m.room.member", "@d:remote", `{"membership":"leave"}`)).ID)
 		missed = append(missed, w.accept(w.build(nil, "@a:remote", "m.room.message", "", text)).ID)
 		last := w.accept(w.build(nil, "@b:remote", "m.room.message", "", text))
-		out, err := away.Receive(ctx, w.room.ID, []*pdu.Event{last.Event})
+		out, err := receiveAll(away, w.room.ID, []*pdu.Event{last.Event})
 		var missing *MissingError
 		if err != nil || !errors.As(out[0].Err, &missing) || len(missing.Prev) != 1 {
 			t.Fatalf("without its parent: %+v, %v", out, err)
@@ -235,7 +235,7 @@ func TestComeBack(t *testing.T) {
 	eachPair(t, "12", func(t *testing.T, w *world, away *Server) {
 		w.joinFrom(away, "@u:away")
 		leave := w.accept(w.sign(w.build(nil, "@u:away", "m.room.member", "@u:away", `{"membership":"leave"}`)))
-		if out, err := away.Receive(ctx, w.room.ID, []*pdu.Event{leave.Event}); err != nil || out[0].Outcome != Accepted {
+		if out, err := receiveAll(away, w.room.ID, []*pdu.Event{leave.Event}); err != nil || out[0].Outcome != Accepted {
 			t.Fatalf("leave: %+v, %v", out, err)
 		}
 		room, err := away.Room(ctx, w.room.ID)
@@ -365,7 +365,7 @@ func TestParentAfterItsChild(t *testing.T) {
 		if err != nil || out[0].Outcome != Accepted {
 			t.Fatalf("the child: %+v, %v", out, err)
 		}
-		if out, err = away.Receive(ctx, w.room.ID, []*pdu.Event{first.Event, parent.Event}); err != nil || out[1].Outcome != Accepted {
+		if out, err = receiveAll(away, w.room.ID, []*pdu.Event{first.Event, parent.Event}); err != nil || out[1].Outcome != Accepted {
 			t.Fatalf("its parents: %+v, %v", out, err)
 		}
 		got := w.history(away)

@@ -139,7 +139,7 @@ func TestPartialRoomIsJudgedAgain(t *testing.T) {
 				// Nobody there knows that b has left, nor that so nobody was kicked.
 				bad := p.both(w.buildOn(nil, old, "@b:remote", "m.room.member", "@c:remote", `{"membership":"ban"}`), Rejected, Accepted)
 				unsaid := p.both(w.buildOn([]*Event{bad}, old, "@b:remote", "m.room.redaction", first.ID, `{}`), Rejected, Accepted)
-				if e, err := p.away.Event(ctx, p.at, first.ID); err != nil || e.Redaction() == nil {
+				if e, err := p.away.Event(ctx, p.at, first.ID); err != nil || e.redaction == nil {
 					t.Fatalf("not redacted: %+v, %v", e, err)
 				}
 				lost := p.both(w.buildOn([]*Event{bad}, w.room.Head().State, "@c:remote", "m.room.message", "", text), Accepted, Rejected)
@@ -189,7 +189,7 @@ func TestPartialRoomIsJudgedAgain(t *testing.T) {
 				if got, want := w.history(p.away), []string{p.join.ID, first.ID, topic.ID, own, lost.ID}; !slices.Equal(got, want) {
 					t.Errorf("history %v, want %v", got, want)
 				}
-				if e, err := p.away.Event(ctx, p.at, first.ID); err != nil || e.Redaction() != nil || string(e.Content()) != text {
+				if e, err := p.away.Event(ctx, p.at, first.ID); err != nil || e.redaction != nil || string(e.Content()) != text {
 					t.Errorf("still redacted: %+v, %v", e, err)
 				}
 				for id, rejected := range map[string]bool{bad.ID: true, unsaid.ID: true, lost.ID: false} {

@@ -77,17 +77,9 @@ func (t *Turn) build(d *Draft) (*pdu.Event, *pdu.Proto, error) {
 	return p, proto, nil
 }
 
-// Prepare builds, authorises and signs an event of a local user as Send does, but does not append it: another server
-// has to sign it before it comes into the room by Take. The error is a *mxerr.Error where the user may not send it.
-func (s *Server) Prepare(ctx context.Context, roomID string, d Draft) (p *pdu.Event, err error) {
-	err = s.aside(ctx, roomID, func(t *Turn) error {
-		p, _, err = t.build(&d)
-		return err
-	})
-	return p, err
-}
-
-// PrepareMembership is Prepare for a change of membership.
+// PrepareMembership builds, authorises and signs the event of a change of membership as SetMembership does, but does not
+// append it: another server has to sign it before it comes into the room by Take. The error is a *mxerr.Error where the user
+// may not send it.
 func (s *Server) PrepareMembership(ctx context.Context, m MembershipChange) (p *pdu.Event, err error) {
 	if err = s.awaitTarget(ctx, &m); err != nil {
 		return nil, err

@@ -68,18 +68,9 @@ type Incoming struct {
 	Draft *Draft
 }
 
-// Receive takes events of other servers into a room, parents before children. Their format, hashes and signatures
+// Take takes events of other servers into a room, parents before children. Their format, hashes and signatures
 // have been checked. The results are in the order of the events; an event that cannot be judged harms no other.
 // (Server-server API v1.19, "Checks performed on receipt of a PDU", steps 4 to 6.)
-func (s *Server) Receive(ctx context.Context, roomID string, events []*pdu.Event) ([]Received, error) {
-	in := make([]Incoming, len(events))
-	for i, p := range events {
-		in[i].Event = p
-	}
-	return s.Take(ctx, roomID, in)
-}
-
-// Take is Receive for events of which more is to be said.
 func (s *Server) Take(ctx context.Context, roomID string, in []Incoming) ([]Received, error) {
 	var out []Received
 	_, err := s.Turn(ctx, roomID, func(t *Turn) error {

@@ -46,7 +46,7 @@ func TestRelationBeforeItsTarget(t *testing.T) {
 			child := w.build(nil, "@b:remote", "m.room.message", "", relating("m.reference", target.ID))
 			gone := w.build(nil, "@a:remote", "m.room.message", "", relating("m.reference", target.ID))
 			w.accept(w.build(nil, "@a:remote", "m.room.redaction", gone.ID, `{}`))
-			if _, err := s.Receive(ctx, w.room.ID, []*pdu.Event{gone, child, target}); err != nil {
+			if _, err := receiveAll(s, w.room.ID, []*pdu.Event{gone, child, target}); err != nil {
 				t.Fatal(err)
 			}
 			want := fmt.Sprint([]int64{w.event(child.ID).NID})

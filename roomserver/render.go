@@ -73,7 +73,7 @@ func (s *Server) AppendClientEvent(ctx context.Context, dst []byte, room *Room, 
 		dst = strconv.AppendInt(dst, ttl, 10)
 	}
 	if r.Membership != nil {
-		m, err := r.Membership.MembershipAfter(ctx, e)
+		m, err := r.Membership.membershipAfter(ctx, e)
 		if err != nil {
 			return dst, err
 		}
@@ -99,7 +99,7 @@ func (r *Reader) hides(ctx context.Context, e *Event) (bool, error) {
 	if erased, err := r.Erased(ctx, e.Sender); !erased || err != nil {
 		return false, err
 	}
-	m, err := r.Membership.MembershipAfter(ctx, e)
+	m, err := r.Membership.membershipAfter(ctx, e)
 	return m != Join, err
 }
 
@@ -175,9 +175,9 @@ func (s *Server) renderPrevious(ctx context.Context, room *Room, e *Event, r *re
 	return nil
 }
 
-// StrippedTypes are the state events that an invited or knocking user is shown
+// strippedTypes are the state events that an invited or knocking user is shown
 // (client-server API v1.19, "Stripped state").
-var StrippedTypes = []string{
+var strippedTypes = []string{
 	"m.room.create", "m.room.name", "m.room.avatar", "m.room.topic", "m.room.join_rules",
 	"m.room.canonical_alias", "m.room.encryption",
 }
@@ -197,7 +197,7 @@ func (s *Server) Stripped(ctx context.Context, room *Room, membership *Event) ([
 		}
 		return err
 	}
-	for _, typ := range StrippedTypes {
+	for _, typ := range strippedTypes {
 		if err := add(typ, ""); err != nil {
 			return nil, err
 		}

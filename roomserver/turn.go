@@ -182,12 +182,6 @@ func (t *Turn) drop() {
 	}
 }
 
-// Room is the room whose turn it is.
-func (t *Turn) Room() *Room { return t.room }
-
-// Unit is the unit that the turn writes, for rows of others that stand or fall with the events.
-func (t *Turn) Unit() *storage.Unit { return t.unit }
-
 // AfterApply registers fn to run once the unit is durable, in position order, before
 // subscribers hear of it. It must be quick.
 func (t *Turn) AfterApply(fn func()) { t.after = append(t.after, fn) }

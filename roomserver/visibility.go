@@ -71,9 +71,6 @@ func (s *Server) Viewer(ctx context.Context, room *Room, user string, upTo int64
 	return v, nil
 }
 
-// Horizon is the origin_server_ts, in milliseconds, before which messages have expired and are not seen; 0 if they never do.
-func (v *Viewer) Horizon() int64 { return v.horizon }
-
 // JoinedUntil is the position of the event that ended the user's last stay in the room, MaxInt64 while it lasts, and 0
 // for someone who was never joined.
 func (v *Viewer) JoinedUntil() int64 { return v.joinedUntil }
@@ -148,8 +145,8 @@ func (v *Viewer) allows(anchor int64) bool {
 	return false
 }
 
-// MembershipAfter is the user's membership right after an event (MSC4115, unsigned.membership).
-func (v *Viewer) MembershipAfter(ctx context.Context, e *Event) (string, error) {
+// membershipAfter is the user's membership right after an event (MSC4115, unsigned.membership).
+func (v *Viewer) membershipAfter(ctx context.Context, e *Event) (string, error) {
 	if err := v.look(ctx, e.StateAfter); err != nil {
 		return "", err
 	}
