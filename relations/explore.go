@@ -16,8 +16,6 @@ import (
 const (
 	// knownBytes bounds the memory for events that only other servers have.
 	knownBytes = 16 << 20
-	// maxRooms is of how many such events the room can be found.
-	maxRooms = 50_000
 	// maxKnownReplies bounds the replies to one event among them.
 	maxKnownReplies = 1000
 	// maxAsks is how often one request makes this server ask others, patience how long it waits for them in all.
@@ -49,7 +47,6 @@ type Explorer struct {
 
 	mu    sync.Mutex // held while a spot is changed
 	spots *cache.Cache[spotKey, spot]
-	homes *cache.Cache[string, int64] // number of the room, by event id
 }
 
 type spotKey struct {
@@ -81,7 +78,7 @@ func (s *spot) cost() int {
 
 // NewExplorer makes an explorer. Without ask, it shows what this server has.
 func NewExplorer(rooms *roomserver.Server, ask Ask) *Explorer {
-	return &Explorer{rooms: rooms, ask: ask, spots: cache.New[spotKey, spot](knownBytes), homes: cache.New[string, int64](maxRooms)}
+	return &Explorer{rooms: rooms, ask: ask, spots: cache.New[spotKey, spot](knownBytes)}
 }
 
 // RoomOf finds the room of an event by its id alone; roomserver.ErrUnknownEvent where there is none.
@@ -90,7 +87,7 @@ func (x *Explorer) RoomOf(ctx context.Context, id string) (*roomserver.Room, err
 	if !errors.Is(err, roomserver.ErrUnknownEvent) {
 		return room, err
 	}
-	if nid, ok := x.homes.Get(id); ok {
+	if nid, ok := x.rooms.RoomOfDetached(id); ok {
 		room, err := x.rooms.RoomByNID(ctx, nid)
 		if !errors.Is(err, roomserver.ErrUnknownRoom) {
 			return room, err
@@ -122,9 +119,6 @@ func (x *Explorer) learn(room *roomserver.Room, found []Found) {
 					s.claimed, s.hash, s.explored = f.Replies, f.Hash, false
 				}
 			})
-		}
-		if unknown {
-			x.homes.Put(f.Event.ID, room.NID, 1)
 		}
 		if !f.Event.Outlier() {
 			continue // it is in the index of relations

@@ -12,7 +12,8 @@ import (
 
 // Detached judges events of a room that another server told of and that have no place in its history here, with the auth
 // events that came with them. The caller has checked the signatures of all. It returns those of the events that are
-// allowed by their auth events, and stores nothing: they have no number, state or place, and are outliers in this sense.
+// allowed by their auth events, and stores nothing: they have no number, state or place, and are outliers in this sense. It
+// remembers their room for a while (RoomOfDetached).
 func (s *Server) Detached(ctx context.Context, room *Room, events, auth []*pdu.Event) ([]*Event, error) {
 	d := detaching{s: s, room: room, given: make(map[string]*pdu.Event, len(auth)), judged: map[string]*Event{}}
 	for _, p := range auth {
@@ -37,10 +38,17 @@ func (s *Server) Detached(ctx context.Context, room *Room, events, auth []*pdu.E
 		}
 		if e != nil && !e.Rejected() {
 			out = append(out, e)
+			s.detached.Put(e.ID, room.NID, 1)
 		}
 	}
 	return out, nil
 }
+
+// maxDetached is of how many detached events the room is remembered.
+const maxDetached = 50_000
+
+// RoomOfDetached returns the number of the room of a detached event, as long as that is remembered.
+func (s *Server) RoomOfDetached(id string) (nid int64, ok bool) { return s.detached.Get(id) }
 
 // detaching is what Detached knows meanwhile.
 type detaching struct {

@@ -2,6 +2,7 @@ package roomserver
 
 import (
 	"bytes"
+	"errors"
 	"net/http"
 	"slices"
 
@@ -164,11 +165,17 @@ func (t *Turn) await(e *Event) error {
 var (
 	errNestedThread        = mxerr.New(http.StatusBadRequest, "M_UNKNOWN", "A thread cannot start at an event that itself relates to another")
 	errDuplicateAnnotation = mxerr.New(http.StatusBadRequest, "M_DUPLICATE_ANNOTATION", "You have annotated the event like that already")
+	errUnknownRelationship = mxerr.NotFound("The event that m.relationship names is unknown")
 )
 
 // checkRelation refuses relations that local users may not make (client-server API v1.19, "Validation of m.thread
-// relationships", "Avoiding duplicate annotations").
+// relationships", "Avoiding duplicate annotations"; MSC2836, "Making relationships").
 func (t *Turn) checkRelation(p *pdu.Event) error {
+	if r, ok := linkIn(p, "m.relationship"); ok {
+		if err := t.checkRelationship(p.Sender, r.Target); err != nil {
+			return err
+		}
+	}
 	r, ok := linkOf(p)
 	if !ok {
 		return nil
@@ -189,6 +196,37 @@ func (t *Turn) checkRelation(p *pdu.Event) error {
 		return t.checkAnnotation(p, r)
 	}
 	return nil
+}
+
+// checkRelationship refuses an m.relationship with an event that this server does not have and no other has told of. An event
+// of another room is only known to those who may see it.
+func (t *Turn) checkRelationship(sender, target string) error {
+	e, err := t.find(target)
+	if err != nil || e != nil {
+		return err
+	}
+	if nid, ok := t.s.RoomOfDetached(target); ok && nid == t.room.NID {
+		return nil
+	}
+	room, e, err := t.s.FindEvent(t.ctx, target)
+	if errors.Is(err, ErrUnknownEvent) {
+		return errUnknownRelationship
+	}
+	if err != nil {
+		return err
+	}
+	viewer, err := t.s.Viewer(t.ctx, room, sender, room.Head().Pos)
+	if err != nil {
+		return err
+	}
+	sees := viewer.Sees
+	if e.Outlier() {
+		sees = viewer.SeesDetached
+	}
+	if ok, err := sees(t.ctx, e); err != nil || ok {
+		return err
+	}
+	return errUnknownRelationship
 }
 
 // maxAnnotations bounds how many annotations of one user on one event are compared with a new one.

@@ -58,6 +58,7 @@ type Server struct {
 	backfills keyedMutex[string] // and one backfill
 
 	relations relationCache
+	detached  *cache.Cache[string, int64] // number of the room, by event id
 
 	recommend  Recommend  // nil: nobody is asked
 	backfilled Backfilled // nil: nobody hears
@@ -94,6 +95,7 @@ func New(db *storage.DB, opts Options) (*Server, error) {
 		db: db, log: opts.Log, now: opts.Now, nids: db.IDs("roomserver"), retention: opts.Retention,
 	}
 	s.events = cache.New[int64, *Event](int(opts.EventCacheBytes))
+	s.detached = cache.New[string, int64](maxDetached)
 	s.states = snapshot.NewStore(newPackLoader(db), opts.StateCacheBytes)
 	s.rooms.init()
 	s.users.init()

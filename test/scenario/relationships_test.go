@@ -238,6 +238,30 @@ func TestWalkShowsWhatTheUserMaySee(t *testing.T) {
 	})
 }
 
+// A relationship is with an event that there is: in the same room or another one that its sender may see.
+func TestRelationshipsWithUnknownEvents(t *testing.T) {
+	Each(t, func(t *testing.T, s *Server) {
+		alice, bob := s.Register(t, "alice"), s.Register(t, "bob")
+		for _, version := range []string{"1", "12"} {
+			room := alice.Create(J{"preset": "public_chat", "room_version": version})
+			bob.Join(room)
+			secret := alice.Text(alice.Create(J{"preset": "private_chat", "room_version": version}), "secret")
+			send := func() string { return Path("/rooms/%s/send/m.room.message/%s", room, Txn()) }
+			for _, target := range []string{"$unknown", "$unknown:example.org", "no id", secret} {
+				bob.Refused(404, "M_NOT_FOUND", "PUT", send(), answering(target, "x"))
+				bob.Refused(404, "M_NOT_FOUND", "PUT", Path("/rooms/%s/send/m.room.encrypted/%s", room, Txn()), answering(target, "x"))
+			}
+			alice.Refused(404, "M_NOT_FOUND", "PUT", Path("/rooms/%s/state/org.example.x/", room), answering("$unknown", "x"))
+			answerTo(alice, room, secret, "across rooms")
+			own := answerTo(bob, room, alice.Text(room, "known"), "x")
+			answerTo(alice, room, bob.Redact(room, own), "on a redaction")
+			answerTo(alice, room, own, "on what was redacted")
+			// What is none by its form, and m.relates_to, are not checked.
+			bob.Event(room, "m.room.message", J{"m.relationship": J{"event_id": "$unknown"}, "m.relates_to": J{"rel_type": "m.reference", "event_id": "$unknown"}})
+		}
+	})
+}
+
 func TestWalkRequests(t *testing.T) {
 	Each(t, func(t *testing.T, s *Server) {
 		alice, bob := s.Register(t, "alice"), s.Register(t, "bob")
