@@ -81,9 +81,12 @@ func (s *Server) forgetTxns(ctx context.Context, chunk int) error {
 	return nil
 }
 
-// Run does what goes on in the background until ctx ends: it forgets old transactions and stickiness, and lets sticky
-// events in that were refused.
+// Run does what goes on in the background until ctx ends: it forgets old transactions and stickiness, lets sticky
+// events in that were refused, and indexes the relationships of older events.
 func (s *Server) Run(ctx context.Context) {
+	var indexing sync.WaitGroup
+	indexing.Go(func() { s.indexRelationships(ctx) })
+	defer indexing.Wait()
 	tick := time.NewTicker(txnLifetime / txnChunks)
 	defer tick.Stop()
 	for chunk := 0; ; {
