@@ -3,7 +3,7 @@
 // # Events
 //
 // The queue follows the log. Events of local users go to the servers that were in the room before them
-// (roomserver.Recipients), as do those of others that this server brought into the room (roomserver.Event.Relayed). Nothing
+// (roomserver.Audience), as do those of others that this server brought into the room (roomserver.Event.Relayed). Nothing
 // is copied: what a server is to be sent is a list of places in the log, in memory. It is bounded; beyond the
 // bound, and for servers that do not answer, the last event of each room is written down in table federation_owed, and
 // the server gets the others from its peers when it sees that they are missing; sticky events (MSC4354), which it must not
