@@ -42,7 +42,7 @@ func OpenAdmin(ctx context.Context, cfg *config.Config, log *logrus.Logger) (*Ad
 	if err != nil {
 		return nil, err
 	}
-	if a.db, err = openDatabase(ctx, cfg); err != nil {
+	if a.db, err = openDatabase(ctx, cfg, log); err != nil {
 		return nil, err
 	}
 	f, err := newFeatures(cfg, a.db, key, ratelimit.New(cfg.RateLimits), log)

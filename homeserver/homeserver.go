@@ -123,7 +123,7 @@ func (s *Server) openData(ctx context.Context) (*storage.DB, signingkey.Key, err
 	if err != nil {
 		return nil, key, err
 	}
-	db, err := openDatabase(ctx, s.cfg)
+	db, err := openDatabase(ctx, s.cfg, s.log)
 	if err != nil {
 		return nil, key, err
 	}
@@ -132,12 +132,12 @@ func (s *Server) openData(ctx context.Context) (*storage.DB, signingkey.Key, err
 }
 
 // openDatabase opens the configured database and brings its tables up to date.
-func openDatabase(ctx context.Context, cfg *config.Config) (*storage.DB, error) {
+func openDatabase(ctx context.Context, cfg *config.Config, log *logrus.Logger) (*storage.DB, error) {
 	url := cfg.Database.URL
 	if url == "" {
 		url = filepath.Join(cfg.Server.DataDir, "myelin.db")
 	}
-	return storage.Open(ctx, storage.Options{URL: url, Readers: cfg.Database.Readers}, schemas...)
+	return storage.Open(ctx, storage.Options{URL: url, Exclusive: true, Readers: cfg.Database.Readers, Log: log}, schemas...)
 }
 
 // close undoes New, the latest step first.
@@ -170,6 +170,8 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 	select {
 	case <-ctx.Done():
 	case failure = <-ended:
+	case <-s.features.db.Lost():
+		failure = errors.New("another server has taken the database over")
 	}
 
 	s.log.Info("stopping")

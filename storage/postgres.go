@@ -18,6 +18,7 @@ type postgres struct {
 	opt               Options
 
 	writer  *pgWriter     // owned by the committer
+	lease   *lease        // nil: other processes may have the database open
 	closing chan struct{} // closed when nobody must wait for the server any more
 	closed  sync.Once     // closes it
 
@@ -47,9 +48,16 @@ func openPostgres(ctx context.Context, dsn string, opt Options) (*postgres, erro
 	if err != nil {
 		return nil, err
 	}
-	p.writer.conn, err = dialPostgres(ctx, p.writeURL)
+	if opt.Exclusive {
+		if p.lease, err = newLease(p, dsn); err == nil {
+			err = p.lease.take(ctx)
+		}
+	}
+	if err == nil {
+		p.writer.conn, err = dialPostgres(ctx, p.writeURL)
+	}
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, p.close())
 	}
 	return p, nil
 }
@@ -232,16 +240,32 @@ func (p *postgres) join() (head, generation int64, err error) {
 	if err == nil {
 		err = p.writer.register()
 	}
+	if err == nil && p.lease != nil {
+		p.lease.ended = make(chan struct{})
+		go p.lease.keep(p.writer.node)
+	}
 	return head, generation, err
 }
 
+func (p *postgres) lost() <-chan struct{} {
+	if p.lease == nil {
+		return nil
+	}
+	return p.lease.lost
+}
+
 // fence waits for what a process that was killed left under way, and makes it fail if it comes later, so
-// that the head read next does not move by a dead hand. A living node notices and registers anew.
+// that the head read next does not move by a dead hand. A living node notices and registers anew; with the lease, nobody
+// else may live, and whoever finds its row gone ends.
 func (p *postgres) fence() error {
 	c := p.writer.conn
+	shutOut := "UPDATE log_writers SET epoch = epoch + 1"
+	if p.lease != nil {
+		shutOut = "DELETE FROM log_writers"
+	}
 	err := c.simple(fmt.Sprintf(`BEGIN; SET LOCAL statement_timeout = %d; SELECT pg_advisory_xact_lock(%d);
-		UPDATE log_writers SET epoch = epoch + 1; %s; UPDATE log_head SET node = 0 WHERE id = 1; COMMIT`,
-		3*p.opt.ReadTimeout.Milliseconds(), int64(schemaLock), keepOwner))
+		%s; %s; UPDATE log_head SET node = 0 WHERE id = 1; COMMIT`,
+		3*p.opt.ReadTimeout.Milliseconds(), int64(schemaLock), shutOut, keepOwner))
 	if err != nil && !c.bad {
 		c.rollback()
 	}
@@ -278,6 +302,9 @@ func (p *postgres) close() error {
 			_, _ = c.exec(`DELETE FROM log_writers WHERE node = $1`, []any{p.writer.node})
 		}
 		c.close()
+	}
+	if p.lease != nil {
+		p.lease.close()
 	}
 	return nil
 }

@@ -61,7 +61,7 @@ func (w *pgWriter) flush(units []*Unit) {
 
 // hopeless reports whether no unit of the batch can succeed now.
 func hopeless(err error) bool {
-	return errors.Is(err, errUnsettled) || errors.Is(err, errUnreachable)
+	return errors.Is(err, errUnsettled) || errors.Is(err, errUnreachable) || errors.Is(err, errTakenOver)
 }
 
 const (
@@ -392,6 +392,10 @@ func (w *pgWriter) connect() error {
 	}
 	if w.node != 0 {
 		return nil
+	}
+	if w.p.lease != nil { // only another process with the lease takes the row away
+		w.p.lease.giveUp()
+		return errTakenOver
 	}
 	return w.register()
 }

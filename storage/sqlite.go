@@ -294,6 +294,9 @@ func migrateLite(c *liteConn, schemas []Schema) error {
 
 func (s *lite) giveUp() {}
 
+// lost is nil: the kernel takes the file's lock from nobody.
+func (s *lite) lost() <-chan struct{} { return nil }
+
 // closePatience is how long close waits for reads in progress.
 const closePatience = 2 * time.Second
 

@@ -44,7 +44,7 @@ var (
 	ErrBroken = errors.New("storage: writing stopped after an I/O error")
 	// ErrClosed means that the DB was closed before the operation was accepted.
 	ErrClosed = errors.New("storage: database is closed")
-	// ErrLocked means that another process has the SQLite database open.
+	// ErrLocked means that another process has the database open.
 	ErrLocked = errors.New("storage: another process has this database open")
 	// ErrNewer means that the database was migrated by a newer program.
 	ErrNewer = errors.New("storage: database was written by a newer version")
@@ -55,6 +55,9 @@ type Options struct {
 	// URL is "sqlite:///abs/path.db", a plain file path, or "postgres://…", which must lead to PostgreSQL
 	// itself or to a pooler that keeps sessions.
 	URL string
+	// Exclusive refuses to open a PostgreSQL database that another process has open so, after some seconds in which that
+	// may end. A SQLite database always has one process.
+	Exclusive bool
 	// Readers bounds concurrent read transactions (default 2×GOMAXPROCS, at least 4 and at most 16,
 	// on SQLite; twice that on PostgreSQL, where a reader mostly waits). Connections open on demand.
 	Readers int
@@ -123,12 +126,14 @@ type engine interface {
 	quietDelay() time.Duration
 	// giveUp makes a flush that waits for a lost server answer with an error.
 	giveUp()
+	// lost is closed when another process has taken the database over; it may be nil.
+	lost() <-chan struct{}
 	close() error
 }
 
 // Open opens the database, creates it if it does not exist (SQLite), and migrates the schemas in
 // the given order, storage's own first. It fails with ErrLocked when another process has the
-// SQLite file open, and with ErrNewer when a schema is newer than the program.
+// SQLite file open (or the PostgreSQL database, with Options.Exclusive), and with ErrNewer when a schema is newer than the program.
 func Open(ctx context.Context, opt Options, schemas ...Schema) (*DB, error) {
 	dialect, location, err := parseURL(opt.URL)
 	if err != nil {
@@ -286,6 +291,10 @@ func (db *DB) Subscribe(fn func(batch []Notice, head int64)) {
 func (db *DB) Watch(fn func(batch []Notice, head int64)) {
 	db.committer.watchers = append(db.committer.watchers, fn)
 }
+
+// Lost is closed when another process has taken an exclusive database over, which it can while the connections of this one
+// are broken. What was read may be outdated then and nothing can be written any more: the process must end.
+func (db *DB) Lost() <-chan struct{} { return db.engine.lost() }
 
 // Close refuses new work, flushes what is queued, and closes the database. If ctx ends first, it
 // returns the context's error and the database stays open for the flush in progress.

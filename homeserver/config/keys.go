@@ -151,7 +151,7 @@ func sections(c *Config) []section {
 				server.data_dir.
 
 				Set it when PostgreSQL is run and backed up anyway. Data is not moved from one database to the other.
-				Only one server may run on a database at a time.`,
+				A second server on the same database does not start.`,
 				optional(&c.Database.URL, "a postgres URL", checkDatabaseURL)},
 			{"readers", "0", false, `
 				Connections used for reading at the same time; writing has its own. 0: a number that suits the machine.

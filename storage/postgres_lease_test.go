@@ -1,0 +1,129 @@
+package storage_test
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/myelin-im/myelin/storage"
+	"github.com/myelin-im/myelin/storage/storagetest"
+)
+
+// openExclusively opens a database for one process; err is nil or ErrLocked.
+func openExclusively(ctx context.Context, t *testing.T, url string) (*storage.DB, error) {
+	t.Helper()
+	db, err := storage.Open(ctx, storage.Options{URL: url, Exclusive: true}, testSchema)
+	if err != nil {
+		if !errors.Is(err, storage.ErrLocked) {
+			t.Fatal(err)
+		}
+		return nil, err
+	}
+	t.Cleanup(func() { closeDB(t, db) })
+	return db, nil
+}
+
+// killLease breaks the connection that holds the lease.
+func killLease(t *testing.T, observer *storage.DB) {
+	t.Helper()
+	_, err := observer.Get(t.Context(), `SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND granted
+		AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func writeName(t *testing.T, db *storage.DB, name string) error {
+	t.Helper()
+	return db.Write(t.Context(), func(tx *storage.Tx) error {
+		_, err := tx.Exec(`INSERT INTO names (name, ok) VALUES ($1, TRUE)`, name)
+		return err
+	})
+}
+
+func TestSecondProcessIsRefused(t *testing.T) {
+	eachURL(t, func(t *testing.T, url string) {
+		first, err := openExclusively(t.Context(), t, url)
+		if err != nil {
+			t.Fatal(err)
+		}
+		short, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, err := openExclusively(short, t, url); err == nil {
+			t.Fatal("two processes have the database open")
+		}
+		closeDB(t, first)
+		if _, err := openExclusively(t.Context(), t, url); err != nil {
+			t.Errorf("after the first has ended: %v", err)
+		}
+	})
+}
+
+// TestLeaseIsTakenAgain breaks the connection that keeps others out.
+func TestLeaseIsTakenAgain(t *testing.T) {
+	url := storagetest.URL(t, storage.PostgreSQL)
+	db, err := openExclusively(t.Context(), t, url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	killLease(t, db)
+	for begin := time.Now(); ; time.Sleep(50 * time.Millisecond) {
+		if number(t, db, `SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted
+			AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`) == 1 {
+			break
+		}
+		if time.Since(begin) > time.Minute {
+			t.Fatal("the lease is not taken again")
+		}
+	}
+	if err := writeName(t, db, "after"); err != nil {
+		t.Error(err)
+	}
+	select {
+	case <-db.Lost():
+		t.Error("the database counts as lost")
+	default:
+	}
+}
+
+// TestTakeover lets a second process in when the connection of the first breaks. The first must not write any more.
+func TestTakeover(t *testing.T) {
+	url := storagetest.URL(t, storage.PostgreSQL)
+	observer := storagetest.OpenURL(t, url, testSchema) // it only reads
+	first, err := openExclusively(t.Context(), t, url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := writeName(t, first, "before"); err != nil {
+		t.Fatal(err)
+	}
+	opened := make(chan *storage.DB)
+	go func() {
+		for {
+			if second, err := openExclusively(t.Context(), t, url); err == nil {
+				opened <- second
+				return
+			}
+		}
+	}()
+	var second *storage.DB
+	for second == nil { // the first may be quicker
+		killLease(t, observer)
+		select {
+		case second = <-opened:
+		case <-time.After(time.Second):
+		}
+	}
+	if err := writeName(t, first, "first"); err == nil {
+		t.Error("a process writes that has lost the database")
+	}
+	select {
+	case <-first.Lost():
+	case <-time.After(time.Minute):
+		t.Error("it does not notice")
+	}
+	if err := writeName(t, second, "second"); err != nil {
+		t.Error(err)
+	}
+}
