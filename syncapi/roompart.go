@@ -2,9 +2,7 @@ package syncapi
 
 import (
 	"context"
-	"encoding/json"
 	"slices"
-	"strings"
 
 	"github.com/tidwall/gjson"
 
@@ -21,15 +19,23 @@ type roomPart struct {
 	to   int64
 	// fresh tells that the client does not know the room: everything up to the end is news.
 	fresh bool
+	// again tells of a fresh room that the client knows it as it was at the beginning: the user left and came back.
+	again bool
+	// summarised tells that the room comes with a summary, if there is news in it.
+	summarised bool
 
 	viewer   *roomserver.Viewer
 	timeline []*roomserver.Event
 	limited  bool
 	prev     roomserver.HistoryToken
 	state    []*roomserver.Event
+	holes    bool // the timeline lacks events that the user may not see or does not want
 	members  bool // memberships changed
+	renamed  bool // what names the room changed
 	gone     bool // state resolution has removed state without a replacement
 	counted  bool // the user has read something, so that fewer messages are unread
+	summary  *summary
+	resized  bool // the number of members in the summary is another one
 }
 
 const (
@@ -143,6 +149,7 @@ func (p *roomPart) extendTimeline(ctx context.Context, f *filter.RoomEventFilter
 
 // pass keeps the events that the user may see and the filter lets through.
 func (p *roomPart) pass(ctx context.Context, events []*roomserver.Event, f *filter.RoomEventFilter) ([]*roomserver.Event, error) {
+	found := len(events)
 	events, err := p.viewer.Filter(ctx, events)
 	if err != nil {
 		return nil, err
@@ -154,6 +161,7 @@ func (p *roomPart) pass(ctx context.Context, events []*roomserver.Event, f *filt
 	events = keep(events, func(e *roomserver.Event) bool {
 		return (len(ignored) == 0 || e.IsState() || !ignored[e.Sender]) && matches(f, e)
 	})
+	p.holes = p.holes || len(events) < found
 	return p.look.api.related(ctx, p.room, f, events)
 }
 
@@ -190,53 +198,82 @@ func matches(f *filter.RoomEventFilter, e *roomserver.Event) bool {
 // stateKey names a place in the state.
 type stateKey struct{ typ, key string }
 
+// changes are the places in the state that the timeline changes, each with the last event that does. With state_after, it
+// changes none.
+func (p *roomPart) changes() map[stateKey]*roomserver.Event {
+	last := map[stateKey]*roomserver.Event{}
+	if p.look.stateAfter {
+		return last
+	}
+	for _, e := range p.timeline {
+		if e.IsState() {
+			last[stateKey{e.Type, *e.StateKey}] = e
+		}
+	}
+	return last
+}
+
+// fillHoles adds what is current to a timeline that shows older events in its place: the client would take the last of
+// them to be current. The user may see it, since it is part of the state at the end.
+func (p *roomPart) fillHoles(ctx context.Context, end snapshot.Ref) error {
+	if !p.holes {
+		return nil
+	}
+	for k, last := range p.changes() {
+		e, err := p.look.api.rooms.StateEvent(ctx, p.room, end, k.typ, k.key)
+		if err != nil {
+			return err
+		}
+		if e == nil || !last.Token().Before(e.Token()) {
+			continue
+		}
+		at, _ := slices.BinarySearchFunc(p.timeline, e, func(a, b *roomserver.Event) int {
+			if a.Token().Before(b.Token()) {
+				return -1
+			}
+			return 1
+		})
+		p.timeline = slices.Insert(slices.Clip(p.timeline), at, e)
+	}
+	if over := len(p.timeline) - p.look.filter.Room.Timeline.Limit(defaultTimeline, maxTimeline); over > 0 {
+		p.timeline = p.timeline[over:]
+		p.prev, p.limited = p.timeline[0].Token(), true
+	}
+	return nil
+}
+
 // readState finds the state events that, followed by the timeline (or instead of it, with state_after),
 // take the client from one state to the other.
 func (p *roomPart) readState(ctx context.Context, begin, end snapshot.Ref) error {
 	f := &p.look.filter.Room.State
-	rooms := p.look.api.rooms
 	deltas, err := p.deltas(ctx, begin, end)
 	if err != nil {
 		return err
 	}
-	inTimeline := map[stateKey]bool{}
-	if !p.look.stateAfter {
-		for _, e := range p.timeline {
-			if e.IsState() {
-				inTimeline[stateKey{e.Type, *e.StateKey}] = true
-			}
-		}
+	if err := p.fillHoles(ctx, end); err != nil {
+		return err
 	}
+	inTimeline := p.changes()
 	start := end
 	if len(p.timeline) > 0 && !p.look.stateAfter {
 		start = p.timeline[0].StateBefore
 	}
 	for _, d := range deltas {
-		if d.New == nil {
-			p.gone, p.members = true, p.members || d.Old.Type == memberType
-		}
-		if e := d.New; e != nil {
-			p.members = p.members || e.Type == memberType
-			if !inTimeline[stateKey{e.Type, *e.StateKey}] {
-				p.state = append(p.state, e)
-			}
-		}
-	}
-	// What the timeline changes, the client first needs as it was at its start.
-	for k := range inTimeline {
-		if start == begin {
-			break
-		}
-		e, err := rooms.StateEvent(ctx, p.room, start, k.typ, k.key)
-		if err != nil {
-			return err
-		}
-		if e != nil && (begin == 0 || e.Anchor > p.from || e.Anchor == 0) {
+		p.noteDelta(d)
+		if e := d.New; e != nil && inTimeline[stateKey{e.Type, *e.StateKey}] == nil {
 			p.state = append(p.state, e)
 		}
 	}
+	if start != begin {
+		if err := p.readStart(ctx, start, begin, inTimeline); err != nil {
+			return err
+		}
+	}
+	if err := p.summarise(ctx, end); err != nil {
+		return err
+	}
 	if f.LazyLoadMembers {
-		if err := p.lazyLoad(ctx, start, end); err != nil {
+		if err := p.lazyLoad(ctx, start, end, inTimeline); err != nil {
 			return err
 		}
 	}
@@ -245,13 +282,42 @@ func (p *roomPart) readState(ctx context.Context, begin, end snapshot.Ref) error
 	}
 	p.state = keep(p.state, func(e *roomserver.Event) bool { return matches(f, e) })
 	slices.SortFunc(p.state, func(a, b *roomserver.Event) int { return int(min(1, max(-1, a.NID-b.NID))) })
+	return p.compareSizes(ctx, begin)
+}
+
+// noteDelta notes what a change of the state is about.
+func (p *roomPart) noteDelta(d roomserver.StateDelta) {
+	e := d.New
+	if e == nil {
+		p.gone, e = true, d.Old
+	}
+	switch e.Type {
+	case memberType:
+		p.members = true
+	case nameType, canonicalAliasType:
+		p.renamed = true
+	}
+}
+
+// readStart adds what the timeline changes as it was at its start, as far as the client does not know it from the state at
+// the beginning of the look.
+func (p *roomPart) readStart(ctx context.Context, start, begin snapshot.Ref, inTimeline map[stateKey]*roomserver.Event) error {
+	for k := range inTimeline {
+		e, err := p.look.api.rooms.StateEvent(ctx, p.room, start, k.typ, k.key)
+		if err != nil {
+			return err
+		}
+		if e != nil && (begin == 0 || e.Anchor > p.from || e.Anchor == 0) {
+			p.state = append(p.state, e)
+		}
+	}
 	return nil
 }
 
 // deltas is how two states differ. Of a room that is new to a client which loads members lazily, that is all but them.
 func (p *roomPart) deltas(ctx context.Context, begin, end snapshot.Ref) ([]roomserver.StateDelta, error) {
 	rooms := p.look.api.rooms
-	if !p.fresh || !p.look.filter.Room.State.LazyLoadMembers {
+	if !p.fresh || p.again || !p.look.filter.Room.State.LazyLoadMembers {
 		return rooms.StateDiff(ctx, p.room, begin, end)
 	}
 	events, err := rooms.StateEventsBut(ctx, p.room, end, memberType)
@@ -265,66 +331,9 @@ func (p *roomPart) deltas(ctx context.Context, begin, end snapshot.Ref) ([]rooms
 	return deltas, nil
 }
 
-// lazyLoad keeps of the membership events those of the timeline's senders and the user's own, and adds those that
-// the device was not sent before (client-server API v1.19, "Lazy-loading room members").
-func (p *roomPart) lazyLoad(ctx context.Context, start, end snapshot.Ref) error {
-	l := p.look
-	known := deviceRoom{l.user, l.device, p.room.NID}
-	if p.fresh {
-		l.api.lazy.forget(known)
-	}
-	wanted := map[string]bool{}
-	if p.fresh {
-		wanted[l.user] = true
-	}
-	for _, e := range p.timeline {
-		wanted[e.Sender] = true
-		// With state_after, the timeline changes no state.
-		if l.stateAfter && e.Type == "m.room.member" && e.IsState() {
-			wanted[*e.StateKey] = true
-		}
-	}
-	had := map[string]bool{}
-	p.state = keep(p.state, func(e *roomserver.Event) bool {
-		if e.Type != "m.room.member" {
-			return true
-		}
-		if !wanted[*e.StateKey] && !l.api.lazy.knowsUser(known, *e.StateKey) {
-			return false
-		}
-		had[*e.StateKey] = true
-		l.api.lazy.sent(known, *e.StateKey, e.NID, l.upTo)
-		return true
-	})
-	at := start
-	if l.stateAfter {
-		at = end
-	}
-	for user := range wanted {
-		if had[user] {
-			continue
-		}
-		e, err := l.api.memberOf(ctx, p.room, at, user, p.timeline)
-		if err != nil {
-			return err
-		}
-		if e == nil || !l.filter.Room.State.IncludeRedundantMembers && l.api.lazy.knows(known, user, e.NID, l.since.Pos) {
-			continue
-		}
-		l.api.lazy.sent(known, user, e.NID, l.upTo)
-		p.state = append(slices.Clip(p.state), e)
-	}
-	for _, e := range p.timeline {
-		if e.Type == "m.room.member" && e.IsState() {
-			l.api.lazy.sent(known, *e.StateKey, e.NID, l.upTo)
-		}
-	}
-	return nil
-}
-
-// empty tells that neither timeline nor state has anything new.
+// empty tells that neither timeline nor state nor summary has anything new.
 func (p *roomPart) empty() bool {
-	return len(p.timeline) == 0 && len(p.state) == 0 && !p.gone && !p.limited && !p.fresh
+	return len(p.timeline) == 0 && len(p.state) == 0 && !p.gone && !p.limited && !p.fresh && !p.resized
 }
 
 // appendTimelineAndState appends the members timeline and state (or state_after).
@@ -407,53 +416,4 @@ func (p *roomPart) rest(ctx context.Context) ([]byte, error) {
 		return nil, err
 	}
 	return p.appendSticky(ctx, b)
-}
-
-// appendSummary appends the room summary, if memberships changed or the room is new to the client.
-func (p *roomPart) appendSummary(ctx context.Context, b []byte) ([]byte, error) {
-	if !p.fresh && !p.members {
-		return b, nil
-	}
-	end, err := p.look.api.rooms.StateAt(ctx, p.room, p.to)
-	if err != nil {
-		return nil, err
-	}
-	joined, invited, err := p.look.api.rooms.MemberCountsAt(ctx, p.room, end)
-	if err != nil {
-		return nil, err
-	}
-	summary := map[string]any{"m.joined_member_count": joined, "m.invited_member_count": invited}
-	named, err := p.named(ctx)
-	if err != nil {
-		return nil, err
-	}
-	if !named {
-		heroes, err := p.look.api.rooms.Heroes(ctx, p.room, p.look.user)
-		if err != nil {
-			return nil, err
-		}
-		summary["m.heroes"] = heroes
-	}
-	raw, err := json.Marshal(summary)
-	if err != nil {
-		return nil, err
-	}
-	return append(append(b, `,"summary":`...), raw...), nil
-}
-
-// named tells whether the room has a name or an alias to show, so that nobody need be named as hero.
-func (p *roomPart) named(ctx context.Context) (bool, error) {
-	root := p.room.Head().State
-	for _, k := range [][2]string{{"m.room.name", "name"}, {"m.room.canonical_alias", "alias"}} {
-		e, err := p.look.api.rooms.StateEvent(ctx, p.room, root, k[0], "")
-		if err != nil {
-			return false, err
-		}
-		if e != nil {
-			if v, _ := e.ContentString(k[1]); strings.TrimSpace(v) != "" {
-				return true, nil
-			}
-		}
-	}
-	return false, nil
 }

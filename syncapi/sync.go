@@ -239,6 +239,8 @@ type membership struct {
 	// changed tells that it is news: another membership event than at the beginning. Its place in the timeline does not
 	// tell, since state resolution may bring an old event to power, and a room that was just entered has them without place.
 	changed bool
+	// again tells that they left and joined again meanwhile, so that the client knows the room as it was.
+	again bool
 }
 
 // membershipIn finds the user's memberships. What memory knows may be newer than the end of the look;
@@ -279,7 +281,7 @@ func (l *look) membershipIn(ctx context.Context, room *roomserver.Room, r roomse
 		if err != nil {
 			return m, err
 		}
-		m.before = prev
+		m.before, m.again = prev, prev != roomserver.Join
 	}
 	return m, nil
 }
@@ -392,7 +394,10 @@ func (l *look) lost(s *sections, room *roomserver.Room) {
 
 // joined adds a room that the user is in, if anything in it changed.
 func (l *look) joined(ctx context.Context, s *sections, room *roomserver.Room, m membership) error {
-	part := roomPart{look: l, room: room, from: l.since.Pos, to: l.upTo, fresh: l.initial() || m.before != roomserver.Join}
+	part := roomPart{
+		look: l, room: room, from: l.since.Pos, to: l.upTo,
+		fresh: l.initial() || m.before != roomserver.Join, again: m.again, summarised: true,
+	}
 	part.fresh = part.fresh || l.withheld(room, l.since.Pos)
 	if err := part.read(ctx); err != nil {
 		return err
@@ -416,7 +421,7 @@ func (l *look) joined(ctx context.Context, s *sections, room *roomserver.Room, m
 		return err
 	}
 	b = append(b, rest...)
-	if b, err = part.appendSummary(ctx, b); err != nil {
+	if b, err = part.appendSummary(b); err != nil {
 		return err
 	}
 	if b, err = part.appendUnread(ctx, b); err != nil {

@@ -153,7 +153,7 @@ func TestLazyLoading(t *testing.T) {
 	Each(t, func(t *testing.T, s *Server) {
 		alice, bob, carol := s.Register(t, "alice"), s.Register(t, "bob"), s.Register(t, "carol")
 		dave := s.Register(t, "dave")
-		id := alice.Create(J{"preset": "public_chat"})
+		id := alice.Create(J{"preset": "public_chat", "name": "room"})
 		for _, c := range []*Client{bob, carol, dave} {
 			c.Join(id)
 		}

@@ -118,3 +118,27 @@ func TestVisibilityChanges(t *testing.T) {
 		}
 	})
 }
+
+// A client that is shown an older change of something, but may not see the latest, would take the older one for current.
+func TestCurrentStateAmongHiddenEvents(t *testing.T) {
+	Each(t, func(t *testing.T, s *Server) {
+		alice, bob := s.Register(t, "alice"), s.Register(t, "bob")
+		id := alice.Create(J{"preset": "public_chat"})
+		alice.State(id, "m.room.history_visibility", "", J{"history_visibility": "joined"})
+		bob.Join(id)
+		alice.State(id, "m.room.topic", "", J{"topic": "seen"})
+		bob.Leave(id)
+		current := alice.State(id, "m.room.topic", "", J{"topic": "current"})
+		hidden := alice.Text(id, "hidden")
+		bob.Join(id)
+		bob.Text(id, "back")
+		part := room(bob.Sync(timelineOf(20)), id)
+		topics := part.Get(`timeline.events.#(type=="m.room.topic")#.event_id`).Array()
+		if len(topics) == 0 || topics[len(topics)-1].Str != current {
+			t.Errorf("the last topic in the timeline is not the current one: %s", part)
+		}
+		if slices.Contains(IDs(part.Get("timeline.events")), hidden) {
+			t.Errorf("a message of the time when the reader was away is shown: %s", part)
+		}
+	})
+}
