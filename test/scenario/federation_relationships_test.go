@@ -199,7 +199,10 @@ func TestThreadsOfOthersAreForThoseWhoWereThere(t *testing.T) {
 		}))
 		alice.State(w.room, "m.room.history_visibility", "", harness.J{"history_visibility": "joined"})
 		bob.Join(w.room)
-		late := answerTo(alice, w.room, early.ID, "late")
+		answer := w.build("m.room.message", nil, answering(early.ID, "late"))
+		w.send(answer)
+		w.until(alice, answer)
+		late := answer.ID
 		up := func(c *harness.Client, want ...string) gjson.Result {
 			t.Helper()
 			r, got := walked(c, nil, late, harness.J{"direction": "up"})
