@@ -5,7 +5,9 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"unicode/utf8"
 
+	"github.com/myelin-im/myelin/internal/httpapi"
 	"github.com/myelin-im/myelin/internal/mxerr"
 	"github.com/myelin-im/myelin/storage"
 )
@@ -26,10 +28,22 @@ func (a *API) remoteProfile(ctx context.Context, userID string) (*Profile, error
 	if said := mxerr.As(err); err != nil && (said == nil || said.Code != "M_NOT_FOUND") {
 		return nil, err
 	}
+	fields = legible(fields)
 	if problem := a.keepRemote(ctx, userID, fields); problem != nil && ctx.Err() == nil {
 		a.log.WithError(problem).WithField("user_id", userID).Warn("The profile of a user of another server could not be kept")
 	}
 	return &Profile{fields}, err
+}
+
+// legible is a profile without the fields that would keep clients from reading the rest.
+func legible(fields map[string]json.RawMessage) map[string]json.RawMessage {
+	out := make(map[string]json.RawMessage, len(fields))
+	for name, value := range fields {
+		if utf8.Valid(value) && httpapi.CheckLegible(value) == nil {
+			out[name] = value
+		}
+	}
+	return out
 }
 
 // keepRemote keeps what the profile of a user of another server is now, if somebody here shares a room with them.

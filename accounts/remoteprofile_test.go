@@ -47,6 +47,7 @@ func TestRemoteProfiles(t *testing.T) {
 			{"no error for clients", nil, errors.New("broken"), 500, nil},
 			{"another value, and one that is gone", map[string]json.RawMessage{"m.tz": []byte(`"CET"`)}, nil, 200, []string{"m.status ", `m.tz "CET"`}},
 			{"values too large, names that are none", map[string]json.RawMessage{"m.tz": []byte(`"` + strings.Repeat("x", maxRemoteField) + `"`), "A": []byte(`1`)}, nil, 200, []string{"m.tz "}},
+			{"values that clients stumble over", map[string]json.RawMessage{"m.one": []byte(`1e400`), "m.two": []byte(`"\ud800"`), "m.three": []byte("\"\xff\"")}, nil, 200, nil},
 			{"a field that is back", map[string]json.RawMessage{"m.tz": []byte(`"UTC"`)}, nil, 200, []string{`m.tz "UTC"`}},
 			{"no such user", nil, mxerr.NotFound(""), 404, []string{"m.tz "}},
 		} {

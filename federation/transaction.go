@@ -266,7 +266,11 @@ func (a *API) takeEDU(ctx context.Context, origin string, raw json.RawMessage) {
 	if handler == nil || !content.IsObject() {
 		return
 	}
-	if err := handler(ctx, origin, json.RawMessage(content.Raw)); err != nil && ctx.Err() == nil {
+	err := httpapi.CheckLegible([]byte(content.Raw)) // a message to a device is passed on as it stands, and signatures cover any digits
+	if err == nil {
+		err = handler(ctx, origin, json.RawMessage(content.Raw))
+	}
+	if err != nil && ctx.Err() == nil {
 		a.log.WithError(err).WithFields(map[string]any{"origin": origin, "edu_type": edu.Get("edu_type").Str}).Info("an EDU was refused")
 	}
 }

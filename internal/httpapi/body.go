@@ -50,10 +50,7 @@ func (rt *Router) readBody(e *route, r *http.Request, req *request) error {
 	if server { // what is strange in a transaction must not spoil the rest of it
 		return nil
 	}
-	if err := checkLegible(req.body); err != nil {
-		return err
-	}
-	return nil
+	return CheckLegible(req.body)
 }
 
 // read reads the body into the request's buffer, which grows with what really arrives.

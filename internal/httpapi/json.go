@@ -47,24 +47,25 @@ func checkObject(body []byte, depth int) *mxerr.Error {
 	return nil
 }
 
-// checkLegible refuses what is JSON by its grammar, and common parsers still stumble over: halves of surrogate pairs,
-// and numbers beyond what a double holds. Much of what one client says is passed on as it stands, and one such value
-// would cost another client the whole answer around it. body must have passed checkObject.
+// CheckLegible refuses, with M_BAD_JSON, what is JSON by its grammar, and common parsers still stumble over: halves of
+// surrogate pairs, and numbers beyond what a double holds. Much of what one client says is passed on as it stands, and
+// one such value would cost another client the whole answer around it. The bodies of clients have passed it; value must
+// be valid JSON.
 //
 // Spec: RFC 8259 section 8.2 and section 6.
-func checkLegible(body []byte) *mxerr.Error {
-	for i := 0; i < len(body); {
-		switch c := body[i]; {
+func CheckLegible(value []byte) error {
+	for i := 0; i < len(value); {
+		switch c := value[i]; {
 		case c == '"':
-			end, err := skipString(body, i)
-			if err != nil || !paired(body[i:end]) {
-				return mxerr.BadJSON("The body holds half of a surrogate pair")
+			end, err := skipString(value, i)
+			if err != nil || !paired(value[i:end]) {
+				return mxerr.BadJSON("Half of a surrogate pair is no text")
 			}
 			i = end
 		case c == '-' || isDigit(c):
-			end, err := skipNumber(body, i)
-			if err != nil || !finite(body[i:end]) {
-				return mxerr.BadJSON("The body holds a number that is out of range")
+			end, err := skipNumber(value, i)
+			if err != nil || !finite(value[i:end]) {
+				return mxerr.BadJSON("A number is out of range")
 			}
 			i = end
 		default:

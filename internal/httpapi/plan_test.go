@@ -67,10 +67,10 @@ func TestBodies(t *testing.T) {
 		{"POST /typed", `name=a`, notJSON},
 		// What some parsers of other clients would fail on, wherever it stands.
 		{"POST /typed", `{"name":"a","x":{"\ud83d\ude00":[1e308,-1E-400,` + strings.Repeat("9", 308) + `]}}`, `{"name":"a"`},
-		{"POST /typed", `{"name":"a","x":[1,-1E400]}`, badJSON + " The body holds a number that is out of range"},
-		{"POST /typed", `{"name":"a","x":` + strings.Repeat("9", 400) + `}`, badJSON + " The body holds a number"},
+		{"POST /typed", `{"name":"a","x":[1,-1E400]}`, badJSON + " A number is out of range"},
+		{"POST /typed", `{"name":"a","x":` + strings.Repeat("9", 400) + `}`, badJSON + " A number is out of range"},
 		{"POST /typed", `{"name":"\\ud800"}`, `{"name":"\\ud800"`},
-		{"POST /typed", `{"name":"\ud800"}`, badJSON + " The body holds half of a surrogate pair"},
+		{"POST /typed", `{"name":"\ud800"}`, badJSON + " Half of a surrogate pair"},
 		{"POST /typed", `{"name":"\ud800\n"}`, badJSON},
 		{"POST /typed", `{"name":"\ud800\ud800"}`, badJSON},
 		{"POST /typed", `{"name":"a\udc00"}`, badJSON},
