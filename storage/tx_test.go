@@ -435,8 +435,11 @@ const endless = `WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n)
 
 func TestTimeLimit(t *testing.T) {
 	eachURL(t, func(t *testing.T, url string) {
-		// It also bounds each statement of opening the database, which a busy machine does not do at once.
+		// Opening is under the limit as well, and a busy machine needs more than one attempt.
 		db, err := storage.Open(t.Context(), storage.Options{URL: url, ReadTimeout: 2 * time.Second}, testSchema)
+		for end := time.Now().Add(time.Minute); errors.Is(err, context.DeadlineExceeded) && time.Now().Before(end); {
+			db, err = storage.Open(t.Context(), storage.Options{URL: url, ReadTimeout: 2 * time.Second}, testSchema)
+		}
 		if err != nil {
 			t.Fatal(err)
 		}
