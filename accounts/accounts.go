@@ -32,6 +32,8 @@ type Config struct {
 	Registration Registration
 	// AccessTokenLifetime is how long access tokens of sessions that can refresh are valid; 0 takes 5 minutes.
 	AccessTokenLifetime time.Duration
+	// MinPassword is the least length of a new password, in characters; 0 takes 1.
+	MinPassword int
 	// Hashing is the cost of passwords.
 	Hashing Hashing
 	// Email is what the server says in e-mails.

@@ -52,7 +52,7 @@ func (a *API) createUser(ctx context.Context, by *httpapi.Caller, u NewUser, log
 	}
 	acc := newAccount{userID: userID, kind: kindPerson, userType: u.Type, admin: u.Admin, now: a.nowMS()}
 	if u.Password != "" {
-		if err := checkPassword(u.Password); err != nil {
+		if err := a.checkPassword(u.Password); err != nil {
 			return nil, err
 		}
 		if acc.passwordHash, err = a.hasher.hash(ctx, u.Password); err != nil {

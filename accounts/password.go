@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
+	"unicode/utf8"
 
 	"golang.org/x/crypto/argon2"
 
@@ -37,10 +38,13 @@ const (
 )
 
 // checkPassword refuses passwords that cannot be set.
-func checkPassword(password string) error {
+func (a *API) checkPassword(password string) error {
+	least := max(a.cfg.MinPassword, 1)
 	switch {
 	case password == "":
 		return mxerr.New(http.StatusBadRequest, "M_WEAK_PASSWORD", "The password is empty")
+	case utf8.RuneCountInString(password) < least:
+		return mxerr.Newf(http.StatusBadRequest, "M_WEAK_PASSWORD", "The password is shorter than %d characters", least)
 	case len(password) > maxPassword:
 		return mxerr.InvalidParam("The password is longer than 512 bytes")
 	}

@@ -77,7 +77,7 @@ func (a *API) changePassword(ctx context.Context, by *httpapi.Caller, in *passwo
 		return nil, mxerr.Forbidden("Application services do not change passwords")
 	}
 	if in.NewPassword != "" {
-		if err := checkPassword(in.NewPassword); err != nil {
+		if err := a.checkPassword(in.NewPassword); err != nil {
 			return nil, err
 		}
 	}
@@ -97,7 +97,7 @@ func (a *API) changePassword(ctx context.Context, by *httpapi.Caller, in *passwo
 
 // setPassword changes a password and, if asked to, logs out all devices but one.
 func (a *API) setPassword(ctx context.Context, userID, password string, logout bool, keep string, p *proof) error {
-	if err := checkPassword(password); err != nil {
+	if err := a.checkPassword(password); err != nil {
 		return err
 	}
 	hash, err := a.hasher.hash(ctx, password)

@@ -70,7 +70,7 @@ func (a *API) register(ctx context.Context, by *httpapi.Caller, in *registerRequ
 		}
 	}
 	if in.Password != "" {
-		if err := checkPassword(in.Password); err != nil {
+		if err := a.checkPassword(in.Password); err != nil {
 			return nil, err
 		}
 	}
@@ -83,7 +83,7 @@ func (a *API) register(ctx context.Context, by *httpapi.Caller, in *registerRequ
 	if in.Password == "" {
 		return nil, mxerr.MissingParam("Missing parameter password")
 	}
-	if err := checkPassword(in.Password); err != nil {
+	if err := a.checkPassword(in.Password); err != nil {
 		return nil, err
 	}
 	if in.Username == "" {

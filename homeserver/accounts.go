@@ -19,6 +19,7 @@ func accountsConfig(cfg *config.Config, webPush *gateway.Gateway) accounts.Confi
 			Guests: cfg.Registration.Guests, SharedSecret: cfg.Registration.SharedSecret,
 		},
 		AccessTokenLifetime: cfg.Sessions.AccessTokenLifetime,
+		MinPassword:         cfg.Passwords.MinLength,
 		Hashing: accounts.Hashing{
 			MemoryKiB: uint32(cfg.Passwords.Memory >> 10), Iterations: uint32(cfg.Passwords.Iterations), Parallel: cfg.Passwords.Parallel,
 		},

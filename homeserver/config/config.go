@@ -97,8 +97,9 @@ type Sessions struct {
 	AccessTokenLifetime time.Duration // of sessions that can refresh
 }
 
-// Passwords are the costs of argon2id.
+// Passwords are what they must be like, and the costs of argon2id.
 type Passwords struct {
+	MinLength  int   // in characters
 	Memory     int64 // bytes per hash
 	Iterations int
 	Parallel   int // hashes at the same time; 0: one per processor

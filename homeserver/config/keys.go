@@ -242,7 +242,12 @@ func sections(c *Config) []section {
 				docs/email.md lists them.`,
 				optional(&c.Email.Templates, "a path", nil)},
 		}},
-		{"passwords", "The cost of a password hash (argon2id). A changed cost reaches an account when it next logs in.", []key{
+		{"passwords", "Passwords, and the cost of their hashes (argon2id). A changed cost reaches an account when it next logs in.", []key{
+			{"min_length", "1", false, `
+				The least number of characters of a new password, whoever sets it. Passwords that are set already stay valid.
+
+				Raise it to keep people from choosing passwords that are guessed soon.`,
+				number(&c.Passwords.MinLength, 1, 26)},
 			{"memory", "19MiB", false, `
 				Memory for one hash.
 
