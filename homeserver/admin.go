@@ -6,8 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -15,7 +13,6 @@ import (
 
 	"github.com/myelin-im/myelin/accounts"
 	"github.com/myelin-im/myelin/homeserver/config"
-	"github.com/myelin-im/myelin/homeserver/signingkey"
 	"github.com/myelin-im/myelin/internal/ratelimit"
 	"github.com/myelin-im/myelin/storage"
 )
@@ -29,21 +26,25 @@ type Admin struct {
 	operations map[string]operation // of the database
 }
 
-// OpenAdmin finds the running server of the configured data folder, or opens the database of a stopped one.
+// OpenAdmin finds the running server of the configured data folder, or opens the database of a stopped one. It makes
+// nothing: without a database, its error is storage.ErrMissing.
 func OpenAdmin(ctx context.Context, cfg *config.Config, log *logrus.Logger) (*Admin, error) {
 	a := &Admin{serverName: cfg.Server.Name, running: dialControl(ctx, cfg.Server.DataDir)}
 	if a.running != nil {
 		return a, nil
 	}
-	if err := os.MkdirAll(cfg.Server.DataDir, 0o700); err != nil {
-		return nil, fmt.Errorf("make the data folder: %w", err)
+	options := databaseOptions(cfg, log)
+	options.Existing = true
+	var err error
+	if a.db, err = storage.Open(ctx, options, schemas...); err != nil {
+		if errors.Is(err, storage.ErrMissing) {
+			err = fmt.Errorf("%w: the server makes it when it first starts (server.data_dir is %s)", err, cfg.Server.DataDir)
+		}
+		return nil, err
 	}
-	key, err := signingkey.LoadOrCreate(filepath.Join(cfg.Server.DataDir, "signing.key"))
+	key, err := openKey(ctx, cfg, a.db)
 	if err != nil {
-		return nil, err
-	}
-	if a.db, err = openDatabase(ctx, cfg, log); err != nil {
-		return nil, err
+		return nil, errors.Join(err, a.Close())
 	}
 	f, err := newFeatures(cfg, a.db, key, ratelimit.New(cfg.RateLimits), log)
 	if err != nil {

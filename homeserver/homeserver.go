@@ -119,25 +119,22 @@ func (s *Server) openData(ctx context.Context) (*storage.DB, signingkey.Key, err
 	if s.control = control; control != nil {
 		s.closers = append(s.closers, func(context.Context) error { control.abandon(); return nil })
 	}
-	key, err := signingkey.LoadOrCreate(filepath.Join(folder, "signing.key"))
+	db, err := storage.Open(ctx, databaseOptions(s.cfg, s.log), schemas...)
 	if err != nil {
-		return nil, key, err
-	}
-	db, err := openDatabase(ctx, s.cfg, s.log)
-	if err != nil {
-		return nil, key, err
+		return nil, signingkey.Key{}, err
 	}
 	s.closers = append(s.closers, db.Close)
-	return db, key, nil
+	key, err := openKey(ctx, s.cfg, db)
+	return db, key, err
 }
 
-// openDatabase opens the configured database and brings its tables up to date.
-func openDatabase(ctx context.Context, cfg *config.Config, log *logrus.Logger) (*storage.DB, error) {
+// databaseOptions name the configured database.
+func databaseOptions(cfg *config.Config, log *logrus.Logger) storage.Options {
 	url := cfg.Database.URL
 	if url == "" {
 		url = filepath.Join(cfg.Server.DataDir, "myelin.db")
 	}
-	return storage.Open(ctx, storage.Options{URL: url, Exclusive: true, Readers: cfg.Database.Readers, Log: log}, schemas...)
+	return storage.Options{URL: url, Exclusive: true, Readers: cfg.Database.Readers, Log: log}
 }
 
 // close undoes New, the latest step first.

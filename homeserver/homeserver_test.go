@@ -157,9 +157,11 @@ func TestAdminBesideAndWithoutTheServer(t *testing.T) {
 				ctx := context.Background()
 				cfg := testConfig(t, d)
 				cfg.Registration.Open = true
-				var s *running
-				if beside {
-					s = run(t, cfg)
+				s := run(t, cfg)
+				if !beside {
+					if err := s.stop(); err != nil {
+						t.Fatal(err)
+					}
 				}
 				admin, err := OpenAdmin(ctx, cfg, silentLog())
 				if err != nil || (admin.running != nil) != beside {
@@ -206,7 +208,7 @@ func TestAdminBesideAndWithoutTheServer(t *testing.T) {
 				if err := admin.Close(); err != nil {
 					t.Error(err)
 				}
-				if s == nil {
+				if !beside {
 					s = run(t, cfg)
 				} else if status, _ := s.ask("GET", "/_matrix/client/v3/account/whoami", token, nil); status != http.StatusUnauthorized {
 					t.Errorf("a session from before the password was changed: %d", status)

@@ -187,10 +187,21 @@ func (p *postgres) readOne(ctx context.Context, fn func(tx *Tx) error) error {
 const schemaLock = 0x6d79656c696e0001
 
 func (p *postgres) prepare(schemas []Schema) (head, generation int64, err error) {
+	if p.opt.Existing {
+		if found, err := p.writer.conn.hasTables(); err != nil || !found {
+			return 0, 0, errors.Join(err, ErrMissing)
+		}
+	}
 	if err := p.migrate(schemas); err != nil {
 		return 0, 0, err
 	}
 	return p.join()
+}
+
+// hasTables tells whether the database has been migrated before.
+func (c *pgConn) hasTables() (found bool, err error) {
+	_, err = (&Tx{pg: c, write: true}).Get(`SELECT to_regclass('schema_versions') IS NOT NULL`, nil, &found)
+	return found, err
 }
 
 // migrate applies what is pending in one transaction. Of processes that start at the same time, one does it.

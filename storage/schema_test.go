@@ -2,6 +2,7 @@ package storage_test
 
 import (
 	"errors"
+	"os"
 	"strings"
 	"testing"
 	"testing/fstest"
@@ -74,6 +75,24 @@ func TestBadMigrations(t *testing.T) {
 		if n := number(t, db, `SELECT count(other) FROM a`) + number(t, db, `SELECT count(*) FROM c`); n != 0 {
 			t.Errorf("%d rows", n)
 		}
+	})
+}
+
+func TestMissingDatabaseIsNotMade(t *testing.T) {
+	eachURL(t, func(t *testing.T, url string) {
+		existing := storage.Options{URL: url, Existing: true}
+		if db, err := storage.Open(t.Context(), existing, testSchema); !errors.Is(err, storage.ErrMissing) {
+			t.Fatalf("opened %v, %v", db, err)
+		}
+		if _, err := os.Stat(url); err == nil {
+			t.Error("the file has been made")
+		}
+		closeDB(t, storagetest.OpenURL(t, url, testSchema))
+		db, err := storage.Open(t.Context(), existing, testSchema)
+		if err != nil {
+			t.Fatal(err)
+		}
+		closeDB(t, db)
 	})
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -41,6 +42,9 @@ func openLite(path string, opt Options) (*lite, error) {
 	path, err := filepath.Abs(path)
 	if err != nil {
 		return nil, err
+	}
+	if info, err := os.Stat(path); opt.Existing && (errors.Is(err, fs.ErrNotExist) || err == nil && info.Size() == 0) {
+		return nil, fmt.Errorf("%w (%s)", ErrMissing, path)
 	}
 	lock, err := lockFile(path + ".lock")
 	if err != nil {

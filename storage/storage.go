@@ -46,6 +46,8 @@ var (
 	ErrClosed = errors.New("storage: database is closed")
 	// ErrLocked means that another process has the database open.
 	ErrLocked = errors.New("storage: another process has this database open")
+	// ErrMissing means that there is no database, and that none was to be made.
+	ErrMissing = errors.New("storage: there is no database")
 	// ErrNewer means that the database was migrated by a newer program.
 	ErrNewer = errors.New("storage: database was written by a newer version")
 )
@@ -58,6 +60,8 @@ type Options struct {
 	// Exclusive refuses to open a PostgreSQL database that another process has open so, after some seconds in which that
 	// may end. A SQLite database always has one process.
 	Exclusive bool
+	// Existing opens only a database that is there already: nothing is made, and the error is ErrMissing.
+	Existing bool
 	// Readers bounds concurrent read transactions (default 2×GOMAXPROCS, at least 4 and at most 16,
 	// on SQLite; twice that on PostgreSQL, where a reader mostly waits). Connections open on demand.
 	Readers int

@@ -41,6 +41,9 @@ func inTemporaryFolder(t *testing.T) string {
 
 func TestCommandLine(t *testing.T) {
 	inTemporaryFolder(t)
+	if _, stop := serveHere(t, io.Discard); stop() != 0 {
+		t.Fatal("the server does not run")
+	}
 	cheap := []string{"MYELIN_PASSWORDS_MEMORY=8KiB", "MYELIN_PASSWORDS_ITERATIONS=1"}
 	for _, test := range []struct {
 		name      string
@@ -104,22 +107,21 @@ func TestUsualConfigurationFile(t *testing.T) {
 	}
 }
 
-// TestServe runs the server as main does, until it is asked to stop.
-func TestServe(t *testing.T) {
-	inTemporaryFolder(t)
+// serveHere runs the server of the working directory as main does, until stop is called, which returns the exit status.
+func serveHere(t *testing.T, stdout io.Writer) (address string, stop func() int) {
+	t.Helper()
 	free, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	address := free.Addr().String()
+	address = free.Addr().String()
 	free.Close()
 
-	ctx, stop := context.WithCancel(context.Background())
-	defer stop()
-	var stdout bytes.Buffer
+	ctx, cancel := context.WithCancel(context.Background())
+	t.Cleanup(cancel)
 	ended := make(chan int, 1)
 	go func() {
-		ended <- run(&environment{Context: ctx, stdout: &stdout, stderr: io.Discard, variables: []string{"MYELIN_CLIENT_ADDRESS=" + address}}, nil)
+		ended <- run(&environment{Context: ctx, stdout: stdout, stderr: io.Discard, variables: []string{"MYELIN_CLIENT_ADDRESS=" + address}}, nil)
 	}()
 	for begin := time.Now(); ; time.Sleep(5 * time.Millisecond) {
 		response, err := http.Get("http://" + address + "/_matrix/client/versions")
@@ -133,16 +135,82 @@ func TestServe(t *testing.T) {
 			t.Fatalf("no answer: %v", err)
 		}
 	}
+	return address, func() int {
+		cancel()
+		return <-ended
+	}
+}
+
+func TestServe(t *testing.T) {
+	inTemporaryFolder(t)
+	var stdout bytes.Buffer
+	address, stop := serveHere(t, &stdout)
 	for _, file := range []string{"data/signing.key", "data/myelin.db", "data/control.sock"} {
 		if _, err := os.Stat(file); err != nil {
 			t.Error(err)
 		}
 	}
-	stop()
-	if status := <-ended; status != 0 {
+	if status := stop(); status != 0 {
 		t.Errorf("status %d", status)
 	}
 	if !strings.Contains(stdout.String(), "localhost is at http://"+address) || !strings.Contains(stdout.String(), "There is no administrator yet") {
 		t.Errorf("greeted with %q", stdout.String())
+	}
+}
+
+// TestNothingIsMade gives commands that need a database in a folder without one.
+func TestNothingIsMade(t *testing.T) {
+	inTemporaryFolder(t)
+	for _, command := range []string{
+		"user list", "user create alice", "user passwd alice", "user deactivate alice", "user admin alice", "user invite", "room recheck !a:localhost",
+	} {
+		if r := execute(t, nil, "", strings.Fields(command)...); r.status != 1 || r.stdout != "" || !strings.Contains(r.stderr, "there is no database") {
+			t.Errorf("%s: %+v", command, r)
+		}
+	}
+	for _, command := range []string{"key create", "key rotate"} {
+		if r := execute(t, nil, "", strings.Fields(command)...); r.status != 1 || r.stdout != "" || !strings.Contains(r.stderr, "signing key") {
+			t.Errorf("%s: %+v", command, r)
+		}
+	}
+	if made, err := os.ReadDir("."); err != nil || len(made) > 0 {
+		t.Errorf("made %v, %v", made, err)
+	}
+}
+
+// TestLostKey starts a server whose signing key is gone.
+func TestLostKey(t *testing.T) {
+	inTemporaryFolder(t)
+	_, stop := serveHere(t, io.Discard)
+	if status := stop(); status != 0 {
+		t.Fatalf("status %d", status)
+	}
+	// Nobody has used the key yet.
+	if err := os.Remove("data/signing.key"); err != nil {
+		t.Fatal(err)
+	}
+	variables := []string{"MYELIN_CLIENT_ADDRESS=127.0.0.1:0", "MYELIN_PASSWORDS_MEMORY=8KiB"}
+	if r := execute(t, variables, "", "user", "create", "alice"); r.status != 0 {
+		t.Fatalf("a key of a server that nobody has used: %+v", r)
+	}
+	if r := execute(t, nil, "", "key", "create"); r.status != 1 || !strings.Contains(r.stderr, "exists") {
+		t.Errorf("a key beside another: %+v", r)
+	}
+	if err := os.Remove("data/signing.key"); err != nil {
+		t.Fatal(err)
+	}
+	for _, command := range []string{"serve", "user list"} {
+		if r := execute(t, variables, "", strings.Fields(command)...); r.status != 1 || !strings.Contains(r.stderr, "myelin key create") {
+			t.Errorf("%s: %+v", command, r)
+		}
+	}
+	if _, err := os.Stat("data/signing.key"); err == nil {
+		t.Error("a new key was made")
+	}
+	if r := execute(t, nil, "", "key", "create"); r.status != 0 || !strings.Contains(r.stdout, "signs with ed25519:") {
+		t.Errorf("%+v", r)
+	}
+	if r := execute(t, nil, "", "user", "list"); r.status != 0 || !strings.Contains(r.stdout, "@alice:localhost") {
+		t.Errorf("%+v", r)
 	}
 }

@@ -57,15 +57,10 @@ func (k Key) Public() ed25519.PublicKey {
 	return k.Private.Public().(ed25519.PublicKey)
 }
 
-// LoadOrCreate reads the key in file. If there is no such file, it makes a key and the file, readable by its owner
-// only, and returns once the file is on disk: nothing may be signed with a key that a power cut could take away.
-// Only one process at a time may do so in a folder.
-func LoadOrCreate(file string) (Key, error) {
+// Load reads the key in file. Its error is fs.ErrNotExist if there is no such file.
+func Load(file string) (Key, error) {
 	data, err := os.ReadFile(file) // #nosec G304: the operator names the folder
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return create(file)
-	case err != nil:
+	if err != nil {
 		return Key{}, fmt.Errorf("read signing key: %w", err)
 	}
 	key, err := parse(data)
@@ -130,7 +125,7 @@ func parseOld(fields []string) (Old, error) {
 // Rotate gives the server another key and makes the one in file an old one, given up at now. It must not be running: what
 // it signs with the key that it knows would not be valid.
 func Rotate(file string, now time.Time) (Key, error) {
-	before, err := LoadOrCreate(file)
+	before, err := Load(file)
 	if err != nil {
 		return Key{}, err
 	}
@@ -164,7 +159,13 @@ func generate() (Key, error) {
 	return Key{ID: "ed25519:a_" + rand.Text()[:6], Private: private}, nil
 }
 
-func create(file string) (Key, error) {
+// Create makes a key and the file, readable by its owner only, and returns once the file is on disk: nothing may be signed
+// with a key that a power cut could take away. A file that is there already is an error, fs.ErrExist. Only one process at a
+// time may do so in a folder.
+func Create(file string) (Key, error) {
+	if _, err := os.Lstat(file); err == nil {
+		return Key{}, fmt.Errorf("make signing key: %s: %w", file, fs.ErrExist)
+	}
 	key, err := generate()
 	if err != nil {
 		return Key{}, err

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"crypto/ed25519"
 	"encoding/base64"
+	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -13,11 +15,20 @@ import (
 
 func TestKeyIsMadeOnce(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "signing.key")
-	first, err := LoadOrCreate(file)
+	if _, err := Load(file); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("before there is one: %v", err)
+	}
+	if _, err := Rotate(file, time.Now()); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("rotated before there is one: %v", err)
+	}
+	first, err := Create(file)
 	if err != nil {
 		t.Fatal(err)
 	}
-	second, err := LoadOrCreate(file)
+	if _, err := Create(file); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("made over another: %v", err)
+	}
+	second, err := Load(file)
 	if err != nil || first.ID != second.ID || !bytes.Equal(first.Private, second.Private) {
 		t.Fatalf("made %s, then read %s, %v", first.ID, second.ID, err)
 	}
@@ -31,7 +42,7 @@ func TestKeyIsMadeOnce(t *testing.T) {
 	if _, err := parse([]byte("ed25519 " + strings.TrimPrefix(first.ID, "ed25519:") + " x")); err == nil {
 		t.Error("a short seed is accepted")
 	}
-	other, err := LoadOrCreate(filepath.Join(t.TempDir(), "signing.key"))
+	other, err := Create(filepath.Join(t.TempDir(), "signing.key"))
 	if err != nil || other.ID == first.ID || bytes.Equal(other.Private, first.Private) {
 		t.Errorf("two servers have the same key %s, %v", other.ID, err)
 	}
@@ -65,7 +76,7 @@ func TestBadFilesAreRefusedAndNotRepeated(t *testing.T) {
 		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		_, err := LoadOrCreate(file)
+		_, err := Load(file)
 		if err == nil || strings.Contains(err.Error(), "secret") {
 			t.Errorf("%q: %v", text, err)
 		}
@@ -73,14 +84,14 @@ func TestBadFilesAreRefusedAndNotRepeated(t *testing.T) {
 			t.Errorf("%q has been overwritten", text)
 		}
 	}
-	if _, err := LoadOrCreate(filepath.Join(t.TempDir(), "missing", "signing.key")); err == nil {
+	if _, err := Create(filepath.Join(t.TempDir(), "missing", "signing.key")); err == nil {
 		t.Error("a key was made in a folder that does not exist")
 	}
 }
 
 func TestRotate(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "signing.key")
-	first, err := LoadOrCreate(file)
+	first, err := Create(file)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -93,7 +104,7 @@ func TestRotate(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	read, err := LoadOrCreate(file)
+	read, err := Load(file)
 	if err != nil || read.ID != third.ID || !bytes.Equal(read.Private, third.Private) || first.ID == second.ID || second.ID == third.ID {
 		t.Errorf("%s, then %s, then %s; read %s, %v", first.ID, second.ID, third.ID, read.ID, err)
 	}

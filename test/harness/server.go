@@ -171,7 +171,7 @@ func Check(t testing.TB, url, serverName, dataDir string) {
 func openRooms(t testing.TB, url, serverName, dataDir string) (*roomserver.Server, *storage.DB) {
 	t.Helper()
 	ctx := context.Background()
-	key, err := signingkey.LoadOrCreate(filepath.Join(dataDir, "signing.key"))
+	key, err := signingkey.Load(filepath.Join(dataDir, "signing.key"))
 	if err != nil {
 		t.Fatal(err)
 	}

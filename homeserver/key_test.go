@@ -13,7 +13,7 @@ func TestRotateKey(t *testing.T) {
 	cfg := testConfig(t, storage.SQLite)
 	file := filepath.Join(cfg.Server.DataDir, "signing.key")
 	s := run(t, cfg)
-	before, err := signingkey.LoadOrCreate(file)
+	before, err := signingkey.Load(file)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -27,7 +27,7 @@ func TestRotateKey(t *testing.T) {
 	if err != nil || oldID != before.ID || newID == before.ID {
 		t.Errorf("rotated from %s: %s, %s, %v", before.ID, newID, oldID, err)
 	}
-	if now, err := signingkey.LoadOrCreate(file); err != nil || now.ID != newID || len(now.Old) != 1 || now.Old[0].ID != oldID {
+	if now, err := signingkey.Load(file); err != nil || now.ID != newID || len(now.Old) != 1 || now.Old[0].ID != oldID {
 		t.Errorf("the file: %s with %d old keys, %v", now.ID, len(now.Old), err)
 	}
 	if err := run(t, cfg).stop(); err != nil {
