@@ -50,6 +50,7 @@ type index struct {
 
 	purges   atomic.Int64    // how often events were purged
 	progress map[int64]int64 // rooms that are further than the cursor; of the goroutine
+	sure     bool            // the last pass has succeeded: what is after the cursor is not in the index; of the goroutine
 }
 
 func newIndex(db *storage.DB, rooms *roomserver.Server, log *logrus.Entry) *index {
@@ -201,8 +202,12 @@ func (x *index) load(ctx context.Context) error {
 }
 
 // pass brings everything in the log into the index, and what the log does not tell of.
-func (x *index) pass(ctx context.Context) error {
-	if err := x.visitPast(ctx); err != nil {
+func (x *index) pass(ctx context.Context) (err error) {
+	sure := x.sure
+	x.sure = false
+	defer func() { x.sure = err == nil }()
+	past, err := x.visitPast(ctx)
+	if err != nil {
 		return err
 	}
 	head, news := x.take()
@@ -211,7 +216,9 @@ func (x *index) pass(ctx context.Context) error {
 		x.advance(from)
 		return nil
 	}
-	b := &batch{x: x, purges: x.purges.Load()}
+	// What came into the past of a room may concern what came at its end, and history that is read from its beginning has
+	// both.
+	b := &batch{x: x, purges: x.purges.Load(), doubt: past || from == 0 || !sure}
 	if news == nil {
 		if err := x.visitAll(ctx, b, from, head); err != nil {
 			return err

@@ -3,6 +3,7 @@ package search
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"sync"
 	"testing"
@@ -180,6 +181,29 @@ func TestPastOfRooms(t *testing.T) {
 		var left int64
 		if _, err := db.Get(context.Background(), `SELECT count(*) FROM search_past`, nil, &left); err != nil || left != 0 {
 			t.Errorf("%d events are left on the list (%v)", left, err)
+		}
+	})
+}
+
+// An entry that is there already, which should not be, holds the index up once.
+func TestEntryThatIsThere(t *testing.T) {
+	storagetest.Each(t, schemas, func(t *testing.T, db *storage.DB) {
+		f := newFixture(t, db)
+		f.send("first")
+		f.follow()
+		f.send("second")
+		f.exec(`INSERT INTO search_events (id, room, event, part, sender, state_before, words)
+			SELECT anchor * 1048576, room, nid, 1, '', 0, 'stale' FROM events WHERE anchor = (SELECT max(anchor) FROM events)`)
+		if err := f.api.index.pass(context.Background()); !errors.Is(err, storage.ErrConflict) {
+			t.Fatalf("the pass over an entry that is there: %v, want a conflict", err)
+		}
+		f.follow()
+		f.send("third")
+		f.follow()
+		for _, word := range []string{"first", "second", "third"} {
+			if n := f.count(word); n != 1 {
+				t.Errorf("%q is found %d times, want once", word, n)
+			}
 		}
 	})
 }

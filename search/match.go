@@ -158,7 +158,7 @@ func (f *finder) read(ctx context.Context, below int64) ([]*match, error) {
 
 // readRooms appends the newest matches in some rooms.
 func (f *finder) readRooms(tx *storage.Tx, q storage.TermQuery, below int64, found []*match) ([]*match, error) {
-	numbers, text := tx.Newest(eventTerms, q)
+	numbers, text := tx.Newest(anyEntries.terms, q)
 	rows := tx.Query(`SELECT e.id, e.room, e.event, e.part, e.sender, e.state_before, e.words
 		FROM (`+numbers+`) m
 		JOIN search_events e ON e.id = m.id`, text, below, int64(maxMatches))

@@ -31,7 +31,7 @@ var (
 	userTable = storage.DeclareTable("directory_users", storage.Put,
 		storage.Key("id", storage.Int), storage.Col("user_id", storage.Bytes), storage.Col("name", storage.Bytes),
 		storage.Col("avatar", storage.Bytes), storage.Col("terms", storage.Bytes))
-	userTerms = storage.DeclareTerms("directory_terms")
+	userTerms = storage.DeclareTerms("directory_terms", storage.Put)
 )
 
 // maxName bounds the characters of a name that are kept.

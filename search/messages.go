@@ -103,15 +103,18 @@ func (x *index) visitEvents(ctx context.Context, b *batch, room *roomserver.Room
 // put brings into the index what events have changed.
 func (x *index) put(ctx context.Context, b *batch, room *roomserver.Room, events []*roomserver.Event) error {
 	var changed []*roomserver.Event
-	seen := map[int64]bool{}
+	known := map[int64]bool{}
 	for _, e := range events {
-		e, err := x.concerned(ctx, room, e)
+		c, err := x.concerned(ctx, room, e)
 		if err != nil {
 			return err
 		}
-		if e != nil && !seen[e.NID] {
-			seen[e.NID] = true
-			changed = append(changed, e)
+		if c == nil {
+			continue
+		}
+		if _, seen := known[c.NID]; !seen {
+			known[c.NID] = b.doubt || c != e
+			changed = append(changed, c)
 		}
 	}
 	edits, err := x.edits(ctx, room, changed)
@@ -124,7 +127,7 @@ func (x *index) put(ctx context.Context, b *batch, room *roomserver.Room, events
 			continue
 		}
 		p, _ := partOf(e)
-		n := &entry{id: id, room: room.NID, event: e.NID, part: p, sender: e.Sender, before: int64(e.StateBefore)}
+		n := &entry{id: id, room: room.NID, event: e.NID, part: p, sender: e.Sender, before: int64(e.StateBefore), known: known[e.NID]}
 		if !e.Redacted {
 			n.words = words.Append(nil, textOf(e, p, edits[e.NID]))
 		}

@@ -30,22 +30,23 @@ func (x *index) note(unit *storage.Unit, room int64, events []*roomserver.Event)
 	}
 }
 
-// visitPast brings into the index what took a place in the past of rooms.
-func (x *index) visitPast(ctx context.Context) error {
+// visitPast brings into the index what took a place in the past of rooms, if there is any.
+func (x *index) visitPast(ctx context.Context) (any bool, err error) {
 	x.mu.Lock()
 	upTo, done := x.past, x.pastDone
 	x.mu.Unlock()
 	if upTo == done {
-		return nil
+		return false, nil
 	}
 	for {
 		rooms, n, err := x.readPast(ctx)
 		if err != nil {
-			return fmt.Errorf("read what came into the past of rooms: %w", err)
+			return false, fmt.Errorf("read what came into the past of rooms: %w", err)
 		}
 		for nid, events := range rooms {
+			any = true
 			if err := x.putPast(ctx, nid, events); err != nil {
-				return err
+				return false, err
 			}
 		}
 		if n < maxPast {
@@ -55,7 +56,7 @@ func (x *index) visitPast(ctx context.Context) error {
 	x.mu.Lock()
 	x.pastDone = upTo
 	x.mu.Unlock()
-	return nil
+	return any, nil
 }
 
 // readPast reads which events of rooms are to come into the index, and how many that are.
@@ -75,7 +76,7 @@ func (x *index) readPast(ctx context.Context) (rooms map[int64][]int64, n int, e
 
 // putPast brings events of one room into the index and notes that they are there. Those that are gone have been purged.
 func (x *index) putPast(ctx context.Context, nid int64, nids []int64) error {
-	b := &batch{x: x, purges: x.purges.Load()}
+	b := &batch{x: x, purges: x.purges.Load(), doubt: true}
 	room, err := x.rooms.RoomByNID(ctx, nid)
 	for i := 0; err == nil && i < len(nids); i++ {
 		var found []*roomserver.Event

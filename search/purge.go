@@ -62,7 +62,7 @@ func dropEntry(tx *storage.Tx, id int64) error {
 
 // RoomRemoved deletes up to limit entries of a room that is gone from the index and the user directory.
 func RoomRemoved(tx *storage.Tx, room int64, _ string, limit int) (n int64, err error) {
-	condition, text := tx.Matching(eventTerms, storage.TermQuery{{{Text: roomTerm(room)}}})
+	condition, text := tx.Matching(anyEntries.terms, storage.TermQuery{{{Text: roomTerm(room)}}})
 	ids, err := storage.List[int64](tx, `SELECT rowid FROM search_terms WHERE `+condition+` LIMIT $2`, text, int64(limit))
 	if err != nil {
 		return 0, err

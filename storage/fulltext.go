@@ -28,12 +28,16 @@ type Term struct {
 // TermQuery asks for rows that have at least one term of each list. No list may be empty, nor the query.
 type TermQuery [][]Term
 
-// DeclareTerms declares an index for units of rows: a row is its number and its [Text], terms separated by spaces, and
-// replaces what the index has of that number.
-func DeclareTerms(index string) *Table {
-	t := DeclareTable(index, Put, Key("rowid", Int), Col("terms", terms))
+// DeclareTerms declares an index for units of rows: a row is its number and its [Text], terms separated by spaces. With
+// Put it replaces what the index has of that number; Insert, which costs half as much, is for numbers that it does not have.
+func DeclareTerms(index string, mode Mode) *Table {
+	t := DeclareTable(index, mode, Key("rowid", Int), Col("terms", terms))
 	t.insertSQL = "INSERT INTO " + index + " (rowid, terms) VALUES ($1, CAST($2 AS tsvector))" + t.onConflict()
-	t.liteSQL = "INSERT OR REPLACE INTO " + index + " (rowid, terms) VALUES ($1, $2)" // a virtual table has no ON CONFLICT
+	verb := "INSERT"
+	if mode == Put { // a virtual table has no ON CONFLICT
+		verb = "INSERT OR REPLACE"
+	}
+	t.liteSQL = verb + " INTO " + index + " (rowid, terms) VALUES ($1, $2)"
 	return t
 }
 

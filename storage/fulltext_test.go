@@ -11,7 +11,7 @@ import (
 	"github.com/myelin-im/myelin/storage/storagetest"
 )
 
-var wordIndex = storage.DeclareTerms("words")
+var wordIndex = storage.DeclareTerms("words", storage.Put)
 
 // matching returns the rows of the test's index that match, newest first.
 func matching(t testing.TB, db *storage.DB, q storage.TermQuery, limit int) (ids []int64) {
