@@ -200,7 +200,7 @@ func (a *assembly) storing() (err error) {
 	f.search = search.New(search.Deps{DB: a.db, Rooms: f.rooms, Ignored: f.unread.Ignored, Log: a.part("search")})
 	f.retention = retention.New(retention.Config{Policy: a.messageLifetimes(), Interval: a.cfg.Retention.PurgeInterval, Abandoned: a.cfg.Retention.AbandonedRooms}, retention.Deps{
 		DB: a.db, Rooms: f.rooms, Log: a.part("retention"), Hooks: []retention.Hooks{
-			{Events: f.search.Purged, Room: search.RoomRemoved},
+			{Begin: f.search.Purging, Events: search.Purged, Room: search.RoomRemoved},
 			{Events: ephemeral.Purged, Room: ephemeral.RoomRemoved},
 			{Room: unread.RoomRemoved},
 			{Room: threads.RoomRemoved},

@@ -28,9 +28,11 @@ type Config struct {
 	Abandoned time.Duration
 }
 
-// Hooks are how a feature deletes what it keeps of events and rooms. They run within units of the database, so they
-// must be quick and touch nothing but the transaction.
+// Hooks are how a feature deletes what it keeps of events and rooms. Events and Room run within units of the database, so
+// they must be quick and touch nothing but the transaction.
 type Hooks struct {
+	// Begin, if set, hears that a room's history is going to be purged, and end that it is gone, from memory as well.
+	Begin func() (end func())
 	// Events, if set, deletes what is kept of events that leave the timeline, at most a hundred.
 	Events func(tx *storage.Tx, room int64, purged []*roomserver.Event) error
 	// Room, if set, deletes up to limit rows about a room that is gone.
@@ -57,6 +59,7 @@ type Cleaner struct {
 	log   *logrus.Entry
 	now   func() time.Time
 
+	begin   []func() (end func())
 	events  func(tx *storage.Tx, room int64, purged []*roomserver.Event) error
 	removed []roomserver.RoomRows
 }
@@ -65,6 +68,9 @@ type Cleaner struct {
 func New(cfg Config, d Deps) *Cleaner {
 	c := &Cleaner{cfg: cfg, db: d.DB, rooms: d.Rooms, log: d.Log, now: time.Now}
 	for _, h := range d.Hooks {
+		if h.Begin != nil {
+			c.begin = append(c.begin, h.Begin)
+		}
 		if h.Room != nil {
 			c.removed = append(c.removed, h.Room)
 		}
@@ -161,6 +167,9 @@ func (c *Cleaner) purge(ctx context.Context, nid int64) error {
 	}
 	deleted := 0
 	if horizon > 0 {
+		for _, begin := range c.begin {
+			defer begin()()
+		}
 		if deleted, err = c.rooms.PurgeHistory(ctx, room, roomserver.Purge{Before: horizon, Also: c.events, Pause: c.pause}); err != nil {
 			return err
 		}

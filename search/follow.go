@@ -48,7 +48,7 @@ type index struct {
 	pastDone int64          // and up to which of these times it is in the index
 	advanced chan struct{}  // closed when cursor advances
 
-	purges   atomic.Int64    // how often events were purged
+	purges   struct{ begun, ended atomic.Int64 } // of history, by others
 	progress map[int64]int64 // rooms that are further than the cursor; of the goroutine
 	sure     bool            // the last pass has succeeded: what is after the cursor is not in the index; of the goroutine
 }
@@ -218,7 +218,7 @@ func (x *index) pass(ctx context.Context) (err error) {
 	}
 	// What came into the past of a room may concern what came at its end, and history that is read from its beginning has
 	// both.
-	b := &batch{x: x, purges: x.purges.Load(), doubt: past || from == 0 || !sure}
+	b := &batch{x: x, purges: x.purges.ended.Load(), doubt: past || from == 0 || !sure}
 	if news == nil {
 		if err := x.visitAll(ctx, b, from, head); err != nil {
 			return err

@@ -208,6 +208,26 @@ func TestEntryThatIsThere(t *testing.T) {
 	})
 }
 
+// The database has lost an event that memory still has: its purge goes on.
+func TestPurgedEventsStayOut(t *testing.T) {
+	storagetest.Each(t, schemas, func(t *testing.T, db *storage.DB) {
+		f := newFixture(t, db)
+		f.send("first")
+		f.follow()
+		f.send("sesame")
+		end := f.api.Purging()
+		f.exec(`DELETE FROM events WHERE anchor = (SELECT max(anchor) FROM events)`)
+		if err := f.api.index.pass(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+		end()
+		var left int64
+		if _, err := db.Get(context.Background(), `SELECT count(*) FROM search_events`, nil, &left); err != nil || left != 1 {
+			t.Errorf("%d entries are in the index, want that of the message that stays (%v)", left, err)
+		}
+	})
+}
+
 // BenchmarkSearch searches 100,000 messages for words that are in all of them, in some and in few.
 func BenchmarkSearch(b *testing.B) {
 	for _, dialect := range storagetest.Dialects {

@@ -76,7 +76,7 @@ func (x *index) readPast(ctx context.Context) (rooms map[int64][]int64, n int, e
 
 // putPast brings events of one room into the index and notes that they are there. Those that are gone have been purged.
 func (x *index) putPast(ctx context.Context, nid int64, nids []int64) error {
-	b := &batch{x: x, purges: x.purges.Load(), doubt: true}
+	b := &batch{x: x, purges: x.purges.ended.Load(), doubt: true}
 	room, err := x.rooms.RoomByNID(ctx, nid)
 	for i := 0; err == nil && i < len(nids); i++ {
 		var found []*roomserver.Event

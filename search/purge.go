@@ -10,9 +10,14 @@ import (
 	"github.com/myelin-im/myelin/storage"
 )
 
-// Purged takes events that leave the timeline out of the index.
-func (a *API) Purged(tx *storage.Tx, _ int64, purged []*roomserver.Event) error {
-	a.index.purges.Add(1)
+// Purging hears that events are going to be purged; end must be called when they are gone, from memory as well.
+func (a *API) Purging() (end func()) {
+	a.index.purges.begun.Add(1)
+	return func() { a.index.purges.ended.Add(1) }
+}
+
+// Purged takes events that leave the timeline out of the index. They come between [API.Purging] and its end.
+func Purged(tx *storage.Tx, _ int64, purged []*roomserver.Event) error {
 	for _, e := range purged {
 		id, ok := entryID(e)
 		if _, searched := partOf(e); !ok || !searched {
