@@ -49,8 +49,8 @@ type index struct {
 	advanced chan struct{}  // closed when cursor advances
 
 	purges   struct{ begun, ended atomic.Int64 } // of history, by others
-	progress map[int64]int64 // rooms that are further than the cursor; of the goroutine
-	sure     bool            // the last pass has succeeded: what is after the cursor is not in the index; of the goroutine
+	progress map[int64]int64                     // rooms that are further than the cursor; of the goroutine
+	sure     bool                                // the last pass has succeeded: what is after the cursor is not in the index; of the goroutine
 }
 
 func newIndex(db *storage.DB, rooms *roomserver.Server, log *logrus.Entry) *index {
