@@ -45,7 +45,9 @@
 //
 // # Failure
 //
-// An answered write is on disk (synchronous=FULL, synchronous_commit=on). On SQLite an I/O
+// An answered write is on disk (synchronous=FULL, synchronous_commit=on). On SQLite, while the
+// disk has no space, writes fail with [ErrFull] and leave nothing behind; they are tried again
+// every second, so that the process goes on by itself. Any other I/O
 // error stops all writing with [ErrBroken] until the process is started again, because after
 // a failed fsync nothing is known about the file. On PostgreSQL a lost connection during a
 // commit is settled by reading what happened before anyone is answered.

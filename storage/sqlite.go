@@ -35,7 +35,9 @@ type lite struct {
 
 	gate      gate
 	interrupt atomic.Bool // readers must end now
-	wal       walState    // owned by the committer
+	wal       walState    // owned by the committer, as are the next two
+	walFile   *walFile    // the writing connection's
+	full      fullDisk
 }
 
 func openLite(path string, opt Options) (*lite, error) {
@@ -54,7 +56,10 @@ func openLite(path string, opt Options) (*lite, error) {
 		lock.Close()
 		return nil, err
 	}
-	s := &lite{path: path, opt: opt, lock: lock, slots: make(chan struct{}, opt.Readers)}
+	s := &lite{
+		path: path, opt: opt, lock: lock, slots: make(chan struct{}, opt.Readers),
+		full: fullDisk{path: path, log: opt.Log, pause: fullPause},
+	}
 	s.writer, err = openLiteConn(path, sqlite3.OPEN_READWRITE|sqlite3.OPEN_CREATE, opt.ReadTimeout)
 	if info, statErr := os.Stat(path); err == nil && statErr == nil && info.Size() == 0 {
 		err = s.createHeader()
@@ -267,6 +272,9 @@ func (s *lite) prepare(schemas []Schema) (head, generation int64, err error) {
 	if err == nil {
 		err = s.syncFolder() // the WAL exists now
 	}
+	if err == nil {
+		err = s.openWAL()
+	}
 	if err != nil && !c.c.GetAutocommit() { // some failures end the transaction themselves
 		err = errors.Join(err, c.control("ROLLBACK"))
 	}
@@ -316,7 +324,9 @@ func (s *lite) close() error {
 	if s.writer != nil {
 		if s.broken == nil {
 			_, _, err := s.writer.c.WALCheckpoint("", sqlite3.CHECKPOINT_TRUNCATE)
-			errs = append(errs, err)
+			if !refused(err) { // else the WAL keeps it all
+				errs = append(errs, err)
+			}
 		}
 		errs = append(errs, s.writer.close())
 	}

@@ -48,7 +48,7 @@ func openLiteConn(path string, flags sqlite3.OpenFlag, timeout time.Duration) (*
 	if !strings.HasPrefix(slashed, "/") {
 		slashed = "/" + slashed // C:/… on Windows
 	}
-	uri := url.URL{Scheme: "file", OmitHost: true, Path: slashed, RawQuery: "vfs=" + walVFS + "&modeof=" + strings.ReplaceAll(url.QueryEscape(path), "+", "%20")}
+	uri := url.URL{Scheme: "file", OmitHost: true, Path: slashed, RawQuery: "vfs=" + liteVFS + "&modeof=" + strings.ReplaceAll(url.QueryEscape(path), "+", "%20")}
 	c, err := sqlite3.OpenFlags(uri.String(), flags|sqlite3.OPEN_URI)
 	if err != nil {
 		return nil, err

@@ -1,6 +1,7 @@
 package storage
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -15,7 +16,8 @@ import (
 // of course, so they are always fenced, unless they are alone.
 func (s *lite) flush(batch []*Unit) {
 	fenceRows := false
-	for s.broken == nil && len(batch) > 0 {
+	refusal := s.full.waiting()
+	for s.broken == nil && refusal == nil && len(batch) > 0 {
 		if fenceRows {
 			keepAll(batch)
 		} else {
@@ -28,10 +30,12 @@ func (s *lite) flush(batch []*Unit) {
 			fenceRows = true
 		case vanished:
 			batch = slices.Delete(slices.Clone(batch), i, i+1)
+		case noRoom:
+			refusal = s.full.cause
 		}
 	}
 	for _, u := range batch {
-		u.err = s.broken
+		u.err = cmp.Or(s.broken, refusal)
 	}
 }
 
@@ -41,12 +45,14 @@ type outcome uint8
 const (
 	settled  outcome = iota // committed, each unit with its own outcome
 	stopped                 // writing has stopped
+	noRoom                  // rolled back: the disk is full
 	unfenced                // rolled back: a unit without a fence failed
 	vanished                // rolled back by SQLite, because a unit was interrupted while writing; it has its error
 )
 
 // attempt runs the batch once. With vanished, it returns the index of the unit.
 func (s *lite) attempt(batch []*Unit, fenceRows bool) (outcome, int) {
+	s.walFile.forget()
 	switch err := s.writer.control("BEGIN IMMEDIATE"); {
 	case errors.Is(err, sqlite3.BUSY):
 		// Some tool of the operator's holds the file; that passes.
@@ -55,7 +61,7 @@ func (s *lite) attempt(batch []*Unit, fenceRows bool) (outcome, int) {
 		}
 		return settled, 0
 	case err != nil:
-		return s.stop(fmt.Errorf("begin: %w", err)), 0
+		return s.fail(fmt.Errorf("begin: %w", err)), 0
 	}
 	head := s.head
 	for i, u := range batch {
@@ -70,7 +76,7 @@ func (s *lite) attempt(batch []*Unit, fenceRows bool) (outcome, int) {
 		}
 		switch {
 		case fatal(u.err):
-			return s.stop(u.err), 0
+			return s.fail(u.err), 0
 		case s.writer.c.GetAutocommit():
 			return vanished, i
 		case !fence && len(batch) == 1:
@@ -88,13 +94,14 @@ func (s *lite) attempt(batch []*Unit, fenceRows bool) (outcome, int) {
 func (s *lite) commit(head int64) outcome {
 	if head != s.head {
 		if _, err := s.writer.exec(`UPDATE log_head SET head = $1 WHERE id = 1`, []any{head}); err != nil {
-			return s.stop(err)
+			return s.fail(err)
 		}
 	}
 	if err := s.writer.control("COMMIT"); err != nil {
-		return s.stop(fmt.Errorf("commit: %w", err))
+		return s.fail(fmt.Errorf("commit: %w", err))
 	}
 	s.head = head
+	s.full.accepted()
 	return settled
 }
 
@@ -202,11 +209,11 @@ func fatal(err error) bool {
 	return false
 }
 
-// stop ends all writing: after a failed write or fsync nothing is known about what is on the disk.
+// stop ends all writing: after a failed fsync, and most other failures, nothing is known about what is on the disk.
 // It returns stopped.
 func (s *lite) stop(err error) outcome {
 	s.rollback()
 	s.broken = fmt.Errorf("%w: %w", ErrBroken, err)
-	s.opt.Log.WithError(err).WithField("path", s.path).Error("storage: writing stopped; free the disk or replace it, then restart")
+	s.opt.Log.WithError(err).WithField("path", s.path).Error("storage: writing stopped; look after the disk, then restart")
 	return stopped
 }

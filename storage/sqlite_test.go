@@ -50,41 +50,6 @@ func TestLockedBySecondProcess(t *testing.T) {
 	openBlobs(t, path)
 }
 
-func TestDiskFullStopsWriting(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "x.db")
-	db := openBlobs(t, path)
-	if err := putBlob(db, 1, []byte("first")); err != nil {
-		t.Fatal(err)
-	}
-	// A limit on pages gives the error of a full disk.
-	if err := db.engine.(*lite).writer.c.Exec("PRAGMA max_page_count = 40"); err != nil {
-		t.Fatal(err)
-	}
-	if err := putBlob(db, 2, make([]byte, 1<<20)); !errors.Is(err, ErrBroken) {
-		t.Errorf("write to a full disk: %v", err)
-	}
-	if err := putBlob(db, 3, []byte("small")); !errors.Is(err, ErrBroken) {
-		t.Errorf("write after a failed one: %v", err)
-	}
-	if err := db.Write(t.Context(), func(*Tx) error { return nil }); !errors.Is(err, ErrBroken) {
-		t.Errorf("Write after a failed one: %v", err)
-	}
-	count := func(db *DB) (n int) {
-		if _, err := db.Get(t.Context(), `SELECT count(*) FROM blobs`, nil, &n); err != nil {
-			t.Error(err)
-		}
-		return n
-	}
-	if n := count(db); n != 1 {
-		t.Errorf("reads see %d rows, want 1", n)
-	}
-	db.Close(context.Background())
-	db = openBlobs(t, path)
-	if err := putBlob(db, 4, []byte("again")); err != nil || count(db) != 2 {
-		t.Errorf("after a restart: %v, %d rows", err, count(db))
-	}
-}
-
 func TestFilesArePrivate(t *testing.T) {
 	if runtime.GOOS == "windows" {
 		return // no file modes there

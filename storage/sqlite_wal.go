@@ -75,8 +75,14 @@ func (s *lite) maintain(quiet bool) {
 // checkpoint copies back as much of the WAL as readers allow.
 func (s *lite) checkpoint() {
 	inLog, copied, err := s.writer.c.WALCheckpoint("", sqlite3.CHECKPOINT_PASSIVE)
-	if err != nil && fatal(err) {
+	s.full.checkpoint = err != nil && refused(err)
+	switch {
+	case s.full.checkpoint:
+		s.full.tell(fmt.Errorf("checkpoint: %w", err)) // the WAL has it all, and there may be room for more in it
+	case err != nil && fatal(err):
 		s.stop(fmt.Errorf("checkpoint: %w", err))
+	case s.full.cause == nil && err == nil:
+		s.full.accepted()
 	}
 	s.wal.tried = s.wal.pages
 	s.wal.dirty = err != nil || inLog != copied

@@ -39,8 +39,10 @@ var (
 	ErrConflict = errors.New("storage: row exists already")
 	// ErrAfter means that the unit named by Unit.After failed, and this one with it.
 	ErrAfter = errors.New("storage: an earlier unit that this one was built on failed")
+	// ErrFull means that nothing was written, because there is no space on the disk; when there is again, writes succeed.
+	ErrFull = errors.New("storage: the disk is full")
 	// ErrBroken means that an I/O error stopped all writing; the process must be restarted after
-	// the cause (full disk, bad disk) is removed.
+	// the cause (a bad disk) is removed.
 	ErrBroken = errors.New("storage: writing stopped after an I/O error")
 	// ErrClosed means that the DB was closed before the operation was accepted.
 	ErrClosed = errors.New("storage: database is closed")
@@ -71,7 +73,7 @@ type Options struct {
 	// ReadTimeout is how long a Read (or the SQL of one Write) may run before it is interrupted
 	// (default 30 s).
 	ReadTimeout time.Duration
-	// Log gets what an operator should know: that writing stopped, that the server was lost, that a flush
+	// Log gets what an operator should know: that writing stopped or the disk is full, that the server was lost, that a flush
 	// took long (default: the standard logger).
 	Log logrus.FieldLogger
 	// QueueUnits bounds the units waiting for the committer (default 4096). Beyond it, writers block.
