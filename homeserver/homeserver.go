@@ -74,12 +74,18 @@ func (s *Server) open(ctx context.Context) error {
 		Authenticate:       s.features.authenticate,
 		AuthenticateServer: s.features.authenticateServer,
 		Limiter:            limits,
+		Unavailable:        unavailable,
 		Log:                s.log.WithField("part", "http"),
 		Registerer:         registerer,
 		TrustedProxies:     s.cfg.Client.TrustedProxies,
 		MaxBody:            s.cfg.Limits.RequestBody,
 	}, s.features.endpoints()...)
 	return err
+}
+
+// unavailable tells whether a request failed because the database takes nothing at the moment. It has told the log.
+func unavailable(err error) bool {
+	return errors.Is(err, storage.ErrFull) || errors.Is(err, storage.ErrBroken)
 }
 
 // listen opens the configured listeners.

@@ -148,7 +148,9 @@ func TestFailures(t *testing.T) {
 		return New("GET", path, Anyone, ratelimit.None, func(context.Context, *Caller, *Empty) (*Empty, error) { return nil, err })
 	}
 	uia := mxerr.New(401, "", "").WithField("flows", []string{"a"}).WithField("session", "s")
-	rt := newTestRouter(t, Config{Log: logrus.NewEntry(logger)},
+	full := errors.New("full")
+	rt := newTestRouter(t, Config{Log: logrus.NewEntry(logger), Unavailable: func(err error) bool { return errors.Is(err, full) }},
+		failing("/full", fmt.Errorf("write: %w", full)),
 		failing("/secret", errors.New("the password is 1234")),
 		failing("/wrapped", fmt.Errorf("look up: %w", mxerr.NotFound("No such thing").With(errors.New("row 7")))),
 		failing("/uia", uia),
@@ -177,6 +179,7 @@ func TestFailures(t *testing.T) {
 		{"/wrapped", 404, `{"errcode":"M_NOT_FOUND","error":"No such thing"}`, ""},
 		{"/uia", 401, `{"flows":["a"],"session":"s"}`, ""},
 		{"/bad", 502, `{"errcode":"M_UNKNOWN","error":"Remote failed"}`, "dial"},
+		{"/full", 503, `{"errcode":"M_UNKNOWN","error":"The server can store nothing at the moment"}`, ""},
 		{"/canceled", 500, internal, "context canceled"},
 		{"/unencodable", 500, internal, "encode answer"},
 		{"/panic", 500, internal, "router_test.go"},

@@ -50,6 +50,6 @@
 // Every answer has the CORS headers and an X-Request-Id, under which failures are logged. OPTIONS is
 // answered for every path, HEAD by the endpoint for GET. An unknown path is 404 M_UNRECOGNIZED, an
 // unknown method of a known one 405 M_UNRECOGNIZED. An mxerr.Error is answered as it says; one without
-// a Code has only its Fields, as user-interactive authentication wants it. Any other error and a
-// panic are logged as a 500 M_UNKNOWN.
+// a Code has only its Fields, as user-interactive authentication wants it. What Config.Unavailable
+// knows is 503 M_UNKNOWN. Any other error and a panic are logged as a 500 M_UNKNOWN.
 package httpapi

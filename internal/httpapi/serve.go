@@ -210,6 +210,8 @@ func (rt *Router) admit(c *call, e *route, r *http.Request, req *request) error 
 var (
 	errClientGone = mxerr.New(statusClientGone, "M_UNKNOWN", "The client closed the request")
 	errInternal   = mxerr.New(http.StatusInternalServerError, "M_UNKNOWN", "Internal server error")
+	// errUnavailable has clients try again.
+	errUnavailable = mxerr.New(http.StatusServiceUnavailable, "M_UNKNOWN", "The server can store nothing at the moment")
 )
 
 // logger is the log with the request's marks.
@@ -231,6 +233,9 @@ func (rt *Router) fail(c *call, e *route, w http.ResponseWriter, r *http.Request
 		return rt.writeError(w, r, errClientGone)
 	}
 	me := mxerr.As(err)
+	if me == nil && rt.cfg.Unavailable != nil && rt.cfg.Unavailable(err) {
+		return rt.writeError(w, r, errUnavailable)
+	}
 	if me == nil {
 		rt.logger(c, e).WithError(err).Error("request failed")
 		return rt.writeError(w, r, errInternal)
