@@ -279,6 +279,22 @@ func TestPresenceIsTold(t *testing.T) {
 	})
 }
 
+// Right after a start, who is back does not make the server load all of their rooms at once, but is told of there.
+func TestPresenceLoadsNoRooms(t *testing.T) {
+	eachDB(t, func(t *testing.T, db *storage.DB) {
+		room := newServer(t, db).room(alice, bob)
+		s := newServer(t, db)
+		s.poll(alice, "A", Online)
+		s.pass(0)
+		if _, people, rooms := s.told(); !slices.Equal(people, []string{alice}) || !slices.Equal(rooms, []int64{room.NID}) {
+			t.Errorf("told of %v in %v; the room is %d", people, rooms, room.NID)
+		}
+		if s.rooms.ActiveRoom(room.NID) != nil {
+			t.Error("the room was loaded")
+		}
+	})
+}
+
 func TestPresenceOff(t *testing.T) {
 	each(t, func(t *testing.T, s *server) {
 		s.API.presence = nil

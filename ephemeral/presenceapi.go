@@ -358,16 +358,24 @@ func (a *API) tell(ctx context.Context) {
 				continue
 			}
 			seen[rooms[i].NID] = struct{}{}
-			room, err := a.rooms.Room(ctx, rooms[i].RoomID)
-			if err != nil {
-				continue
-			}
-			if joined, _ := room.MemberCounts(); joined <= maxAudience {
-				nids = append(nids, room.NID)
+			if a.audible(rooms[i].NID) {
+				nids = append(nids, rooms[i].NID)
 			}
 		}
 	}
 	a.listener.Presence(users, nids)
+}
+
+// audible tells whether a room is small enough for its members to be told of each other's presence. One that is not in memory
+// passes for small, since loading it takes more than telling few who wait: right after a start, that would be all rooms of all
+// who are back, beside their first syncs.
+func (a *API) audible(nid int64) bool {
+	room := a.rooms.ActiveRoom(nid)
+	if room == nil {
+		return true
+	}
+	joined, _ := room.MemberCounts()
+	return joined <= maxAudience
 }
 
 // writeStatuses writes down the status messages that are not in the database yet.
