@@ -81,14 +81,19 @@ func (s *Server) queryEvents(ctx context.Context, room *Room, query string, args
 	if fresh == 0 {
 		return events, nil
 	}
+	return events, s.settle(ctx, room, events, epoch)
+}
+
+// settle gives events that were read from rows their redactions, and keeps them in memory unless an event has been redacted
+// since epoch, before which the reading began: that might be missed by what is cached here.
+func (s *Server) settle(ctx context.Context, room *Room, events []*Event, epoch uint64) (err error) {
 	for i, e := range events {
 		if e.flags&flagRedacted != 0 && e.redaction == nil {
 			if events[i], err = s.withRedaction(ctx, room, e); err != nil {
-				return nil, err
+				return err
 			}
 		}
 	}
-	// A redaction that was committed since the read began would be missed by what is cached here.
 	s.redactionLock.RLock()
 	defer s.redactionLock.RUnlock()
 	if s.redactionEpoch.Load() == epoch {
@@ -96,7 +101,7 @@ func (s *Server) queryEvents(ctx context.Context, room *Room, query string, args
 			s.events.GetOrPut(e.NID, e, e.cost())
 		}
 	}
-	return events, nil
+	return nil
 }
 
 // withRedaction returns an event, whose row says that it is redacted, together with its redaction.

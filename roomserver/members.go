@@ -40,17 +40,10 @@ type memberIndex struct {
 	servers map[string]int
 }
 
-// load reads the index of a room, whose current state has the given root, from room_members.
-func (m *memberIndex) load(tx *storage.Tx, s *Server, room int64, root snapshot.Ref) error {
+// begin makes the index that of a state with the given root, whose members are yet to be counted.
+func (m *memberIndex) begin(root snapshot.Ref) {
 	m.root = root
 	m.local, m.servers = map[string]struct{}{}, map[string]int{}
-	rows := tx.Query(`SELECT user_id, membership FROM room_members WHERE room = $1`, room)
-	var user, membership string
-	for rows.Next() {
-		rows.Scan(&user, &membership)
-		m.count(s, user, membership, 1)
-	}
-	return rows.Close()
 }
 
 // count adds d users of a membership.

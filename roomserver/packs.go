@@ -80,10 +80,15 @@ func (l packLoader) readAhead(ctx context.Context, room, id int64, put func(id i
 		if row.ID == id {
 			put(id, row.Data)
 		} else {
-			l.ahead.Put(packKey{room, row.ID}, row.Data, len(row.Data)+2*cache.Overhead)
+			l.keep(packKey{room, row.ID}, row.Data)
 		}
 	}
 	return err
+}
+
+// keep lets a row wait until it is asked for.
+func (l packLoader) keep(k packKey, data []byte) {
+	l.ahead.Put(k, data, len(data)+2*cache.Overhead)
 }
 
 func (l packLoader) read(ctx context.Context, query string, args ...any) (list []snapshot.Row, err error) {

@@ -2,10 +2,8 @@ package roomserver
 
 import (
 	"context"
-	"database/sql"
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"sync"
 	"sync/atomic"
 
@@ -222,67 +220,6 @@ func (s *Server) RoomByNID(ctx context.Context, nid int64) (*Room, error) {
 		return nil, ErrUnknownRoom
 	}
 	return s.Room(ctx, id)
-}
-
-// loadRoom reads a room; the caller holds its load lock, so nobody is writing the room.
-func (s *Server) loadRoom(ctx context.Context, id string) (*Room, error) {
-	r := &Room{pending: newPending()}
-	head := &Head{}
-	var version string
-	var seed, extremities []byte
-	err := s.db.Read(ctx, func(tx *storage.Tx) error {
-		var state, pos sql.NullInt64
-		var gaps, partial bool
-		found, err := tx.Get(`SELECT r.nid, r.room_id, r.version, r.seed, h.extremities, h.state, h.pos,
-				EXISTS (SELECT 1 FROM room_gaps g WHERE g.room = r.nid), EXISTS (SELECT 1 FROM partial_rooms p WHERE p.room = r.nid)
-			FROM rooms r LEFT JOIN room_heads h ON h.room = r.nid WHERE r.room_id = $1`, []any{id},
-			&r.NID, &r.ID, &version, &seed, &extremities, &state, &pos, &gaps, &partial)
-		if err != nil {
-			return err
-		}
-		if !found {
-			return ErrUnknownRoom
-		}
-		if !pos.Valid {
-			return fmt.Errorf("room %s has no head", r.ID)
-		}
-		head.State, head.Pos = snapshot.Ref(state.Int64), pos.Int64
-		if r.gaps.Store(&[]Gap{}); gaps {
-			if err := r.loadGaps(tx); err != nil {
-				return err
-			}
-		}
-		if partial {
-			if err := r.loadPartial(tx, s); err != nil {
-				return err
-			}
-		}
-		return r.members.load(tx, s, r.NID, head.State)
-	})
-	if err != nil {
-		if errors.Is(err, ErrUnknownRoom) {
-			return nil, err
-		}
-		return nil, fmt.Errorf("load room: %w", err)
-	}
-	var ok bool
-	if r.Version, ok = pdu.Lookup(version); !ok {
-		return nil, fmt.Errorf("room %s has unknown version %q", r.ID, version)
-	}
-	copy(r.seed[:], seed)
-	r.chains = authchain.New(chainLoader{s.db}, r.NID)
-	nids, err := decodeNIDs(extremities)
-	if err != nil {
-		return nil, fmt.Errorf("forward extremities of %s: %w", r.ID, err)
-	}
-	if head.Extremities, err = s.eventsByNID(ctx, r, nids); err != nil {
-		return nil, fmt.Errorf("forward extremities of %s: %w", r.ID, err)
-	}
-	r.next = head
-	r.durable.Store(head)
-	r.changes.reset(head.Pos)
-	s.rooms.add(r)
-	return r, nil
 }
 
 // tree is the room's state at a root.

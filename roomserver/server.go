@@ -48,6 +48,7 @@ type Server struct {
 	retention Retention
 
 	nids   *storage.IDs
+	packs  packLoader
 	states *snapshot.Store
 	events *cache.Cache[int64, *Event]
 	rooms  roomTable
@@ -96,7 +97,8 @@ func New(db *storage.DB, opts Options) (*Server, error) {
 	}
 	s.events = cache.New[int64, *Event](int(opts.EventCacheBytes))
 	s.detached = cache.New[string, int64](maxDetached)
-	s.states = snapshot.NewStore(newPackLoader(db), opts.StateCacheBytes)
+	s.packs = newPackLoader(db)
+	s.states = snapshot.NewStore(s.packs, opts.StateCacheBytes)
 	s.rooms.init()
 	s.users.init()
 	s.txns.init()
@@ -187,6 +189,25 @@ type countedMutex struct {
 // lock takes the lock of key and returns the function that releases it.
 func (k *keyedMutex[K]) lock(key K) func() {
 	k.mu.Lock()
+	l := k.enterLocked(key)
+	k.mu.Unlock()
+	l.Lock()
+	return func() { k.leave(key, l) }
+}
+
+// tryLock is lock for a key whose lock nobody holds or waits for; else it returns nil.
+func (k *keyedMutex[K]) tryLock(key K) func() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.locks[key] != nil {
+		return nil
+	}
+	l := k.enterLocked(key)
+	l.Lock()
+	return func() { k.leave(key, l) }
+}
+
+func (k *keyedMutex[K]) enterLocked(key K) *countedMutex {
 	if k.locks == nil {
 		k.locks = map[K]*countedMutex{}
 	}
@@ -196,14 +217,14 @@ func (k *keyedMutex[K]) lock(key K) func() {
 		k.locks[key] = l
 	}
 	l.users++
-	k.mu.Unlock()
-	l.Lock()
-	return func() {
-		l.Unlock()
-		k.mu.Lock()
-		if l.users--; l.users == 0 {
-			delete(k.locks, key)
-		}
-		k.mu.Unlock()
+	return l
+}
+
+func (k *keyedMutex[K]) leave(key K, l *countedMutex) {
+	l.Unlock()
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if l.users--; l.users == 0 {
+		delete(k.locks, key)
 	}
 }

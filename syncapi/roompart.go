@@ -165,21 +165,21 @@ func (p *roomPart) pass(ctx context.Context, events []*roomserver.Event, f *filt
 	return p.look.api.related(ctx, p.room, f, events)
 }
 
-// keep returns the events for which ok holds, without copying when all do.
-func keep(events []*roomserver.Event, ok func(*roomserver.Event) bool) []*roomserver.Event {
-	for i, e := range events {
+// keep returns the events, or what else it is, for which ok holds, without copying when all do.
+func keep[T any](list []T, ok func(T) bool) []T {
+	for i, e := range list {
 		if ok(e) {
 			continue
 		}
-		kept := append(make([]*roomserver.Event, 0, len(events)), events[:i]...)
-		for _, e := range events[i+1:] {
+		kept := append(make([]T, 0, len(list)), list[:i]...)
+		for _, e := range list[i+1:] {
 			if ok(e) {
 				kept = append(kept, e)
 			}
 		}
 		return kept
 	}
-	return events
+	return list
 }
 
 // matches applies a filter to an event. The room itself was judged before.

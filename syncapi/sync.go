@@ -175,15 +175,17 @@ func (l *look) rooms(ctx context.Context, out []byte) ([]byte, error) {
 	if err := l.api.ephemeral.Prefetch(ctx, rooms); err != nil {
 		return nil, err
 	}
-	for _, r := range rooms {
-		if !l.filter.Room.Allows(r.RoomID) {
-			continue
-		}
-		if err := l.room(ctx, &s, r); err != nil {
-			return nil, err
-		}
+	rooms = keep(rooms, func(r roomserver.UserRoom) bool { return l.filter.Room.Allows(r.RoomID) && !l.past(r) })
+	if err := l.api.rooms.Visit(ctx, rooms, func(r roomserver.UserRoom) error { return l.room(ctx, &s, r) }); err != nil {
+		return nil, err
 	}
 	return s.append(out), nil
+}
+
+// past tells of a room that the user has left, in which a client that knows nothing yet is not interested.
+func (l *look) past(r roomserver.UserRoom) bool {
+	return l.initial() && r.Pos <= l.upTo && (r.Membership == roomserver.Leave || r.Membership == roomserver.Ban) &&
+		(!l.filter.Room.IncludeLeave || r.Forgotten)
 }
 
 // The sections of rooms in an answer.
@@ -204,6 +206,9 @@ type sections [sectionCount][]byte
 func (s *sections) begin(section int, roomID string) []byte {
 	b := s[section]
 	if len(b) > 0 {
+		if cap(b)-len(b) < len(b)/4 { // a large answer that grows by quarters is copied many times
+			b = slices.Grow(b, len(b))
+		}
 		b = append(b, ',')
 	}
 	return append(canonicaljson.AppendString(b, roomID), ':')
@@ -288,10 +293,6 @@ func (l *look) membershipIn(ctx context.Context, room *roomserver.Room, r roomse
 
 // room adds one room to the section where it belongs.
 func (l *look) room(ctx context.Context, s *sections, r roomserver.UserRoom) error {
-	if l.initial() && r.Pos <= l.upTo && (r.Membership == roomserver.Leave || r.Membership == roomserver.Ban) &&
-		(!l.filter.Room.IncludeLeave || r.Forgotten) {
-		return nil
-	}
 	room, err := l.api.rooms.Room(ctx, r.RoomID)
 	if err != nil {
 		return err

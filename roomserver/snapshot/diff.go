@@ -138,7 +138,7 @@ func (d *differ) read(n *node, s *side, p *pair, rows map[int64][]byte) error {
 		n.n = copy(n.leaves[:], s.leaves)
 		return nil
 	}
-	data, err := rowNode(rows[s.ref.row()], s.ref)
+	data, err := rowNode(rows[s.ref.Row()], s.ref)
 	if err != nil {
 		return err
 	}
@@ -168,7 +168,7 @@ func (d *differ) stepTypes(p *pair, a, b *node) error {
 		}
 		return d.stepKeys(&keys, &node{}, b)
 	case p.depth == hashNibbles:
-		return fmt.Errorf("row %d: too deep: %w", p.a.ref.row(), ErrCorrupt)
+		return fmt.Errorf("row %d: too deep: %w", p.a.ref.Row(), ErrCorrupt)
 	}
 	for slot := range 16 {
 		d.push(pair{a: typeSide(p.a, a, slot, p.depth), b: typeSide(p.b, b, slot, p.depth), types: true, depth: p.depth + 1})
@@ -198,7 +198,7 @@ func (d *differ) stepKeys(p *pair, a, b *node) error {
 		return d.mergeLeaves(a, b)
 	}
 	if p.depth == hashNibbles {
-		return fmt.Errorf("row %d: too deep: %w", p.a.ref.row(), ErrCorrupt)
+		return fmt.Errorf("row %d: too deep: %w", p.a.ref.Row(), ErrCorrupt)
 	}
 	for slot := range 16 {
 		d.push(pair{

@@ -173,7 +173,7 @@ func (e *Edit) types(ctx context.Context, ref Ref, depth int, changes []change) 
 		return e.typeList(ctx, ref, &n, depth, changes)
 	}
 	if depth == hashNibbles {
-		return 0, false, fmt.Errorf("row %d: too deep: %w", ref.row(), ErrCorrupt)
+		return 0, false, fmt.Errorf("row %d: too deep: %w", ref.Row(), ErrCorrupt)
 	}
 	changed, join := false, hasDelete(changes)
 	known := map[Ref]bool(nil) // children of which we know whether they are one type

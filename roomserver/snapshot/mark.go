@@ -41,7 +41,7 @@ func (m *Marker) Add(ctx context.Context, root Ref) error {
 			}
 			for _, ref := range batch {
 				var err error
-				if below, err = m.children(below, rows[ref.row()], ref); err != nil {
+				if below, err = m.children(below, rows[ref.Row()], ref); err != nil {
 					return fmt.Errorf("mark room state: %w", err)
 				}
 			}
@@ -60,7 +60,7 @@ func (m *Marker) fresh(list []Ref, ref Ref) []Ref {
 		return list
 	}
 	m.nodes[ref] = struct{}{}
-	m.rows[ref.row()] = struct{}{}
+	m.rows[ref.Row()] = struct{}{}
 	return append(list, ref)
 }
 
@@ -84,7 +84,7 @@ func (m *Marker) children(list []Ref, row []byte, ref Ref) ([]Ref, error) {
 		}
 	}
 	if r.bad {
-		return nil, fmt.Errorf("node %d of row %d: %w", ref.slot(), ref.row(), ErrCorrupt)
+		return nil, fmt.Errorf("node %d of row %d: %w", ref.slot(), ref.Row(), ErrCorrupt)
 	}
 	return list, nil
 }

@@ -65,7 +65,7 @@ func TestMark(t *testing.T) {
 	if err := fresh.Mark(room, 10).Add(ctx, roots[599]); !errors.Is(err, ErrTooMany) {
 		t.Errorf("beyond the limit: %v", err)
 	}
-	delete(disk.rows, rowKey{room, roots[599].row()})
+	delete(disk.rows, rowKey{room, roots[599].Row()})
 	if err := NewStore(disk, 1<<20).Mark(room, 1000).Add(ctx, roots[599]); !errors.Is(err, ErrCorrupt) {
 		t.Errorf("a missing row: %v", err)
 	}

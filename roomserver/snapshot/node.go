@@ -229,7 +229,7 @@ func decodeNode(n *node, data []byte, ref Ref, depth int, path uint64) error {
 		}
 	}
 	if r.bad || len(r.data) > 0 || n.n == 0 {
-		return fmt.Errorf("node %d of row %d: %w", ref.slot(), ref.row(), ErrCorrupt)
+		return fmt.Errorf("node %d of row %d: %w", ref.slot(), ref.Row(), ErrCorrupt)
 	}
 	return nil
 }
@@ -249,5 +249,5 @@ func rowNode(row []byte, ref Ref) ([]byte, error) {
 			}
 		}
 	}
-	return nil, fmt.Errorf("slot %d of row %d: %w", slot, ref.row(), ErrCorrupt)
+	return nil, fmt.Errorf("slot %d of row %d: %w", slot, ref.Row(), ErrCorrupt)
 }

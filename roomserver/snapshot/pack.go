@@ -41,7 +41,7 @@ func (p *packWriter) node(ref Ref) ([]byte, error) {
 	case part < len(p.rows):
 		return rowNode(p.rows[part].Data, ref)
 	case part > len(p.rows) || slot >= len(p.ends):
-		return nil, fmt.Errorf("slot %d of row %d: %w", slot, ref.row(), ErrCorrupt)
+		return nil, fmt.Errorf("slot %d of row %d: %w", slot, ref.Row(), ErrCorrupt)
 	case slot == 0:
 		return p.data[:p.ends[0]], nil
 	}

@@ -23,8 +23,8 @@ func (r Ref) pack() int64 { return int64(r >> indexBits) }
 // index is the place of the node in its pack: part and slot.
 func (r Ref) index() int { return int(r & (1<<indexBits - 1)) }
 
-// row is the identifier of the row that holds the node.
-func (r Ref) row() int64 { return int64(r >> slotBits) }
+// Row is the identifier of the row that holds the node.
+func (r Ref) Row() int64 { return int64(r >> slotBits) }
 
 // slot is the place of the node in its row.
 func (r Ref) slot() int { return int(r & (rowNodes - 1)) }

@@ -100,7 +100,7 @@ func (s *Store) load(ctx context.Context, room int64, ids []int64, put func(id i
 func (s *Store) fetch(ctx context.Context, room int64, refs []Ref, rows map[int64][]byte) error {
 	var missing []int64
 	for _, r := range refs {
-		id := r.row()
+		id := r.Row()
 		if _, ok := rows[id]; ok || r == 0 {
 			continue
 		}

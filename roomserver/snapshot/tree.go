@@ -38,7 +38,7 @@ func (t *Tree) node(ctx context.Context, ref Ref) ([]byte, error) {
 	if t.edit != nil && ref.pack() == t.edit.pack.id {
 		return t.edit.pack.node(ref)
 	}
-	row, err := t.store.row(ctx, t.room, ref.row())
+	row, err := t.store.row(ctx, t.room, ref.Row())
 	if err != nil {
 		return nil, err
 	}
@@ -89,7 +89,7 @@ func (r *reader) find(n *node, ref Ref, slot int) (Ref, error) {
 		child = r.ref(own, &last)
 	}
 	if r.bad {
-		return 0, fmt.Errorf("node %d of row %d: %w", ref.slot(), ref.row(), ErrCorrupt)
+		return 0, fmt.Errorf("node %d of row %d: %w", ref.slot(), ref.Row(), ErrCorrupt)
 	}
 	return child, nil
 }
@@ -116,7 +116,7 @@ func (t *Tree) get(ctx context.Context, typ, key uint64) (int64, error) {
 			return 0, err
 		}
 	}
-	return 0, fmt.Errorf("row %d: too deep: %w", ref.row(), ErrCorrupt)
+	return 0, fmt.Errorf("row %d: too deep: %w", ref.Row(), ErrCorrupt)
 }
 
 // leafOf reads the event of a key from a bucket; 0 if it is not there.
@@ -125,7 +125,7 @@ func (r *reader) leafOf(n *node, ref Ref, depth int, key uint64) (int64, error) 
 	for range n.n {
 		hash, nid := r.suffix(depth), own-r.varint()
 		if r.bad {
-			return 0, fmt.Errorf("node %d of row %d: %w", ref.slot(), ref.row(), ErrCorrupt)
+			return 0, fmt.Errorf("node %d of row %d: %w", ref.slot(), ref.Row(), ErrCorrupt)
 		}
 		if hash == key&open {
 			return nid, nil

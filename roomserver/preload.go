@@ -1,0 +1,275 @@
+package roomserver
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/myelin-im/myelin/storage"
+)
+
+const (
+	// preloadFrom is from how many rooms on that are not in memory it pays to read them together, preloadBatch how many are
+	// read at once.
+	preloadFrom  = 4
+	preloadBatch = 16
+	// maxPreloadedState bounds the state events of one room that are read together with those of others.
+	maxPreloadedState = 4 * eventBatch
+)
+
+// Visit calls fn with each of a user's rooms in turn, up to its first error. Those that are not in memory are read ahead of
+// it, many at once: after a start, what a user's client asks for first is all of their rooms.
+func (s *Server) Visit(ctx context.Context, rooms []UserRoom, fn func(UserRoom) error) error {
+	wait, stop := func(int) {}, func() {}
+	if cold := s.cold(rooms); cold >= preloadFrom {
+		wait, stop = s.readAhead(ctx, rooms)
+	}
+	defer stop()
+	for i, r := range rooms {
+		wait(i)
+		if err := fn(r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// cold counts the rooms that are not in memory.
+func (s *Server) cold(rooms []UserRoom) (n int) {
+	s.rooms.mu.RLock()
+	defer s.rooms.mu.RUnlock()
+	for i := range rooms {
+		if s.rooms.byID[rooms[i].RoomID] == nil {
+			n++
+		}
+	}
+	return n
+}
+
+// readAhead preloads rooms in the background, at most two batches ahead of what is waited for: wait returns when a room, by
+// its index, has been read. stop ends it.
+func (s *Server) readAhead(ctx context.Context, rooms []UserRoom) (wait func(i int), stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	read := make(chan struct{}, 1)
+	go func() {
+		defer close(read)
+		for batch := range slices.Chunk(rooms, preloadBatch) {
+			// What fails here fails again when the room is asked for, and is told then.
+			_ = s.preload(ctx, batch)
+			select {
+			case read <- struct{}{}:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	done := 0
+	wait = func(i int) {
+		for ; done <= i; done += preloadBatch {
+			<-read
+		}
+	}
+	return wait, func() {
+		cancel()
+		for range read { // until it has ended
+		}
+	}
+}
+
+// preload brings those of at most preloadBatch rooms that are not in memory there: with their recent timelines, and with
+// the events of their current state but for the memberships of others.
+func (s *Server) preload(ctx context.Context, rooms []UserRoom) error {
+	ids := make([]any, preloadBatch)
+	members := make(map[int64]int64, len(rooms))
+	missing := false
+	for i, r := range rooms {
+		// A room that somebody is loading is left to them. Waiting with the locks of others in hand might never end.
+		unlock := s.rooms.load.tryLock(r.RoomID)
+		if unlock == nil {
+			continue
+		}
+		defer unlock()
+		if s.rooms.get(r.RoomID) == nil {
+			ids[i], missing = r.RoomID, true
+			members[r.NID] = r.EventNID
+		}
+	}
+	if !missing {
+		return nil
+	}
+	epoch := s.redactionEpoch.Load()
+	var list []*loading
+	err := s.db.Read(ctx, func(tx *storage.Tx) (err error) {
+		if list, err = s.readRooms(tx, ids); err != nil {
+			return err
+		}
+		if err = s.readRecent(tx, list); err != nil {
+			return err
+		}
+		return s.packs.readHeads(tx, list)
+	})
+	if err != nil {
+		return fmt.Errorf("read rooms ahead: %w", err)
+	}
+	for _, r := range list {
+		if err := s.settle(ctx, r.Room, r.recent, epoch); err != nil {
+			return err
+		}
+	}
+	if err := s.readCurrent(ctx, list, members); err != nil {
+		return err
+	}
+	defer s.rooms.shed()
+	for _, r := range list {
+		if err := r.Room.recent.load(func() ([]*Event, error) { return r.recent, nil }); err != nil {
+			return err
+		}
+		if err := s.enter(ctx, r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// eachRoom makes a query of preloadBatch others for one room each, whose rows it returns together. Of the arguments, n in a row
+// are for one room, and the query has "$room" and "$head" in their places.
+func eachRoom(query string, n int) string {
+	var all strings.Builder
+	for i := range preloadBatch {
+		if i > 0 {
+			all.WriteString(" UNION ALL ")
+		}
+		r := strings.NewReplacer("$room", fmt.Sprint("$", n*i+1), "$head", fmt.Sprint("$", n*i+2))
+		all.WriteString(r.Replace("SELECT * FROM (" + query + fmt.Sprint(") AS r", i)))
+	}
+	return all.String()
+}
+
+var recentOfRooms = eachRoom(`SELECT room, `+eventColumns+` FROM events WHERE room = $room AND anchor IS NOT NULL
+	ORDER BY anchor DESC, sub DESC LIMIT `+fmt.Sprint(ringSize), 1)
+
+// readRecent reads the newest events of rooms.
+func (s *Server) readRecent(tx *storage.Tx, list []*loading) error {
+	rooms, args := byNumber(list, preloadBatch)
+	var nid int64
+	var row eventRow
+	dest := append([]any{&nid}, row.dest()...)
+	rows := tx.Query(recentOfRooms, args...)
+	for rows.Next() {
+		rows.Scan(dest...)
+		r := rooms[nid]
+		e, err := s.eventOf(&row, r.Room)
+		if err != nil {
+			return errors.Join(err, rows.Close())
+		}
+		r.recent = append(r.recent, e)
+	}
+	for _, r := range list {
+		slices.SortFunc(r.recent, func(a, b *Event) int {
+			return cmp.Or(cmp.Compare(a.Anchor, b.Anchor), cmp.Compare(a.Sub, b.Sub))
+		})
+	}
+	return rows.Close()
+}
+
+// eventOf returns the event of a row, from the cache if it is there.
+func (s *Server) eventOf(row *eventRow, room *Room) (*Event, error) {
+	if e, ok := s.events.Get(row.nid); ok {
+		return e, nil
+	}
+	return row.event(room)
+}
+
+var packsOfHeads = eachRoom(`SELECT * FROM (SELECT room, pack, data FROM state_packs WHERE room = $room AND pack <= $head
+		ORDER BY pack DESC LIMIT `+fmt.Sprint(packsAhead)+`) AS near
+	WHERE pack = $head OR length(data) <= `+fmt.Sprint(smallPack), 2)
+
+// readHeads reads the rows with the current states of rooms, as readAhead does for one, so that they wait.
+func (l packLoader) readHeads(tx *storage.Tx, list []*loading) error {
+	args := make([]any, 2*preloadBatch)
+	for i := range args {
+		args[i] = int64(0) // no room has it
+	}
+	for i, r := range list {
+		args[2*i], args[2*i+1] = r.NID, r.head.State.Row()
+	}
+	rows := tx.Query(packsOfHeads, args...)
+	for rows.Next() {
+		var k packKey
+		var data []byte
+		rows.Scan(&k.room, &k.id, &data)
+		l.keep(k, data)
+	}
+	return rows.Close()
+}
+
+// readCurrent reads into the cache what it lacks of the forward extremities of rooms and of their current states: all but
+// memberships, of which only some are wanted, by room.
+func (s *Server) readCurrent(ctx context.Context, list []*loading, members map[int64]int64) error {
+	rooms, _ := byNumber(list, preloadBatch)
+	var missing []any
+	for _, r := range list {
+		nids := append(slices.Clone(r.extremities), members[r.NID])
+		err := s.tree(r.Room, r.head.State).WalkOthers(ctx, "m.room.member", func(nid int64) error {
+			if len(nids) < maxPreloadedState {
+				nids = append(nids, nid)
+			}
+			return nil
+		})
+		if err != nil {
+			return fmt.Errorf("state of %s: %w", r.ID, err)
+		}
+		for _, nid := range nids {
+			if _, ok := s.events.Get(nid); !ok {
+				missing = append(missing, nid)
+			}
+		}
+	}
+	for batch := range slices.Chunk(missing, eventBatch) {
+		for len(batch) < eventBatch { // always the same number of parameters, so that one prepared statement serves all
+			batch = append(slices.Clip(batch), batch[0])
+		}
+		if err := s.readEvents(ctx, rooms, batch); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// readEvents reads eventBatch events of rooms into the cache.
+func (s *Server) readEvents(ctx context.Context, rooms map[int64]*loading, nids []any) error {
+	epoch := s.redactionEpoch.Load()
+	found := map[int64][]*Event{}
+	err := s.db.ReadOne(ctx, func(tx *storage.Tx) error {
+		clear(found)
+		var nid int64
+		var row eventRow
+		dest := append([]any{&nid}, row.dest()...)
+		rows := tx.Query(`SELECT room, `+eventColumns+` FROM events WHERE nid IN `+storage.In(eventBatch, 1), nids...)
+		for rows.Next() {
+			rows.Scan(dest...)
+			r := rooms[nid]
+			if r == nil {
+				continue
+			}
+			e, err := s.eventOf(&row, r.Room)
+			if err != nil {
+				return errors.Join(err, rows.Close())
+			}
+			found[nid] = append(found[nid], e)
+		}
+		return rows.Close()
+	})
+	if err != nil {
+		return fmt.Errorf("read events of rooms: %w", err)
+	}
+	for nid, events := range found {
+		if err := s.settle(ctx, rooms[nid].Room, events, epoch); err != nil {
+			return err
+		}
+	}
+	return nil
+}
