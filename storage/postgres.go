@@ -204,16 +204,17 @@ func (c *pgConn) hasTables() (found bool, err error) {
 	return found, err
 }
 
-// migrate applies what is pending in one transaction. Of processes that start at the same time, one does it.
+// migrate applies what is pending in one transaction, which may take any time. Of processes that start at the same time,
+// one does it and the others wait.
 func (p *postgres) migrate(schemas []Schema) error {
 	c := p.writer.conn
-	err := c.simple(fmt.Sprintf(`BEGIN; SELECT pg_advisory_xact_lock(%d);
+	err := c.simple(fmt.Sprintf(`BEGIN; SET LOCAL statement_timeout = 0; SELECT pg_advisory_xact_lock(%d);
 		CREATE TABLE IF NOT EXISTS schema_versions (feature BYTEA PRIMARY KEY, version BIGINT NOT NULL)`, int64(schemaLock)))
 	var steps []migration
 	if err == nil {
 		steps, err = pendingSteps(&Tx{pg: c, write: true}, schemas)
 	}
-	if err == nil && len(steps) > 0 {
+	if err == nil {
 		err = c.applyMigrations(steps)
 	}
 	if err == nil {
@@ -225,11 +226,8 @@ func (p *postgres) migrate(schemas []Schema) error {
 	return err
 }
 
-// applyMigrations runs steps, which may take any time, one a round trip.
+// applyMigrations runs steps, one a round trip.
 func (c *pgConn) applyMigrations(steps []migration) error {
-	if err := c.simple("SET LOCAL statement_timeout = 0"); err != nil {
-		return err
-	}
 	for _, step := range steps {
 		err := c.simple(translate(step.sql, PostgreSQL))
 		if err == nil {

@@ -1,6 +1,7 @@
 package storage_test
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"net"
@@ -276,5 +277,39 @@ func TestTwoNodes(t *testing.T) {
 	}
 	if n := number(t, db, `SELECT count(DISTINCT last) FROM rooms`); n != 40 {
 		t.Errorf("Lock did not serialise: %d different values of 40", n)
+	}
+}
+
+// TestLongMigration opens a database while another process migrates it, for longer than a statement may take.
+func TestLongMigration(t *testing.T) {
+	const migrationLock = 0x6d79656c696e0001
+	const limit = 3 * time.Second
+	url := storagetest.URL(t, storage.PostgreSQL)
+	other := storagetest.OpenURL(t, url)
+	opened := make(chan error, 1)
+	err := other.Read(t.Context(), func(tx *storage.Tx) error {
+		if _, err := tx.Get(`SELECT pg_advisory_xact_lock($1)`, []any{int64(migrationLock)}, nil); err != nil {
+			return err
+		}
+		go func() {
+			db, err := storage.Open(context.Background(), storage.Options{URL: url, ReadTimeout: limit}, testSchema)
+			if err == nil {
+				err = db.Close(context.Background())
+			}
+			opened <- err
+		}()
+		select {
+		case err := <-opened:
+			t.Errorf("opened during a migration: %v", err)
+			opened <- err
+		case <-time.After(limit + limit/2):
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := <-opened; err != nil {
+		t.Errorf("opened after a migration: %v", err)
 	}
 }
