@@ -48,6 +48,9 @@ type Server struct {
 // Run. If it fails, everything is closed again. The folder for data is made if it is missing.
 func New(ctx context.Context, cfg *config.Config, log *logrus.Logger) (*Server, error) {
 	s := &Server{cfg: cfg, log: log, registry: prometheus.NewRegistry()}
+	if len(cfg.Strangers) > 0 {
+		log.WithField("variables", cfg.Strangers).Warn("these variables of the environment are no settings; are they mistyped?")
+	}
 	if err := s.open(ctx); err != nil {
 		return nil, errors.Join(err, s.close())
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net/http"
 	"os"
@@ -325,5 +326,34 @@ func TestRoutes(t *testing.T) {
 	}
 	if _, err := httpapi.NewRouter(httpapi.Config{}, new(features).endpoints()...); err == nil {
 		t.Error("endpoints that need tokens are served without anyone to know them")
+	}
+}
+
+func TestStrangersAreNamed(t *testing.T) {
+	var lines bytes.Buffer
+	log := silentLog()
+	log.SetOutput(&lines)
+	cfg := testConfig(t, storage.SQLite)
+	cfg.Strangers = []string{"MYELIN_SERVR_NAME"}
+	s, err := New(t.Context(), cfg, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.close(); err != nil {
+		t.Error(err)
+	}
+	if !strings.Contains(lines.String(), "MYELIN_SERVR_NAME") {
+		t.Errorf("logged %s", lines.String())
+	}
+}
+
+func TestFullDiskIsUnavailable(t *testing.T) {
+	for _, err := range []error{storage.ErrFull, storage.ErrBroken} {
+		if !unavailable(fmt.Errorf("write to a room: %w", err)) {
+			t.Errorf("%v is no reason to have clients try again", err)
+		}
+	}
+	if unavailable(storage.ErrConflict) {
+		t.Error("a conflict is one")
 	}
 }

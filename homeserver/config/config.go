@@ -38,6 +38,10 @@ type Config struct {
 	Appservices   Appservices
 	Logging       Logging
 	Metrics       Metrics
+
+	// Strangers are the variables of the environment, sorted, that are named MYELIN_… and after no section. They are someone
+	// else's, such as an orchestrator's, or mistyped.
+	Strangers []string
 }
 
 // Server says who this server is.

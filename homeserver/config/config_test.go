@@ -93,8 +93,20 @@ logging: {level: warn}
 	want.Presence.Enabled = false
 	want.Appservices.Files = []string{registration}
 	want.Logging = Logging{Level: "warn", Format: "json"}
+	want.Strangers = []string{"MYELIN_BIN", "MYELIN_SERVICE_HOST"}
 	if !reflect.DeepEqual(c, want) {
 		t.Errorf("read  %+v\nwanted %+v", c, want)
+	}
+}
+
+// TestStrangers: a variable of the environment that names no section is let pass and noted.
+func TestStrangers(t *testing.T) {
+	c, err := Load("", []string{"MYELIN_SERVR_NAME=x", "MYELIN_CONFIG=x", "MYELIN_EMPTY=", "MYELIN_PORT=tcp://10.0.0.1:8008", "OTHER=x", "MYELIN_SERVER_NAME=a.b"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{"MYELIN_PORT", "MYELIN_SERVR_NAME"}; !slices.Equal(c.Strangers, want) {
+		t.Errorf("noted %q, want %q", c.Strangers, want)
 	}
 }
 

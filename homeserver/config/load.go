@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"slices"
 	"strconv"
@@ -222,13 +223,16 @@ func (s *section) names() []string {
 	return names
 }
 
+// fileVariable is not a setting: the command line takes the configuration file from it.
+const fileVariable = "MYELIN_CONFIG"
+
 // variable is the name of a setting in the environment.
 func variable(section, key string) string {
 	return "MYELIN_" + strings.ToUpper(section) + "_" + strings.ToUpper(key)
 }
 
 // readEnvironment applies the variables that name a setting. A variable that begins like a section's but names no
-// setting is refused like an unknown key; other MYELIN_ variables belong to someone else.
+// setting is refused like an unknown key; other MYELIN_ variables may belong to someone else, and are only noted.
 func (l *loader) readEnvironment(environ []string) {
 	given := map[string]string{}
 	for _, entry := range environ {
@@ -249,18 +253,14 @@ func (l *loader) readEnvironment(environ []string) {
 			l.set(name, s.name+"."+k.name, k, k.value.split(text))
 		}
 	}
-	var unknown []string
-	for name := range given {
-		unknown = append(unknown, name)
-	}
-	slices.Sort(unknown)
-	for _, name := range unknown {
-		for i := range l.sections {
+	delete(given, fileVariable)
+	for _, name := range slices.Sorted(maps.Keys(given)) {
+		of := func(s section) bool { return strings.HasPrefix(name, variable(s.name, "")) }
+		if i := slices.IndexFunc(l.sections, of); i >= 0 {
 			s := &l.sections[i]
-			if strings.HasPrefix(name, variable(s.name, "")) {
-				l.add(name, "", "there is no such setting; allowed in %s: %s", s.name, strings.Join(s.names(), ", "))
-				break
-			}
+			l.add(name, "", "there is no such setting; allowed in %s: %s", s.name, strings.Join(s.names(), ", "))
+		} else {
+			l.config.Strangers = append(l.config.Strangers, name)
 		}
 	}
 }
