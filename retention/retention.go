@@ -167,10 +167,7 @@ func (c *Cleaner) purge(ctx context.Context, nid int64) error {
 	}
 	deleted := 0
 	if horizon > 0 {
-		for _, begin := range c.begin {
-			defer begin()()
-		}
-		if deleted, err = c.rooms.PurgeHistory(ctx, room, roomserver.Purge{Before: horizon, Also: c.events, Pause: c.pause}); err != nil {
+		if deleted, err = c.purgeHistory(ctx, room, horizon); err != nil {
 			return err
 		}
 	}
@@ -179,6 +176,20 @@ func (c *Cleaner) purge(ctx context.Context, nid int64) error {
 		c.log.WithFields(logrus.Fields{"room_id": room.ID, "messages": deleted, "state_rows": rows}).Info("Purged expired history")
 	}
 	return err
+}
+
+// purgeHistory deletes what is older than horizon, while the features know that it goes on.
+func (c *Cleaner) purgeHistory(ctx context.Context, room *roomserver.Room, horizon int64) (deleted int, err error) {
+	ends := make([]func(), 0, len(c.begin))
+	defer func() {
+		for _, end := range ends {
+			end()
+		}
+	}()
+	for _, begin := range c.begin {
+		ends = append(ends, begin())
+	}
+	return c.rooms.PurgeHistory(ctx, room, roomserver.Purge{Before: horizon, Also: c.events, Pause: c.pause})
 }
 
 // removeRooms removes the rooms that nobody wants any more, and goes on with removals that were interrupted.

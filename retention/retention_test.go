@@ -57,8 +57,17 @@ func TestPass(t *testing.T) {
 		broken := errors.New("broken")
 		var failing string
 		told := map[string]int{}
-		c := New(Config{Interval: time.Hour, Abandoned: 24 * time.Hour}, Deps{DB: db, Rooms: rooms, Log: roomservertest.Log(), Hooks: []Hooks{{
+		begun, ended := 0, 0
+		begin := func() (end func()) {
+			begun++
+			return func() { ended++ }
+		}
+		c := New(Config{Interval: time.Hour, Abandoned: 24 * time.Hour}, Deps{DB: db, Rooms: rooms, Log: roomservertest.Log(), Hooks: []Hooks{{Begin: begin}, {
+			Begin: begin,
 			Events: func(_ *storage.Tx, _ int64, purged []*roomserver.Event) error {
+				if begun != ended+2 {
+					t.Errorf("%d features heard of the beginning of a purge, %d of its end", begun, ended)
+				}
 				told[purged[0].RoomID] += len(purged)
 				if purged[0].RoomID == failing {
 					return broken
@@ -78,6 +87,9 @@ func TestPass(t *testing.T) {
 		failing = ids[0]
 		if err := c.Pass(ctx); !errors.Is(err, broken) || !known(0) || known(1) {
 			t.Errorf("with a hook that fails for the first room: %v, known %v and %v", err, known(0), known(1))
+		}
+		if begun == 0 || ended != begun {
+			t.Errorf("after purges of which one failed, features heard of %d beginnings and %d ends", begun, ended)
 		}
 		failing = ""
 		if err := c.Pass(ctx); err != nil || known(0) || told[ids[0]] == 0 {
