@@ -454,3 +454,50 @@ func TestUndo(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// plainFile is a WAL on a disk without SQLite.
+type plainFile struct {
+	vfs.File // nil
+	file     *os.File
+}
+
+func (f plainFile) ReadAt(p []byte, off int64) (int, error)  { return f.file.ReadAt(p, off) }
+func (f plainFile) WriteAt(p []byte, off int64) (int, error) { return f.file.WriteAt(p, off) }
+func (f plainFile) Sync(vfs.SyncFlag) error                  { return f.file.Sync() }
+
+// TestLostFrames: after a failed write, which SQLite may hear of in a read, nothing more is taken from its transaction.
+func TestLostFrames(t *testing.T) {
+	file, err := os.Create(filepath.Join(t.TempDir(), "wal"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	disk := &disk{}
+	wal := &walFile{File: walOnDisk{plainFile{file: file}, disk}, first: none, synced: none}
+	write := func(text string, off int64) error {
+		_, err := wal.WriteAt([]byte(text), off)
+		return err
+	}
+	if err := errors.Join(write("durable", 0), wal.Sync(0)); err != nil {
+		t.Fatal(err)
+	}
+	disk.set(fault{call: "wal write"})
+	if err := write("lost", 7); err != nil {
+		t.Fatal(err) // it is held back
+	}
+	p := make([]byte, 4)
+	if _, err := wal.ReadAt(p, 7); err == nil {
+		t.Error("what is lost was read")
+	}
+	disk.set(fault{})
+	if _, err := wal.ReadAt(p, 0); err != nil || string(p) != "dura" {
+		t.Errorf("reading what is not lost: %q, %v", p, err)
+	}
+	if write("more", 11) == nil || write("again", 7) == nil || wal.Sync(0) == nil {
+		t.Error("the transaction goes on")
+	}
+	wal.forget()
+	if err := errors.Join(write("again", 7), wal.Sync(0)); err != nil {
+		t.Errorf("the next transaction: %v", err)
+	}
+}
