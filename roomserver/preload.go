@@ -82,22 +82,9 @@ func (s *Server) readAhead(ctx context.Context, rooms []UserRoom) (wait func(i i
 // preload brings those of at most preloadBatch rooms that are not in memory there: with their recent timelines, and with
 // the events of their current state but for the memberships of others.
 func (s *Server) preload(ctx context.Context, rooms []UserRoom) error {
-	ids := make([]any, preloadBatch)
-	members := make(map[int64]int64, len(rooms))
-	missing := false
-	for i, r := range rooms {
-		// A room that somebody is loading is left to them. Waiting with the locks of others in hand might never end.
-		unlock := s.rooms.load.tryLock(r.RoomID)
-		if unlock == nil {
-			continue
-		}
-		defer unlock()
-		if s.rooms.get(r.RoomID) == nil {
-			ids[i], missing = r.RoomID, true
-			members[r.NID] = r.EventNID
-		}
-	}
-	if !missing {
+	ids, members, release := s.claim(rooms)
+	defer release()
+	if len(members) == 0 {
 		return nil
 	}
 	epoch := s.redactionEpoch.Load()
@@ -132,6 +119,31 @@ func (s *Server) preload(ctx context.Context, rooms []UserRoom) error {
 		}
 	}
 	return nil
+}
+
+// claim keeps others from loading those of at most preloadBatch rooms that are not in memory, until release. It returns their
+// IDs, each in its room's place with nil in all others, and the user's memberships by the numbers of the rooms.
+func (s *Server) claim(rooms []UserRoom) (ids []any, members map[int64]int64, release func()) {
+	ids = make([]any, preloadBatch)
+	members = make(map[int64]int64, len(rooms))
+	held := make([]func(), 0, len(rooms))
+	for i, r := range rooms {
+		// A room that somebody is loading is left to them. Waiting with the locks of others in hand might never end.
+		unlock := s.rooms.load.tryLock(r.RoomID)
+		if unlock == nil {
+			continue
+		}
+		held = append(held, unlock)
+		if s.rooms.get(r.RoomID) == nil {
+			ids[i] = r.RoomID
+			members[r.NID] = r.EventNID
+		}
+	}
+	return ids, members, func() {
+		for _, unlock := range held {
+			unlock()
+		}
+	}
 }
 
 // eachRoom makes a query of preloadBatch others for one room each, whose rows it returns together. Of the arguments, n in a row
