@@ -34,9 +34,6 @@ type migration struct {
 
 // wrap says in which step an error happened.
 func (m *migration) wrap(err error) error {
-	if err == nil {
-		return nil
-	}
 	return fmt.Errorf("schema %s: %s: %w", m.feature, m.name, err)
 }
 
