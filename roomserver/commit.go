@@ -38,8 +38,15 @@ func (t *Turn) submit() (wait func() error, err error) {
 	r.next = t.head
 	r.flying++
 	r.mu.Unlock()
-	t.s.db.Append(t.unit)
-	return func() error { return <-done }, nil
+	if !t.hurried {
+		t.s.db.Append(t.unit)
+		return func() error { return <-done }, nil
+	}
+	flush := t.s.db.Submit(t.unit)
+	return func() error {
+		flush()
+		return <-done
+	}, nil
 }
 
 // settle is submit for a turn that appended nothing: its outcome holds once the units are on disk whose effects it saw.
@@ -175,6 +182,7 @@ func (t *Turn) apply(base int64) {
 	if t.placed > 0 {
 		head.Pos = base + int64(t.placed)
 	}
+	t.markPrivate()
 	r.members.apply(s, t.members, head.State)
 	for _, c := range t.changes {
 		r.changes.push(stateChange{base + c.pos, c.old, c.new})
@@ -217,6 +225,28 @@ func (t *Turn) apply(base int64) {
 	r.mu.Unlock()
 	for _, fn := range t.after {
 		fn()
+	}
+}
+
+// markPrivate says of the turn's events if no other server is sent them. The durable members are still those before the turn.
+func (t *Turn) markPrivate() {
+	s, r := t.s, t.room
+	if r.Partial() != nil || !r.members.onlyOf(s.name) {
+		return
+	}
+	for _, c := range t.members {
+		if !s.IsLocal(c.user) {
+			return
+		}
+	}
+	for _, e := range t.events {
+		if !s.IsLocal(e.Sender) {
+			return
+		}
+	}
+	for i := range t.unit.Notices {
+		n := &t.unit.Notices[i]
+		n.Private = n.Kind == storage.Event
 	}
 }
 

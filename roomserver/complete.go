@@ -73,7 +73,7 @@ func (s *Server) putOutliers(ctx context.Context, roomID string, events []*pdu.E
 	}
 	wait := func() error { return nil }
 	for batch := range slices.Chunk(events, outlierBatch) {
-		_, next, err := s.turn(ctx, room, func(t *Turn) error {
+		_, next, err := s.turn(ctx, room, false, func(t *Turn) error {
 			if err := t.look(cited(t.room, batch)); err != nil {
 				return err
 			}

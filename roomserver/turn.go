@@ -48,6 +48,8 @@ type Turn struct {
 	head  *Head
 	epoch uint64
 	unit  *storage.Unit
+	// hurried tells that whoever began the turn waits for its unit at once.
+	hurried bool
 
 	events  []*Event
 	members []memberChange
@@ -102,7 +104,7 @@ func (s *Server) Turn(ctx context.Context, roomID string, fn func(*Turn) error) 
 
 // runTurn is one attempt of Turn.
 func (s *Server) runTurn(ctx context.Context, room *Room, fn func(*Turn) error) ([]*Event, error) {
-	t, wait, err := s.turn(ctx, room, fn)
+	t, wait, err := s.turn(ctx, room, true, fn)
 	if err != nil {
 		return nil, err
 	}
@@ -112,13 +114,15 @@ func (s *Server) runTurn(ctx context.Context, room *Room, fn func(*Turn) error) 
 	return t.events, nil
 }
 
-// turn runs fn alone with the room and submits what it appended; wait is as for submit.
-func (s *Server) turn(ctx context.Context, room *Room, fn func(*Turn) error) (t *Turn, wait func() error, err error) {
+// turn runs fn alone with the room and submits what it appended; wait is as for submit. With hurried, the caller calls it at
+// once.
+func (s *Server) turn(ctx context.Context, room *Room, hurried bool, fn func(*Turn) error) (t *Turn, wait func() error, err error) {
 	room.turn.Lock()
 	defer room.turn.Unlock()
 	if t, err = s.begin(ctx, room); err != nil {
 		return nil, nil, err
 	}
+	t.hurried = hurried
 	submitted := false
 	defer func() {
 		if !submitted {

@@ -2,6 +2,8 @@ package storage
 
 import (
 	"context"
+	"fmt"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -19,23 +21,34 @@ const (
 	slowFlush = 2 * time.Second
 )
 
+// flusher says who flushes the queue. Nobody else takes from it or touches the engine's writer.
+type flusher uint8
+
+const (
+	nobody flusher = iota // the queue is empty
+	loop                  // the committer's goroutine
+	leader                // the goroutine of a writer that found nobody flushing
+)
+
 // committer owns the one queue of writes, the goroutine that flushes it, and the goroutine that
 // publishes what was flushed while the next flush is under way.
 type committer struct {
 	db          *DB
 	limit       int
+	led         bool // writers may flush by themselves
 	log         logrus.FieldLogger
 	subscribers []func(batch []Notice, head int64)
 	watchers    []func(batch []Notice, head int64)
 
 	mu      sync.Mutex
 	space   sync.Cond // room in the queue, or closing; guards nothing beyond mu
-	queue   []*Unit   // guarded by mu, as are the next three
+	queue   []*Unit   // guarded by mu, as are the next four
 	bytes   int
+	flusher flusher
 	closing bool
 	spare   [][]*Unit // emptied batches, to be used again
 
-	wake  chan struct{} // something was queued, or closing
+	wake  chan struct{} // it is the goroutine's turn to flush, or closing
 	ended chan struct{} // flushing and publishing are over
 
 	flushed    chan []*Unit // from the committer to the publisher
@@ -45,7 +58,7 @@ type committer struct {
 
 func newCommitter(db *DB, opt Options) *committer {
 	c := &committer{
-		db: db, limit: opt.QueueUnits, log: opt.Log,
+		db: db, limit: opt.QueueUnits, log: opt.Log, led: db.engine.led(),
 		wake:    make(chan struct{}, 1),
 		ended:   make(chan struct{}),
 		flushed: make(chan []*Unit, 1),
@@ -55,12 +68,13 @@ func newCommitter(db *DB, opt Options) *committer {
 	return c
 }
 
-// append queues a unit, waiting while the queue is full.
-func (c *committer) append(u *Unit) {
+// append queues a unit, waiting while the queue is full. If the caller offers to lead and is taken at its word, nobody
+// flushes before it calls lead.
+func (c *committer) append(u *Unit, offer bool) (leads bool) {
 	u.checkPositions()
 	if u.err != nil {
 		u.finish(u.err)
-		return
+		return false
 	}
 	c.mu.Lock()
 	if c.full() {
@@ -69,15 +83,43 @@ func (c *committer) append(u *Unit) {
 	if c.closing {
 		c.mu.Unlock()
 		u.finish(ErrClosed)
-		return
+		return false
 	}
 	c.queue = append(c.queue, u)
 	c.bytes += u.bytes
-	first := len(c.queue) == 1
+	idle := c.flusher == nobody
+	if leads = idle && offer && c.led; leads {
+		c.flusher = leader
+	} else if idle {
+		c.flusher = loop
+	}
 	c.mu.Unlock()
-	if first {
+	if idle && !leads {
 		c.signal()
 	}
+	return leads
+}
+
+// lead flushes what is queued, on the goroutine of one who waits for it: that saves waking another, which is a good part of a
+// lone write's time. What was queued meanwhile is left to the loop, so that nobody works for others for long.
+func (c *committer) lead() {
+	defer func() {
+		if p := recover(); p != nil {
+			// Whoever called may recover, and would go on in a process that never writes again.
+			go panic(fmt.Sprintf("storage: %v, while committing\n%s", p, debug.Stack()))
+			select {}
+		}
+	}()
+	batch, more := c.take()
+	c.round(batch, more)
+	c.mu.Lock()
+	if len(c.queue) > 0 || c.closing {
+		c.flusher = loop
+		c.signal()
+	} else {
+		c.flusher = nobody
+	}
+	c.mu.Unlock()
 }
 
 func (c *committer) full() bool { return len(c.queue) >= c.limit || c.bytes >= queueBytes }
@@ -114,7 +156,9 @@ func (c *committer) write(ctx context.Context, fn func(tx *Tx) error) error {
 	}
 	answer := make(chan error, 1)
 	u := &Unit{fn: fn, ctx: ctx, Done: func(_ int64, err error) { answer <- err }}
-	c.append(u)
+	if c.append(u, true) {
+		c.lead()
+	}
 	select {
 	case err := <-answer:
 		return err
@@ -128,7 +172,7 @@ func (c *committer) write(ctx context.Context, fn func(tx *Tx) error) error {
 }
 
 // take returns the next batch, or nil if the queue is empty; more says whether units are left in it.
-func (c *committer) take() (batch []*Unit, more, closing bool) {
+func (c *committer) take() (batch []*Unit, more bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	n, bytes := 0, 0
@@ -140,7 +184,7 @@ func (c *committer) take() (batch []*Unit, more, closing bool) {
 		n++
 	}
 	if n == 0 {
-		return nil, false, c.closing
+		return nil, false
 	}
 	if last := len(c.spare) - 1; last >= 0 {
 		batch, c.spare = c.spare[last], c.spare[:last]
@@ -151,7 +195,7 @@ func (c *committer) take() (batch []*Unit, more, closing bool) {
 	c.queue = c.queue[:rest]
 	c.bytes -= bytes
 	c.space.Broadcast()
-	return batch, rest > 0, c.closing
+	return batch, rest > 0
 }
 
 func (c *committer) recycle(batch []*Unit) {
@@ -179,25 +223,28 @@ func (c *committer) run() {
 		close(c.ended)
 	}()
 	timer := time.NewTimer(time.Hour)
-	for {
-		batch, more, closing := c.take()
-		if batch == nil {
-			if closing {
-				return
+	for c.turn(timer) {
+		for {
+			batch, more := c.take()
+			if batch == nil {
+				break
 			}
-			c.pause(timer)
-			continue
+			c.round(batch, more)
+			c.db.engine.maintain(false)
 		}
-		batch = c.startable(batch)
-		if len(batch) > 0 {
-			c.flush(batch)
-			for _, u := range batch {
-				u.After = nil // decided; a chain of units must not keep all of them in memory
-			}
-			c.handOver(batch, more)
-		}
-		c.db.engine.maintain(false)
 	}
+}
+
+// round flushes a batch and publishes it.
+func (c *committer) round(batch []*Unit, more bool) {
+	if batch = c.startable(batch); len(batch) == 0 {
+		return
+	}
+	c.flush(batch)
+	for _, u := range batch {
+		u.After = nil // decided; a chain of units must not keep all of them in memory
+	}
+	c.handOver(batch, more)
 }
 
 // flush commits a batch, and tells the log if everybody had to wait long for it: one of its units runs too long, or
@@ -210,19 +257,42 @@ func (c *committer) flush(batch []*Unit) {
 	}
 }
 
-// pause waits for work; when none comes for a while, the engine may tidy up.
-func (c *committer) pause(timer *time.Timer) {
+// turn waits until it is for the loop to flush. It returns false once the committer is closed and all is flushed.
+func (c *committer) turn(timer *time.Timer) bool {
 	quiet := c.db.engine.quietDelay()
-	if quiet == 0 {
-		<-c.wake
-		return
+	ours, over := c.rest()
+	for !ours && !over {
+		if quiet == 0 {
+			<-c.wake
+		} else {
+			timer.Reset(quiet)
+			select {
+			case <-c.wake:
+			case <-timer.C:
+				c.db.engine.maintain(true) // nobody leads where this is needed
+				quiet = c.db.engine.quietDelay()
+			}
+		}
+		ours, over = c.mine()
 	}
-	timer.Reset(quiet)
-	select {
-	case <-c.wake:
-	case <-timer.C:
-		c.db.engine.maintain(true)
+	return !over
+}
+
+// rest ends the turn of the loop if the queue is empty.
+func (c *committer) rest() (ours, over bool) {
+	c.mu.Lock()
+	if c.flusher == loop && len(c.queue) == 0 {
+		c.flusher = nobody
 	}
+	c.mu.Unlock()
+	return c.mine()
+}
+
+// mine tells whether it is for the loop to flush, or all is over.
+func (c *committer) mine() (ours, over bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.flusher == loop, c.flusher == nobody && c.closing
 }
 
 // startable drops the Writes whose context ended before their turn.

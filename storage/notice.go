@@ -48,4 +48,6 @@ type Notice struct {
 	Room int64
 	// User is the full Matrix ID of the user concerned, or empty.
 	User string
+	// Private is true of an Event that no other server is to be sent; false where that is not certain.
+	Private bool
 }

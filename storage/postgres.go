@@ -285,6 +285,8 @@ func (p *postgres) maintain(bool) {}
 
 func (p *postgres) quietDelay() time.Duration { return 0 }
 
+func (p *postgres) led() bool { return true }
+
 func (p *postgres) giveUp() { p.closed.Do(func() { close(p.closing) }) }
 
 func (p *postgres) close() error {

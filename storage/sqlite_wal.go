@@ -47,6 +47,9 @@ func (s *lite) quietDelay() time.Duration {
 	return walQuiet
 }
 
+// led is false: the committer's goroutine copies the WAL back, and a flush on another's gains nothing.
+func (s *lite) led() bool { return false }
+
 // maintain keeps the WAL short. quiet says that nothing was written for a while.
 func (s *lite) maintain(quiet bool) {
 	if quiet {

@@ -130,6 +130,8 @@ type engine interface {
 	// quietDelay (0: no need).
 	maintain(quiet bool)
 	quietDelay() time.Duration
+	// led tells whether flush may be called on the goroutines of writers, one at a time; such an engine needs no maintenance.
+	led() bool
 	// giveUp makes a flush that waits for a lost server answer with an error.
 	giveUp()
 	// lost is closed when another process has taken the database over; it may be nil.
@@ -280,7 +282,17 @@ func (db *DB) Write(ctx context.Context, fn func(tx *Tx) error) error {
 // Append hands a unit of rows to the committer and returns as soon as it is queued (it blocks only
 // while the queue is full). Its outcome goes to u.Done. The unit must not be touched afterwards.
 func (db *DB) Append(u *Unit) {
-	db.committer.append(u)
+	db.committer.append(u, false)
+}
+
+// Submit is Append for a caller that goes on to wait for the outcome. It must call flush before it waits, at once and
+// whatever else happens: if nobody else writes at the time, the unit is written on the caller's goroutine, and others wait
+// for that.
+func (db *DB) Submit(u *Unit) (flush func()) {
+	if db.committer.append(u, true) {
+		return db.committer.lead
+	}
+	return func() {}
 }
 
 // Subscribe registers fn to be called with the notices of every batch, in position order, before Head

@@ -51,6 +51,7 @@ func (q *Queue) takeNews() (rooms map[int64]struct{}, all, source bool, head int
 	n.Lock()
 	defer n.Unlock()
 	rooms, all, source, head = n.rooms, n.all, n.outgoing, n.head
+	n.taken, n.takenAll = rooms, all
 	n.rooms, n.all, n.outgoing = map[int64]struct{}{}, false, false
 	return rooms, all, source, head
 }
@@ -94,6 +95,7 @@ func (q *Queue) dispatch(ctx context.Context, rooms map[int64]struct{}, all bool
 	q.mu.Lock()
 	q.pos = head
 	q.mu.Unlock()
+	q.news.listed()
 	return nil
 }
 

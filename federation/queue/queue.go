@@ -113,14 +113,7 @@ type Config struct {
 type Queue struct {
 	cfg Config
 
-	news struct {
-		sync.Mutex
-		wake     chan struct{}
-		rooms    map[int64]struct{} // with new events
-		all      bool               // too many rooms to list
-		outgoing bool               // the Source has something
-		head     int64
-	}
+	news news
 
 	mu      sync.Mutex
 	ctx     context.Context // of Run; nil before and after it
@@ -130,6 +123,39 @@ type Queue struct {
 	workers sync.WaitGroup
 
 	fast, slow chan struct{}
+}
+
+// news is what was written and is not on the servers' lists yet.
+type news struct {
+	sync.Mutex
+	wake     chan struct{}
+	rooms    map[int64]struct{} // with new events
+	all      bool               // too many rooms to list
+	outgoing bool               // the Source has something
+	head     int64
+
+	// What is being put on the lists.
+	taken    map[int64]struct{}
+	takenAll bool
+}
+
+// of tells whether there may be an event of a room at a position among the news.
+func (n *news) of(room, pos int64) bool {
+	n.Lock()
+	defer n.Unlock()
+	if n.head < pos || n.all || n.takenAll {
+		return true
+	}
+	_, found := n.rooms[room]
+	_, taken := n.taken[room]
+	return found || taken
+}
+
+// listed says that what was taken is on the lists.
+func (n *news) listed() {
+	n.Lock()
+	defer n.Unlock()
+	n.taken, n.takenAll = nil, false
 }
 
 // New makes a Queue. It must be called before the first write.
@@ -158,6 +184,9 @@ func (q *Queue) notice(batch []storage.Notice, head int64) {
 	for _, one := range batch {
 		switch one.Kind {
 		case storage.Event:
+			if one.Private {
+				continue
+			}
 			relevant = true
 			if n.all = n.all || len(n.rooms) >= maxNews; !n.all {
 				n.rooms[one.Room] = struct{}{}
@@ -169,10 +198,15 @@ func (q *Queue) notice(batch []storage.Notice, head int64) {
 	n.head = head
 	n.Unlock()
 	if relevant {
-		select {
-		case n.wake <- struct{}{}:
-		default:
-		}
+		q.wake()
+	}
+}
+
+// wake has follow look for news.
+func (q *Queue) wake() {
+	select {
+	case q.news.wake <- struct{}{}:
+	default:
 	}
 }
 
@@ -222,7 +256,7 @@ func (q *Queue) Volatile(servers []string, key string, e EDU, fleeting bool) {
 func (q *Queue) Waiting(server string, room, pos int64) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.pos < pos {
+	if q.pos < pos && q.news.of(room, pos) {
 		return true
 	}
 	d := q.servers[server]

@@ -442,6 +442,19 @@ func TestWaiting(t *testing.T) {
 				t.Errorf("%s, room %d at %d: %t", test.server, test.room, test.pos, got)
 			}
 		}
+		q.notice([]storage.Notice{
+			{Pos: 11, Kind: storage.Event, Room: 1},
+			{Pos: 12, Kind: storage.Event, Room: 2, Private: true},
+		}, 12)
+		for room, want := range map[int64]bool{1: true, 2: false} {
+			if got := q.Waiting("none.org", room, 10+room); got != want {
+				t.Errorf("room %d waits: %t", room, got)
+			}
+		}
+		q.takeNews()
+		if !q.Waiting("none.org", 1, 11) {
+			t.Error("an event is not waiting while it is put on the lists")
+		}
 	})
 }
 

@@ -193,6 +193,7 @@ func (q *Queue) saveOften(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
+			q.wake() // what no other server is sent moves the position, and wakes nobody
 			if err := q.save(ctx); err != nil && ctx.Err() == nil {
 				q.cfg.Log.WithError(err).Warn("the position of the queues to other servers could not be written")
 			}
