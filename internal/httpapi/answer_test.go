@@ -179,7 +179,7 @@ func TestFailures(t *testing.T) {
 		{"/wrapped", 404, `{"errcode":"M_NOT_FOUND","error":"No such thing"}`, ""},
 		{"/uia", 401, `{"flows":["a"],"session":"s"}`, ""},
 		{"/bad", 502, `{"errcode":"M_UNKNOWN","error":"Remote failed"}`, "dial"},
-		{"/full", 503, `{"errcode":"M_UNKNOWN","error":"The server can store nothing at the moment"}`, ""},
+		{"/full", 503, `{"errcode":"M_UNKNOWN","error":"The server can store nothing at the moment","retry_after_ms":1000}`, ""},
 		{"/canceled", 500, internal, "context canceled"},
 		{"/unencodable", 500, internal, "encode answer"},
 		{"/panic", 500, internal, "router_test.go"},
@@ -194,6 +194,9 @@ func TestFailures(t *testing.T) {
 		if c.log == "" && out.Len() > 0 || !strings.Contains(out.String(), c.log) ||
 			c.log != "" && !strings.Contains(out.String(), w.Header().Get("X-Request-Id")) {
 			t.Errorf("%s: logged %q", c.path, out.String())
+		}
+		if after := w.Header().Get("Retry-After"); (after == "1") != (c.status == http.StatusServiceUnavailable) {
+			t.Errorf("%s: to be tried again after %q s", c.path, after)
 		}
 	}
 	// A client that has gone is no error of the server.

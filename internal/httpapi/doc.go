@@ -51,5 +51,5 @@
 // answered for every path, HEAD by the endpoint for GET. An unknown path is 404 M_UNRECOGNIZED, an
 // unknown method of a known one 405 M_UNRECOGNIZED. An mxerr.Error is answered as it says; one without
 // a Code has only its Fields, as user-interactive authentication wants it. What Config.Unavailable
-// knows is 503 M_UNKNOWN. Any other error and a panic are logged as a 500 M_UNKNOWN.
+// knows is 503 M_UNKNOWN with Retry-After. Any other error and a panic are logged as a 500 M_UNKNOWN.
 package httpapi

@@ -31,7 +31,7 @@ type Config struct {
 	// Limiter bounds requests; nil sets no limits.
 	Limiter *ratelimit.Limiter
 	// Unavailable tells errors of a server that can do nothing for a while, which it has told the log itself: they are
-	// answered with 503 instead of 500, and not logged once more. Nil knows none.
+	// answered with 503 and Retry-After instead of 500, and not logged once more. Nil knows none.
 	Unavailable func(err error) bool
 	// Log gets server errors as errors and each request at debug level; nil logs nothing.
 	Log *logrus.Entry

@@ -210,8 +210,8 @@ func (rt *Router) admit(c *call, e *route, r *http.Request, req *request) error 
 var (
 	errClientGone = mxerr.New(statusClientGone, "M_UNKNOWN", "The client closed the request")
 	errInternal   = mxerr.New(http.StatusInternalServerError, "M_UNKNOWN", "Internal server error")
-	// errUnavailable has clients try again.
-	errUnavailable = mxerr.New(http.StatusServiceUnavailable, "M_UNKNOWN", "The server can store nothing at the moment")
+	// errUnavailable has clients try again, when the server has tried itself.
+	errUnavailable = &mxerr.Error{Status: http.StatusServiceUnavailable, Code: "M_UNKNOWN", Text: "The server can store nothing at the moment", RetryAfter: time.Second}
 )
 
 // logger is the log with the request's marks.
