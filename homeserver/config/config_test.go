@@ -78,7 +78,7 @@ appservices:
 logging: {level: warn}
 `), []string{
 		"MYELIN_CLIENT_ADDRESS=:80", "MYELIN_DATABASE_URL=postgres://me:secret@db/myelin", "MYELIN_LOGGING_FORMAT=json",
-		"MYELIN_LOGGING_LEVEL=", "MYELIN_SERVICE_HOST=10.0.0.1", "MYELIN_BIN=/bin/myelin",
+		"MYELIN_LOGGING_LEVEL=", "MYELIN_BIN=/bin/myelin",
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -93,7 +93,7 @@ logging: {level: warn}
 	want.Presence.Enabled = false
 	want.Appservices.Files = []string{registration}
 	want.Logging = Logging{Level: "warn", Format: "json"}
-	want.Strangers = []string{"MYELIN_BIN", "MYELIN_SERVICE_HOST"}
+	want.Strangers = []string{"MYELIN_BIN"}
 	if !reflect.DeepEqual(c, want) {
 		t.Errorf("read  %+v\nwanted %+v", c, want)
 	}
@@ -101,12 +101,46 @@ logging: {level: warn}
 
 // TestStrangers: a variable of the environment that names no section is let pass and noted.
 func TestStrangers(t *testing.T) {
-	c, err := Load("", []string{"MYELIN_SERVR_NAME=x", "MYELIN_CONFIG=x", "MYELIN_EMPTY=", "MYELIN_PORT=tcp://10.0.0.1:8008", "OTHER=x", "MYELIN_SERVER_NAME=a.b"})
+	c, err := Load("", []string{"MYELIN_SERVR_NAME=x", "MYELIN_CONFIG=x", "MYELIN_EMPTY=", "MYELIN_PORT=8008", "OTHER=x", "MYELIN_SERVER_NAME=a.b"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if want := []string{"MYELIN_PORT", "MYELIN_SERVR_NAME"}; !slices.Equal(c.Strangers, want) {
 		t.Errorf("noted %q, want %q", c.Strangers, want)
+	}
+}
+
+// TestKubernetesServices: what Kubernetes tells every container of its services is no setting, whatever a service is called.
+func TestKubernetesServices(t *testing.T) {
+	for _, service := range []string{"MYELIN", "MYELIN_CLIENT", "MYELIN_FEDERATION_TLS", "MYELIN_2_DATABASE"} {
+		c, err := Load("", []string{
+			service + "_SERVICE_HOST=10.96.0.7",
+			service + "_SERVICE_PORT=8008",
+			service + "_SERVICE_PORT_HTTP_API=8008",
+			service + "_PORT=tcp://10.96.0.7:8008",
+			service + "_PORT_8008_TCP=tcp://10.96.0.7:8008",
+			service + "_PORT_8008_TCP_PROTO=tcp",
+			service + "_PORT_8008_TCP_PORT=8008",
+			service + "_PORT_8008_TCP_ADDR=10.96.0.7",
+			service + "_PORT_53_UDP=udp://[fd00::7]:53",
+			service + "_PORT_53_UDP_PROTO=udp",
+			service + "_PORT_53_UDP_PORT=53",
+			service + "_PORT_53_UDP_ADDR=fd00::7",
+		})
+		if err != nil {
+			t.Errorf("%s: %v", service, err)
+		} else if len(c.Strangers) > 0 {
+			t.Errorf("%s: noted %q", service, c.Strangers)
+		}
+	}
+	for _, mistake := range []string{
+		"MYELIN_CLIENT_PORT=8008", "MYELIN_CLIENT_SERVICE_HOST=example.org", "MYELIN_CLIENT_SERVICE_PORT=http",
+		"MYELIN_CLIENT_PORT_TCP=tcp://10.96.0.7:8008", "MYELIN_CLIENT_PORT_8008_TCP_NAME=x", "MYELIN_CLIENT_HOST=10.96.0.7",
+	} {
+		name, _, _ := strings.Cut(mistake, "=")
+		if _, err := Load("", []string{mistake}); err == nil || !strings.Contains(err.Error(), name+": there is no such setting") {
+			t.Errorf("%s: %v", mistake, err)
+		}
 	}
 }
 

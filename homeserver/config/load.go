@@ -9,6 +9,7 @@ import (
 	"io"
 	"maps"
 	"os"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -231,12 +232,19 @@ func variable(section, key string) string {
 	return "MYELIN_" + strings.ToUpper(section) + "_" + strings.ToUpper(key)
 }
 
+// serviceVariable matches the variables, with their values, by which Kubernetes tells every container where the services
+// of its namespace are: those of a service named myelin-client look like settings.
+var serviceVariable = regexp.MustCompile(`^MYELIN_(?:[A-Z0-9_]+_)?(?:` +
+	`SERVICE_HOST=[0-9a-f.:]+|SERVICE_PORT(?:_[A-Z0-9_]+)?=[0-9]+|` +
+	`PORT(?:_[0-9]+_(?:TCP|UDP|SCTP))?=(?:tcp|udp|sctp)://.+|` +
+	`PORT_[0-9]+_(?:TCP|UDP|SCTP)_(?:PROTO=(?:tcp|udp|sctp)|PORT=[0-9]+|ADDR=[0-9a-f.:]+))$`)
+
 // readEnvironment applies the variables that name a setting. A variable that begins like a section's but names no
 // setting is refused like an unknown key; other MYELIN_ variables may belong to someone else, and are only noted.
 func (l *loader) readEnvironment(environ []string) {
 	given := map[string]string{}
 	for _, entry := range environ {
-		if name, text, _ := strings.Cut(entry, "="); strings.HasPrefix(name, "MYELIN_") && text != "" {
+		if name, text, _ := strings.Cut(entry, "="); strings.HasPrefix(name, "MYELIN_") && text != "" && !serviceVariable.MatchString(entry) {
 			given[name] = text
 		}
 	}

@@ -72,7 +72,8 @@ before the file; items of a list are separated by colons or commas there, and an
 ` + "`myelin config print`" + ` writes a commented file with everything that is set; ` + "`myelin config check`" + ` tells what is
 wrong with a configuration, as the server itself does before it starts: unknown keys, bad values and settings that
 contradict each other are refused, all at once, with their line. Variables that are named ` + "`MYELIN_…`" + ` and after no
-section may be someone else's, so they are only named in the log when the server starts.
+section may be someone else's, so they are only named in the log when the server starts. Those by which Kubernetes
+tells where services are (` + "`MYELIN_CLIENT_SERVICE_HOST`" + `, ` + "`MYELIN_CLIENT_PORT_8008_TCP`" + `) are ignored.
 `)
 	for _, s := range sections(Default()) {
 		fmt.Fprintf(&b, "\n## %s\n\n%s\n", s.name, strings.Join(wrap(s.doc, lineWidth), "\n"))
