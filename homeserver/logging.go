@@ -21,11 +21,26 @@ func NewLogger(cfg config.Logging, w io.Writer) *logrus.Logger {
 	}
 	log.SetLevel(level)
 	if cfg.Format == "json" {
-		log.SetFormatter(&logrus.JSONFormatter{TimestampFormat: time.RFC3339Nano})
+		log.SetFormatter(once{&logrus.JSONFormatter{TimestampFormat: time.RFC3339Nano}})
 	} else {
-		log.SetFormatter(&logrus.TextFormatter{FullTimestamp: true, TimestampFormat: "2006-01-02 15:04:05.000"})
+		log.SetFormatter(once{&logrus.TextFormatter{FullTimestamp: true, TimestampFormat: "2006-01-02 15:04:05.000"}})
 	}
 	return log
+}
+
+// once leaves out what failed only because the database takes nothing. The database has told that itself, and while it lasts
+// everything that writes fails and is tried again: the lines would bury all others. At the debug level nothing is left out.
+type once struct {
+	logrus.Formatter
+}
+
+// Format implements logrus.Formatter.
+func (o once) Format(entry *logrus.Entry) ([]byte, error) {
+	err, ok := entry.Data[logrus.ErrorKey].(error)
+	if ok && unavailable(err) && !entry.Logger.IsLevelEnabled(logrus.DebugLevel) {
+		return nil, nil
+	}
+	return o.Formatter.Format(entry)
 }
 
 // lineLogger logs each line written to it at the debug level: what net/http has to say, which is mostly about
