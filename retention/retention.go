@@ -31,7 +31,8 @@ type Config struct {
 // Hooks are how a feature deletes what it keeps of events and rooms. Events and Room run within units of the database, so
 // they must be quick and touch nothing but the transaction.
 type Hooks struct {
-	// Begin, if set, hears that a room's history is going to be purged, and end that it is gone, from memory as well.
+	// Begin, if set, hears that a room's history is going to be purged or a room removed, and end that it is gone, from
+	// memory as well.
 	Begin func() (end func())
 	// Events, if set, deletes what is kept of events that leave the timeline, at most a hundred.
 	Events func(tx *storage.Tx, room int64, purged []*roomserver.Event) error
@@ -180,16 +181,21 @@ func (c *Cleaner) purge(ctx context.Context, nid int64) error {
 
 // purgeHistory deletes what is older than horizon, while the features know that it goes on.
 func (c *Cleaner) purgeHistory(ctx context.Context, room *roomserver.Room, horizon int64) (deleted int, err error) {
+	defer c.announce()()
+	return c.rooms.PurgeHistory(ctx, room, roomserver.Purge{Before: horizon, Also: c.events, Pause: c.pause})
+}
+
+// announce tells the features that something is going to be deleted, and end that it is gone.
+func (c *Cleaner) announce() (end func()) {
 	ends := make([]func(), 0, len(c.begin))
-	defer func() {
-		for _, end := range ends {
-			end()
-		}
-	}()
 	for _, begin := range c.begin {
 		ends = append(ends, begin())
 	}
-	return c.rooms.PurgeHistory(ctx, room, roomserver.Purge{Before: horizon, Also: c.events, Pause: c.pause})
+	return func() {
+		for _, end := range ends {
+			end()
+		}
+	}
 }
 
 // removeRooms removes the rooms that nobody wants any more, and goes on with removals that were interrupted.
@@ -205,20 +211,26 @@ func (c *Cleaner) removeRooms(ctx context.Context) error {
 		}
 		for _, r := range list {
 			after = r.NID
-			if !r.Begun {
-				if begun, err := c.rooms.BeginRemoval(ctx, r); err != nil || !begun {
-					if err != nil {
-						return err
-					}
-					continue
-				}
-			}
-			if err := c.rooms.Remove(ctx, r, c.removed, c.pause); err != nil {
+			if err := c.removeRoom(ctx, r); err != nil {
 				return err
 			}
-			c.log.WithField("room_id", r.RoomID).Info("Removed a room that nobody here is in")
 		}
 	}
+}
+
+// removeRoom removes a room if nobody wants it, while the features know that it goes on.
+func (c *Cleaner) removeRoom(ctx context.Context, r roomserver.Removal) error {
+	defer c.announce()()
+	if !r.Begun {
+		if begun, err := c.rooms.BeginRemoval(ctx, r); err != nil || !begun {
+			return err
+		}
+	}
+	if err := c.rooms.Remove(ctx, r, c.removed, c.pause); err != nil {
+		return err
+	}
+	c.log.WithField("room_id", r.RoomID).Info("Removed a room that nobody here is in")
+	return nil
 }
 
 // shrink gives the pages that are free back to the file system.

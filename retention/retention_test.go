@@ -75,6 +75,9 @@ func TestPass(t *testing.T) {
 				return nil
 			},
 			Room: func(_ *storage.Tx, _ int64, roomID string, _ int) (int64, error) {
+				if begun != ended+2 {
+					t.Errorf("%d features heard of the beginning of a removal, %d of its end", begun, ended)
+				}
 				told["removed "+roomID]++
 				return 0, nil
 			},
@@ -109,6 +112,9 @@ func TestPass(t *testing.T) {
 		now = now.Add(time.Hour)
 		if err := c.Pass(ctx); err != nil || told["removed "+ids[0]] == 0 || told["removed "+ids[1]] != 0 {
 			t.Errorf("after it: %v, %v", told, err)
+		}
+		if ended != begun {
+			t.Errorf("after the removal, features heard of %d beginnings and %d ends", begun, ended)
 		}
 		if _, err := rooms.Room(ctx, ids[0]); !errors.Is(err, roomserver.ErrUnknownRoom) {
 			t.Errorf("the removed room: %v", err)

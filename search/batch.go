@@ -45,7 +45,7 @@ type batch struct {
 	open    map[int64]bool  // rooms that have become open to everybody or have ceased to be
 	places  map[int64]int64 // how far rooms are
 	failed  error           // of the database
-	purges  int64           // how many had ended when the first of the entries was read
+	purges  int64           // how many had ended when the first of what is in it was read
 	doubt   bool            // the index may have entries already that are read as news
 }
 
@@ -113,7 +113,7 @@ func (b *batch) flush(ctx context.Context, unit *storage.Unit) error {
 		err = write(ctx, b.x.db, unit)
 	}
 	if err == nil && b.x.purges.begun.Load() != b.purges {
-		err = b.x.dropPurged(ctx, b.entries)
+		err = b.dropGone(ctx)
 	}
 	if err != nil {
 		b.failed = fmt.Errorf("write the search index: %w", err)

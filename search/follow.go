@@ -48,7 +48,7 @@ type index struct {
 	pastDone int64          // and up to which of these times it is in the index
 	advanced chan struct{}  // closed when cursor advances
 
-	purges   struct{ begun, ended atomic.Int64 } // of history, by others
+	purges   struct{ begun, ended atomic.Int64 } // of history and of rooms, by others
 	progress map[int64]int64                     // rooms that are further than the cursor; of the goroutine
 	sure     bool                                // the last pass has succeeded: what is after the cursor is not in the index; of the goroutine
 }

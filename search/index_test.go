@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"sync"
 	"testing"
 
@@ -226,6 +227,66 @@ func TestPurgedEventsStayOut(t *testing.T) {
 			t.Errorf("%d entries are in the index, want that of the message that stays (%v)", left, err)
 		}
 	})
+}
+
+// A room is removed between being read for the index and being written.
+func TestRemovedRoomsStayOut(t *testing.T) {
+	storagetest.Each(t, schemas, func(t *testing.T, db *storage.DB) {
+		f := newFixture(t, db)
+		f.send("sesame")
+		ctx := context.Background()
+		room, err := f.rooms.Room(ctx, f.room)
+		if err != nil {
+			t.Fatal(err)
+		}
+		left := func() (n int64) {
+			t.Helper()
+			const sql = `SELECT (SELECT count(*) FROM search_events) + (SELECT count(*) FROM directory_rooms) + (SELECT count(*) FROM directory_open_rooms)`
+			if _, err := db.Get(ctx, sql, nil, &n); err != nil {
+				t.Fatal(err)
+			}
+			return n
+		}
+		x := f.api.index
+		if err := x.load(ctx); err != nil {
+			t.Fatal(err)
+		}
+		b := &batch{x: x, purges: x.purges.ended.Load(), doubt: true}
+		if err := x.visit(ctx, b, []int64{room.NID}, 0, db.Head()); err != nil || len(b.entries) == 0 || len(b.users) == 0 || len(b.open) == 0 {
+			t.Fatalf("%d entries, %d users and %d open rooms were read (%v)", len(b.entries), len(b.users), len(b.open), err)
+		}
+		f.remove(room)
+		if err := b.finish(ctx, db.Head()); err != nil {
+			t.Fatal(err)
+		}
+		if n := left(); n != 0 {
+			t.Errorf("%d rows of a removed room are in the index", n)
+		}
+	})
+}
+
+// remove removes the room, of which alice is the only member.
+func (f *fixture) remove(room *roomserver.Room) {
+	f.t.Helper()
+	ctx := context.Background()
+	defer f.api.Purging()()
+	_, err := f.rooms.SetMembership(ctx, roomserver.MembershipChange{RoomID: f.room, Sender: alice, Target: alice, Membership: roomserver.Leave})
+	if err == nil {
+		err = f.rooms.Forget(ctx, alice, f.room)
+	}
+	var list []roomserver.Removal
+	if err == nil {
+		list, err = f.rooms.Removals(ctx, math.MaxInt64, 0, 10)
+	}
+	if err != nil || len(list) != 1 || list[0].NID != room.NID {
+		f.t.Fatalf("what is to be removed: %v, %v", list, err)
+	}
+	if begun, err := f.rooms.BeginRemoval(ctx, list[0]); err != nil || !begun {
+		f.t.Fatalf("the removal has begun: %t, %v", begun, err)
+	}
+	if err := f.rooms.Remove(ctx, list[0], []roomserver.RoomRows{RoomRemoved}, nil); err != nil {
+		f.t.Fatal(err)
+	}
 }
 
 // BenchmarkSearch searches 100,000 messages for words that are in all of them, in some and in few.

@@ -10,7 +10,8 @@ import (
 	"github.com/myelin-im/myelin/storage"
 )
 
-// Purging hears that events are going to be purged; end must be called when they are gone, from memory as well.
+// Purging hears that events are going to be purged, or rooms removed; end must be called when they are gone, from memory as
+// well.
 func (a *API) Purging() (end func()) {
 	a.index.purges.begun.Add(1)
 	return func() { a.index.purges.ended.Add(1) }
@@ -30,16 +31,14 @@ func Purged(tx *storage.Tx, _ int64, purged []*roomserver.Event) error {
 	return nil
 }
 
-// dropPurged takes those of the entries out again whose events were purged between being read and being written here.
-func (x *index) dropPurged(ctx context.Context, entries map[int64]*entry) error {
-	for ids := range slices.Chunk(slices.Collect(maps.Keys(entries)), purgeChunk) {
-		args := make([]any, purgeChunk)
-		for i := range args {
-			args[i] = ids[min(i, len(ids)-1)]
-		}
-		err := x.db.Write(ctx, func(tx *storage.Tx) error {
+// dropGone takes out again what a batch has written of events that were purged, and of rooms that were removed, between
+// being read and being written.
+func (b *batch) dropGone(ctx context.Context) error {
+	for ids := range slices.Chunk(slices.Collect(maps.Keys(b.entries)), purgeChunk) {
+		err := b.x.db.Write(ctx, func(tx *storage.Tx) error {
 			gone, err := storage.List[int64](tx, `SELECT id FROM search_events WHERE id IN `+storage.In(purgeChunk, 1)+`
-				AND NOT EXISTS (SELECT 1 FROM events WHERE events.nid = search_events.event AND events.anchor IS NOT NULL)`, args...)
+				AND NOT EXISTS (SELECT 1 FROM events WHERE events.nid = search_events.event AND events.anchor IS NOT NULL
+					AND EXISTS (SELECT 1 FROM rooms WHERE rooms.nid = events.room))`, chunkArgs(ids)...)
 			for _, id := range gone {
 				if err == nil {
 					err = dropEntry(tx, id)
@@ -51,11 +50,67 @@ func (x *index) dropPurged(ctx context.Context, entries map[int64]*entry) error 
 			return fmt.Errorf("take purged events out of the search index: %w", err)
 		}
 	}
+	return b.dropGoneRooms(ctx)
+}
+
+// dropGoneRooms takes rooms out of the user directory again that were removed.
+func (b *batch) dropGoneRooms(ctx context.Context) error {
+	members := b.members()
+	for rooms := range slices.Chunk(slices.Collect(maps.Keys(members)), purgeChunk) {
+		err := b.x.db.Write(ctx, func(tx *storage.Tx) error {
+			there, err := storage.List[int64](tx, `SELECT nid FROM rooms WHERE nid IN `+storage.In(purgeChunk, 1), chunkArgs(rooms)...)
+			for _, room := range rooms {
+				if err == nil && !slices.Contains(there, room) {
+					err = dropRoom(tx, room, members[room])
+				}
+			}
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("take removed rooms out of the user directory: %w", err)
+		}
+	}
 	return nil
 }
 
-// purgeChunk is how many entries dropPurged looks at in one write.
+// members are the rooms that the batch has changed in the directory, with the users that it has found in them.
+func (b *batch) members() map[int64][]string {
+	rooms := map[int64][]string{}
+	for room := range b.open {
+		rooms[room] = nil
+	}
+	for id, u := range b.users {
+		for room, joined := range u.rooms {
+			if joined {
+				rooms[room] = append(rooms[room], id)
+			}
+		}
+	}
+	return rooms
+}
+
+// dropRoom takes a room out of the directory, and some of its members out of the room.
+func dropRoom(tx *storage.Tx, room int64, members []string) error {
+	_, err := tx.Exec(`DELETE FROM directory_open_rooms WHERE room = $1`, room)
+	for _, id := range members {
+		if err == nil {
+			_, err = tx.Exec(`DELETE FROM directory_rooms WHERE member = (SELECT id FROM directory_users WHERE user_id = $1) AND room = $2`, id, room)
+		}
+	}
+	return err
+}
+
+// purgeChunk is how many entries or rooms are looked at in one write.
 const purgeChunk = 100
+
+// chunkArgs are up to purgeChunk numbers as arguments of a list of so many.
+func chunkArgs(ids []int64) []any {
+	args := make([]any, purgeChunk)
+	for i := range args {
+		args[i] = ids[min(i, len(ids)-1)]
+	}
+	return args
+}
 
 func dropEntry(tx *storage.Tx, id int64) error {
 	n, err := tx.Exec(`DELETE FROM search_events WHERE id = $1`, id)
