@@ -17,8 +17,8 @@
 // to the disk and commits it as one transaction (one flush in flight per node, no artificial
 // delay). There are two doors:
 //
-//   - [DB.Append] takes a [Unit] of rows of declared tables. It is the hot path: on SQLite a
-//     loop of prepared inserts, on PostgreSQL one statement for the whole batch.
+//   - [DB.Append] and, for who then waits, [DB.Submit] take a [Unit] of rows of declared tables. It is the hot
+//     path: on SQLite a loop of prepared inserts, on PostgreSQL one statement for the whole batch.
 //   - [DB.Write] takes a function that runs arbitrary SQL.
 //
 // A unit whose precondition fails, or whose row exists already ([ErrConflict]), is answered
