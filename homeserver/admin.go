@@ -37,10 +37,7 @@ func OpenAdmin(ctx context.Context, cfg *config.Config, log *logrus.Logger) (*Ad
 	options.Existing = true
 	var err error
 	if a.db, err = storage.Open(ctx, options, schemas...); err != nil {
-		if errors.Is(err, storage.ErrMissing) {
-			err = fmt.Errorf("%w: the server makes it when it first starts (server.data_dir is %s)", err, cfg.Server.DataDir)
-		}
-		return nil, err
+		return nil, adviseDatabase(cfg, err)
 	}
 	key, err := openKey(ctx, cfg, a.db)
 	if err != nil {

@@ -119,18 +119,18 @@ func (s *Server) listen(ctx context.Context) error {
 func (s *Server) openData(ctx context.Context) (*storage.DB, signingkey.Key, error) {
 	folder := s.cfg.Server.DataDir
 	if err := os.MkdirAll(folder, 0o700); err != nil {
-		return nil, signingkey.Key{}, fmt.Errorf("make the data folder: %w", err)
+		return nil, signingkey.Key{}, adviseFiles(s.cfg, fmt.Errorf("make the data folder: %w", err))
 	}
 	control, err := openControl(ctx, folder, s.log.WithField("part", "control"))
 	if err != nil {
-		return nil, signingkey.Key{}, err
+		return nil, signingkey.Key{}, adviseFiles(s.cfg, err)
 	}
 	if s.control = control; control != nil {
 		s.closers = append(s.closers, func(context.Context) error { control.abandon(); return nil })
 	}
 	db, err := storage.Open(ctx, databaseOptions(s.cfg, s.log), schemas...)
 	if err != nil {
-		return nil, signingkey.Key{}, err
+		return nil, signingkey.Key{}, adviseDatabase(s.cfg, err)
 	}
 	s.closers = append(s.closers, db.Close)
 	key, err := openKey(ctx, s.cfg, db)

@@ -19,6 +19,9 @@ func keyFile(cfg *config.Config) string { return filepath.Join(cfg.Server.DataDi
 // rooms are signed with the one that is missing, it is for the operator to give another.
 func openKey(ctx context.Context, cfg *config.Config, db *storage.DB) (signingkey.Key, error) {
 	key, err := signingkey.Load(keyFile(cfg))
+	if errors.Is(err, fs.ErrPermission) {
+		return key, adviseFiles(cfg, err)
+	}
 	if !errors.Is(err, fs.ErrNotExist) {
 		return key, err
 	}
@@ -52,6 +55,9 @@ func RotateKey(ctx context.Context, cfg *config.Config) (newID, oldID string, er
 		return "", "", err
 	}
 	key, err := signingkey.Rotate(keyFile(cfg), time.Now())
+	if errors.Is(err, fs.ErrNotExist) {
+		err = firstStart(cfg, err)
+	}
 	if err != nil {
 		return "", "", err
 	}
@@ -65,5 +71,8 @@ func CreateKey(ctx context.Context, cfg *config.Config) (id string, err error) {
 		return "", err
 	}
 	key, err := signingkey.Create(keyFile(cfg))
+	if errors.Is(err, fs.ErrNotExist) {
+		err = firstStart(cfg, err)
+	}
 	return key.ID, err
 }

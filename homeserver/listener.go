@@ -31,7 +31,7 @@ func listen(ctx context.Context, name string, cfg config.Listener, log *logrus.L
 		return nil, err
 	}
 	if l.socket, err = new(net.ListenConfig).Listen(ctx, "tcp", cfg.Address); err != nil {
-		return nil, fmt.Errorf("open the listener for %s: %w", name, err)
+		return nil, adviseListener(name, fmt.Errorf("open the listener for %s: %w", name, err))
 	}
 	return l, nil
 }

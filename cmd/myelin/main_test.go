@@ -164,12 +164,12 @@ func TestNothingIsMade(t *testing.T) {
 	for _, command := range []string{
 		"user list", "user create alice", "user passwd alice", "user deactivate alice", "user admin alice", "user invite", "room recheck !a:localhost",
 	} {
-		if r := execute(t, nil, "", strings.Fields(command)...); r.status != 1 || r.stdout != "" || !strings.Contains(r.stderr, "there is no database") {
+		if r := execute(t, nil, "", strings.Fields(command)...); r.status != 1 || r.stdout != "" || !strings.Contains(r.stderr, "there is no database") || !strings.Contains(r.stderr, "start it once before") {
 			t.Errorf("%s: %+v", command, r)
 		}
 	}
 	for _, command := range []string{"key create", "key rotate"} {
-		if r := execute(t, nil, "", strings.Fields(command)...); r.status != 1 || r.stdout != "" || !strings.Contains(r.stderr, "signing key") {
+		if r := execute(t, nil, "", strings.Fields(command)...); r.status != 1 || r.stdout != "" || !strings.Contains(r.stderr, "signing key") || !strings.Contains(r.stderr, "start it once before") {
 			t.Errorf("%s: %+v", command, r)
 		}
 	}
