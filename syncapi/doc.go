@@ -8,6 +8,11 @@
 //   - state is the comparison of the room's resolved state at both ends, never a list of events;
 //   - memberships are those of the user at both ends.
 //
+// Without state_after a client applies first state and then the timeline. A timeline may end with a state event that is not
+// current, as it lost state resolution or as the filter hides what replaced it, and nothing in the same answer can say so:
+// the token then names the room, and the next answer, which does not wait, has what is current in state, as far as the
+// filter of state lets it through.
+//
 // State resolution may remove state without a replacement. Neither state nor state_after can say so, not even by telling
 // all of it again: clients keep what they are not told otherwise, and there is no event to tell. So a room that has lost
 // state comes with its summary, in which the members are counted without those who are gone, and a room that has lost

@@ -29,11 +29,12 @@ type roomPart struct {
 	limited  bool
 	prev     roomserver.HistoryToken
 	state    []*roomserver.Event
-	holes    bool // the timeline lacks events that the user may not see or does not want
 	members  bool // memberships changed
 	renamed  bool // what names the room changed
 	gone     bool // state resolution has removed state without a replacement
-	counted  bool // the user has read something, so that fewer messages are unread
+	counted  bool // fewer messages may be unread, as the user has read something or an event that is not shown has made it so
+	outdated bool // the timeline ends with state that is not current
+	repair   bool // the one before did, in the answer that the client has
 	summary  *summary
 	resized  bool // the number of members in the summary is another one
 }
@@ -149,7 +150,7 @@ func (p *roomPart) extendTimeline(ctx context.Context, f *filter.RoomEventFilter
 
 // pass keeps the events that the user may see and the filter lets through.
 func (p *roomPart) pass(ctx context.Context, events []*roomserver.Event, f *filter.RoomEventFilter) ([]*roomserver.Event, error) {
-	found := len(events)
+	all := events
 	events, err := p.viewer.Filter(ctx, events)
 	if err != nil {
 		return nil, err
@@ -161,8 +162,23 @@ func (p *roomPart) pass(ctx context.Context, events []*roomserver.Event, f *filt
 	events = keep(events, func(e *roomserver.Event) bool {
 		return (len(ignored) == 0 || e.IsState() || !ignored[e.Sender]) && matches(f, e)
 	})
-	p.holes = p.holes || len(events) < found
-	return p.look.api.related(ctx, p.room, f, events)
+	if events, err = p.look.api.related(ctx, p.room, f, events); err != nil {
+		return nil, err
+	}
+	p.noteHidden(all, events)
+	return events, nil
+}
+
+// noteHidden looks at the events that are not shown, of all those that there are. The user's own ones and redactions may
+// lower what is unread.
+func (p *roomPart) noteHidden(all, shown []*roomserver.Event) {
+	for _, e := range all {
+		if len(shown) > 0 && shown[0] == e {
+			shown = shown[1:]
+			continue
+		}
+		p.counted = p.counted || e.Type == "m.room.redaction" || e.Sender == p.look.user && e.Type != memberType
+	}
 }
 
 // keep returns the events, or what else it is, for which ok holds, without copying when all do.
@@ -195,53 +211,6 @@ func matches(f *filter.RoomEventFilter, e *roomserver.Event) bool {
 	return f.Match(&fe)
 }
 
-// stateKey names a place in the state.
-type stateKey struct{ typ, key string }
-
-// changes are the places in the state that the timeline changes, each with the last event that does. With state_after, it
-// changes none.
-func (p *roomPart) changes() map[stateKey]*roomserver.Event {
-	last := map[stateKey]*roomserver.Event{}
-	if p.look.stateAfter {
-		return last
-	}
-	for _, e := range p.timeline {
-		if e.IsState() {
-			last[stateKey{e.Type, *e.StateKey}] = e
-		}
-	}
-	return last
-}
-
-// fillHoles adds what is current to a timeline that shows older events in its place: the client would take the last of
-// them to be current. The user may see it, since it is part of the state at the end.
-func (p *roomPart) fillHoles(ctx context.Context, end snapshot.Ref) error {
-	if !p.holes {
-		return nil
-	}
-	for k, last := range p.changes() {
-		e, err := p.look.api.rooms.StateEvent(ctx, p.room, end, k.typ, k.key)
-		if err != nil {
-			return err
-		}
-		if e == nil || !last.Token().Before(e.Token()) {
-			continue
-		}
-		at, _ := slices.BinarySearchFunc(p.timeline, e, func(a, b *roomserver.Event) int {
-			if a.Token().Before(b.Token()) {
-				return -1
-			}
-			return 1
-		})
-		p.timeline = slices.Insert(slices.Clip(p.timeline), at, e)
-	}
-	if over := len(p.timeline) - p.look.filter.Room.Timeline.Limit(defaultTimeline, maxTimeline); over > 0 {
-		p.timeline = p.timeline[over:]
-		p.prev, p.limited = p.timeline[0].Token(), true
-	}
-	return nil
-}
-
 // readState finds the state events that, followed by the timeline (or instead of it, with state_after),
 // take the client from one state to the other.
 func (p *roomPart) readState(ctx context.Context, begin, end snapshot.Ref) error {
@@ -250,10 +219,10 @@ func (p *roomPart) readState(ctx context.Context, begin, end snapshot.Ref) error
 	if err != nil {
 		return err
 	}
-	if err := p.fillHoles(ctx, end); err != nil {
+	inTimeline, err := p.endTimeline(ctx, end)
+	if err != nil {
 		return err
 	}
-	inTimeline := p.changes()
 	start := end
 	if len(p.timeline) > 0 && !p.look.stateAfter {
 		start = p.timeline[0].StateBefore
@@ -262,6 +231,11 @@ func (p *roomPart) readState(ctx context.Context, begin, end snapshot.Ref) error
 		p.noteDelta(d)
 		if e := d.New; e != nil && inTimeline[stateKey{e.Type, *e.StateKey}] == nil {
 			p.state = append(p.state, e)
+		}
+	}
+	if p.repair {
+		if err := p.repairState(ctx, end, deltas, inTimeline); err != nil {
+			return err
 		}
 	}
 	if start != begin {

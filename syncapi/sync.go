@@ -105,6 +105,8 @@ type look struct {
 	people people
 	// stickyTo is the position up to which sticky events are told.
 	stickyTo int64
+	// outdated are the rooms whose timelines end with state that is not current.
+	outdated []int64
 }
 
 // initial tells that the client knows nothing yet. A client may know position 0: that nothing has happened.
@@ -114,7 +116,7 @@ func (l *look) initial() bool { return l.since.Generation == 0 }
 func (l *look) take(ctx context.Context) (*rawJSON, bool, error) {
 	l.upTo = l.api.db.Head()
 	l.now = l.api.now().UnixMilli()
-	l.people = people{}
+	l.people, l.outdated = people{}, nil
 	next := Token{Generation: l.api.db.Generation(), Pos: l.upTo}
 	var err error
 	if err = l.beginVolatile(ctx); err != nil {
@@ -127,10 +129,7 @@ func (l *look) take(ctx context.Context) (*rawJSON, bool, error) {
 		return nil, false, err
 	}
 	next.ToDevice = cursor
-	out := make([]byte, 0, 128)
-	out = append(out, `{"next_batch":"`...)
-	out = append(append(out, next.String()...), '"')
-	start := len(out)
+	out := make([]byte, 0, 128) // of members with a leading comma each, of which the first becomes the brace
 	if out, err = l.accountData(ctx, out); err != nil {
 		return nil, false, err
 	}
@@ -149,11 +148,14 @@ func (l *look) take(ctx context.Context) (*rawJSON, bool, error) {
 	if out, err = l.deviceLists(ctx, out); err != nil {
 		return nil, false, err
 	}
-	found := len(out) > start
+	found := len(out) > 0
 	if out, err = l.keyCounts(ctx, out); err != nil {
 		return nil, false, err
 	}
-	raw := rawJSON(append(out, '}'))
+	next.Outdated = l.outdated
+	out = append(append(append(out, `,"next_batch":"`...), next.String()...), `"}`...)
+	out[0] = '{'
+	raw := rawJSON(out)
 	return &raw, found, nil
 }
 
@@ -400,8 +402,12 @@ func (l *look) joined(ctx context.Context, s *sections, room *roomserver.Room, m
 		fresh: l.initial() || m.before != roomserver.Join, again: m.again, summarised: true,
 	}
 	part.fresh = part.fresh || l.withheld(room, l.since.Pos)
+	part.repair = !part.fresh && slices.Contains(l.since.Outdated, room.NID)
 	if err := part.read(ctx); err != nil {
 		return err
+	}
+	if part.outdated && len(l.outdated) < maxOutdated {
+		l.outdated = append(l.outdated, room.NID)
 	}
 	rest, err := part.rest(ctx)
 	if err != nil {

@@ -22,7 +22,13 @@ type Token struct {
 	Volatile Volatile
 	// Sticky is the position up to which the client knows sticky events, where there were too many for one answer; 0: Pos.
 	Sticky int64
+	// Outdated are the rooms, by number, whose timelines in the answer ended with state that is not current; at most
+	// maxOutdated. The next answer has what is.
+	Outdated []int64
 }
+
+// maxOutdated bounds the rooms that a token names, which has to fit into a URL.
+const maxOutdated = 50
 
 // sticky is the position up to which the client knows sticky events.
 func (t Token) sticky() int64 {
@@ -43,8 +49,11 @@ type Volatile struct {
 func (t Token) String() string {
 	s := fmt.Sprintf("s1_%s_%d_%d_%s_%d_%d", strconv.FormatInt(t.Generation, 36), t.Pos, t.ToDevice,
 		strconv.FormatInt(t.Volatile.Boot, 36), t.Volatile.Typing, t.Volatile.Presence)
-	if t.Sticky > 0 {
+	if t.Sticky > 0 || len(t.Outdated) > 0 {
 		s += "_" + strconv.FormatInt(t.Sticky, 10)
+	}
+	for i, nid := range t.Outdated {
+		s += string("_."[min(i, 1)]) + strconv.FormatInt(nid, 36)
 	}
 	return s
 }
@@ -53,8 +62,22 @@ func (t Token) String() string {
 func parseToken(s string) (Token, error) {
 	bad := mxerr.InvalidParam("That is not a sync token of this server")
 	parts := strings.Split(s, "_")
-	if len(parts) != 7 && len(parts) != 8 || parts[0] != "s1" {
+	if len(parts) < 7 || len(parts) > 9 || parts[0] != "s1" {
 		return Token{}, bad
+	}
+	var outdated []int64
+	if len(parts) == 9 {
+		if strings.Count(parts[8], ".") >= maxOutdated {
+			return Token{}, bad
+		}
+		for nid := range strings.SplitSeq(parts[8], ".") {
+			v, err := strconv.ParseInt(nid, 36, 64)
+			if err != nil || v < 0 {
+				return Token{}, bad
+			}
+			outdated = append(outdated, v)
+		}
+		parts = parts[:8]
 	}
 	var n [7]int64
 	for i, p := range parts[1:] {
@@ -68,7 +91,7 @@ func parseToken(s string) (Token, error) {
 		}
 		n[i] = v
 	}
-	return Token{n[0], n[1], n[2], Volatile{n[3], n[4], n[5]}, n[6]}, nil
+	return Token{n[0], n[1], n[2], Volatile{n[3], n[4], n[5]}, n[6], outdated}, nil
 }
 
 // historyToken is the wire form of a place in a room's history order.

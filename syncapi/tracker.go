@@ -1,6 +1,7 @@
 package syncapi
 
 import (
+	"slices"
 	"sync"
 
 	"github.com/myelin-im/myelin/roomserver"
@@ -179,14 +180,14 @@ func (t *tracker) wait(user string, what interests) (w *waiter, done func()) {
 }
 
 // changedRooms appends to dst those rooms that may have something to tell in a look: known to have changed, or not
-// known not to have, or with account data, or where who types has changed.
+// known not to have, or with account data, or where who types has changed, or whose state the client has wrong.
 func (t *tracker) changedRooms(rooms []roomserver.UserRoom, l *look, dst []roomserver.UserRoom) []roomserver.UserRoom {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
 	since := l.since.Pos
 	for _, r := range rooms {
 		if r.Pos > since || since < t.start || t.roomPos[r.NID] > since || len(l.data) > 0 && l.data[r.RoomID] != nil ||
-			l.volatile.typed && l.typingChanged(r.NID) || l.stickyWaits(r.NID) {
+			l.volatile.typed && l.typingChanged(r.NID) || l.stickyWaits(r.NID) || slices.Contains(l.since.Outdated, r.NID) {
 			dst = append(dst, r)
 		}
 	}

@@ -147,7 +147,7 @@ func TestForeignTokens(t *testing.T) {
 		alice := s.Register(t, "alice")
 		id := alice.Create(J{})
 		token := alice.Sync(nil).Get("next_batch").Str
-		for _, bad := range []string{"x", "s1", "s1_0", "s99_1_2_3_4_5_6", token + "_1_1", "-1", "t1", "s1_a_-1_0_0_0_0"} {
+		for _, bad := range []string{"x", "s1", "s1_0", "s99_1_2_3_4_5_6", token + "_1_", token + "_1_1.-", token + "_1_1_1", "-1", "t1", "s1_a_-1_0_0_0_0"} {
 			alice.Refused(400, "M_INVALID_PARAM", "GET", Path("/sync?since=%s", bad), nil)
 			alice.Refused(400, "M_INVALID_PARAM", "GET", Path("/rooms/%s/messages?dir=b&from=%s", id, bad), nil)
 			alice.Refused(400, "M_INVALID_PARAM", "GET", Path("/rooms/%s/members?at=%s", id, bad), nil)
