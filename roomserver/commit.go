@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"github.com/myelin-im/myelin/roomserver/authchain"
+	"github.com/myelin-im/myelin/roomserver/pdu"
 	"github.com/myelin-im/myelin/storage"
 )
 
@@ -228,21 +229,20 @@ func (t *Turn) apply(base int64) {
 	}
 }
 
-// markPrivate says of the turn's events if no other server is sent them. The durable members are still those before the turn.
+// markPrivate says of the turn's events if no other server is sent them (Audience): all members of the durable state, which is
+// still that before the turn, are ours, and each event follows on it, by one of our users and about no others. Of an event on
+// some of the forward extremities that is not certain: before it there may be other members.
 func (t *Turn) markPrivate() {
 	s, r := t.s, t.room
-	if r.Partial() != nil || !r.members.onlyOf(s.name) {
+	if r.Partial() != nil || r.shared(s.name) {
 		return
 	}
-	for _, c := range t.members {
-		if !s.IsLocal(c.user) {
-			return
-		}
-	}
+	state := r.durable.Load().State
 	for _, e := range t.events {
-		if !s.IsLocal(e.Sender) {
+		if e.offset == 0 || e.StateBefore != state || !s.IsLocal(e.Sender) || e.Type == pdu.TypeMember && e.IsState() && !s.IsLocal(*e.StateKey) {
 			return
 		}
+		state = e.StateAfter
 	}
 	for i := range t.unit.Notices {
 		n := &t.unit.Notices[i]

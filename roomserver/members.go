@@ -81,18 +81,6 @@ func (m *memberIndex) apply(s *Server, changes []memberChange, root snapshot.Ref
 	}
 }
 
-// onlyOf tells whether all joined members are of one server.
-func (m *memberIndex) onlyOf(server string) bool {
-	m.mu.RLock()
-	defer m.mu.RUnlock()
-	for name := range m.servers {
-		if name != server {
-			return false
-		}
-	}
-	return true
-}
-
 // MemberCounts are the numbers of joined and invited members of the durable state.
 func (r *Room) MemberCounts() (joined, invited int) {
 	r.members.mu.RLock()
