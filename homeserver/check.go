@@ -1,6 +1,8 @@
 package homeserver
 
 import (
+	"os/exec"
+
 	"github.com/myelin-im/myelin/accounts"
 	"github.com/myelin-im/myelin/homeserver/config"
 	"github.com/myelin-im/myelin/push/gateway"
@@ -8,13 +10,13 @@ import (
 )
 
 // Check says what is wrong with the files that a configuration names: registrations of application services, templates
-// of e-mails, keys for the services of Apple and Google. config.Load has found the rest. Nothing is changed, and no server
+// of e-mails, keys for the services of Apple and Google, programs. config.Load has found the rest. Nothing is changed, and no server
 // need be there.
 func Check(cfg *config.Config) error {
 	var problems config.Problems
 	note := func(key string, err error) {
 		if err != nil {
-			problems = append(problems, config.Problem{Key: key, Text: err.Error()})
+			problems = append(problems, cfg.Problem(key, err.Error()))
 		}
 	}
 	_, err := loadAppservices(cfg)
@@ -27,6 +29,8 @@ func Check(cfg *config.Config) error {
 		note("email.templates", err)
 	}
 	note("push", checkGateway(cfg))
+	note("media.scan_command", checkProgram(cfg.Media.ScanCommand))
+	note("thumbnails.ffmpeg", checkProgram(cfg.Media.Thumbnails.FFmpeg))
 	if len(problems) == 0 {
 		return nil
 	}
@@ -39,5 +43,14 @@ func checkGateway(cfg *config.Config) error {
 		return err
 	}
 	_, err = gateway.New(c)
+	return err
+}
+
+// checkProgram looks for a program that is to be run later; none is all right.
+func checkProgram(name string) error {
+	if name == "" {
+		return nil
+	}
+	_, err := exec.LookPath(name)
 	return err
 }

@@ -26,6 +26,10 @@ func TestCheckReadsFiles(t *testing.T) {
 	good, nameless := write("irc.yaml", service), write("nameless.yaml", strings.TrimPrefix(service, "id: irc\n"))
 	write("templates/register.txt", "{{.Nothing")
 	key := write("key.p8", "no key")
+	program, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, test := range []struct {
 		name      string
 		variables []string
@@ -35,8 +39,12 @@ func TestCheckReadsFiles(t *testing.T) {
 		{"application service", []string{"MYELIN_APPSERVICES_FILES=" + good}, ""},
 		{"application service without id", []string{"MYELIN_APPSERVICES_FILES=" + nameless}, "appservices.files: load application service: " + nameless},
 		{"application service twice", []string{"MYELIN_APPSERVICES_FILES=" + good + "," + good}, "appservices.files: two application services"},
-		{"no folder of templates", []string{"MYELIN_EMAIL_TEMPLATES=" + folder + "/none"}, "email.templates: "},
+		{"no folder of templates", []string{"MYELIN_EMAIL_TEMPLATES=" + folder + "/none"}, "MYELIN_EMAIL_TEMPLATES: email.templates: "},
 		{"bad template", []string{"MYELIN_EMAIL_TEMPLATES=" + folder + "/templates"}, "email.templates: "},
+		{"no scanner", []string{"MYELIN_MEDIA_SCAN_COMMAND=" + folder + "/scan"}, "MYELIN_MEDIA_SCAN_COMMAND: media.scan_command: exec: "},
+		{"scanner that cannot be run", []string{"MYELIN_MEDIA_SCAN_COMMAND=" + good}, "media.scan_command: exec: "},
+		{"no ffmpeg", []string{"MYELIN_THUMBNAILS_FFMPEG=no-such-program"}, "MYELIN_THUMBNAILS_FFMPEG: thumbnails.ffmpeg: exec: "},
+		{"programs", []string{"MYELIN_MEDIA_SCAN_COMMAND=" + program, "MYELIN_THUMBNAILS_FFMPEG=" + program}, ""},
 		{"bad key", []string{"MYELIN_PUSH_APNS_APP_ID=a", "MYELIN_PUSH_APNS_TOPIC=a", "MYELIN_PUSH_APNS_KEY=" + key, "MYELIN_PUSH_APNS_KEY_ID=b", "MYELIN_PUSH_APNS_TEAM_ID=c"}, "push: set up APNs"},
 	} {
 		t.Run(test.name, func(t *testing.T) {

@@ -96,12 +96,23 @@ func (env *environment) load() (*config.Config, error) {
 	return cfg, nil
 }
 
+// check looks at the files that the configuration names.
+func check(cfg *config.Config) error {
+	if err := homeserver.Check(cfg); err != nil {
+		return fmt.Errorf("the configuration is wrong:\n%w", err)
+	}
+	return nil
+}
+
 type serve struct{}
 
 // Run serves until the process is asked to stop.
 func (serve) Run(env *environment) error {
 	cfg, err := env.load()
 	if err != nil {
+		return err
+	}
+	if err := check(cfg); err != nil {
 		return err
 	}
 	server, err := homeserver.New(env, cfg, homeserver.NewLogger(cfg.Logging, env.stderr))
@@ -136,8 +147,8 @@ func (configCheck) Run(env *environment) error {
 	if err != nil {
 		return err
 	}
-	if err := homeserver.Check(cfg); err != nil {
-		return fmt.Errorf("the configuration is wrong:\n%w", err)
+	if err := check(cfg); err != nil {
+		return err
 	}
 	fmt.Fprintln(env.stdout, "The configuration is right.")
 	return nil

@@ -64,6 +64,7 @@ func TestCommandLine(t *testing.T) {
 		{"check a missing file", nil, "", []string{"-c", "none.yaml", "config", "check"}, 1, "", "none.yaml: no such file"},
 		{"print", []string{"MYELIN_SERVER_NAME=example.org", "MYELIN_REGISTRATION_SHARED_SECRET=hush"}, "", []string{"config", "print"}, 0, "\n  name: example.org\n", ""},
 		{"a bad configuration stops the server", []string{"MYELIN_CLIENT_ADDRESS=x"}, "", nil, 1, "", "MYELIN_CLIENT_ADDRESS"},
+		{"a missing file that is configured stops the server", []string{"MYELIN_EMAIL_TEMPLATES=none"}, "", nil, 1, "", "MYELIN_EMAIL_TEMPLATES: email.templates: "},
 		{"create", cheap, "", []string{"user", "create", "alice", "--admin"}, 0, "@alice:localhost has been made\npassword: ", ""},
 		{"create again", cheap, "", []string{"user", "create", "alice"}, 1, "", "taken"},
 		{"create with a password", cheap, "correct horse\n", []string{"user", "create", "bob", "--password-stdin"}, 0, "@bob:localhost has been made\n", ""},

@@ -42,6 +42,13 @@ type Config struct {
 	// Strangers are the variables of the environment, sorted, that are named MYELIN_… and after no section. They are someone
 	// else's, such as an orchestrator's, or mistyped.
 	Strangers []string
+
+	source map[string]string // of the settings that are not defaults, by key: Problem.Where
+}
+
+// Problem is what is wrong with a setting, with where it stands.
+func (c *Config) Problem(key, text string) Problem {
+	return Problem{Where: c.source[key], Key: key, Text: text}
 }
 
 // Server says who this server is.

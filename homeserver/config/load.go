@@ -71,7 +71,8 @@ type loader struct {
 }
 
 func newLoader() *loader {
-	l := &loader{config: new(Config), source: map[string]string{}}
+	source := map[string]string{}
+	l := &loader{config: &Config{source: source}, source: source}
 	l.sections = sections(l.config)
 	for _, s := range l.sections {
 		for _, k := range s.keys {
@@ -291,6 +292,9 @@ func (l *loader) checkTogether() {
 	}
 	if f := c.Push.FCM; f.AppID != "" && f.ServiceAccount == "" {
 		l.add(l.source["push.fcm_app_id"], "push.fcm_app_id", "it needs fcm_service_account")
+	}
+	if s := c.Media.S3; s.Endpoint != "" && s.Bucket == "" {
+		l.add(l.source["media_s3.endpoint"], "media_s3.endpoint", "it needs media_s3.bucket")
 	}
 	if c.Registration.RequireEmail && c.Email.SMTP == "" {
 		l.add(l.source["registration.require_email"], "registration.require_email", "it needs email.smtp, by which e-mail is sent")
