@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -120,4 +122,22 @@ func contents(t *testing.T, folder string) string {
 		}
 	}
 	return strings.Join(names, " ")
+}
+
+// TestAdviceForMedia: it says which setting names the folder or the bucket that cannot be used.
+func TestAdviceForMedia(t *testing.T) {
+	cfg := testConfig(t, storage.SQLite)
+	cfg.Media.Folder = filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(cfg.Media.Folder, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if s, err := New(t.Context(), cfg, silentLog()); err == nil || !strings.Contains(err.Error(), "(media.folder is "+cfg.Media.Folder+")") {
+		t.Errorf("%v, %v", s, err)
+	}
+	empty := httptest.NewServer(http.NotFoundHandler())
+	defer empty.Close()
+	cfg.Media.S3 = config.S3{Endpoint: empty.URL, Region: "here", Bucket: "media", PathStyle: true}
+	if s, err := New(t.Context(), cfg, silentLog()); err == nil || !strings.Contains(err.Error(), "no bucket media (media_s3.endpoint is "+empty.URL+")") {
+		t.Errorf("%v, %v", s, err)
+	}
 }

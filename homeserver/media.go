@@ -33,11 +33,16 @@ func newMedia(cfg *config.Config, db *storage.DB, rooms *roomserver.Server, serv
 			AccessKey: m.S3.AccessKey, SecretKey: m.S3.SecretKey, PathStyle: m.S3.PathStyle, Redirect: m.S3.Redirect,
 		})
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("%w (media_s3.endpoint is %s)", err, m.S3.Endpoint)
 		}
 		deps.Store = bucket
 	}
-	return mediaapi.New(mediaConfig(cfg), deps)
+	c := mediaConfig(cfg)
+	api, err := mediaapi.New(c, deps)
+	if err != nil {
+		return nil, fmt.Errorf("%w (media.folder is %s)", err, c.Folder)
+	}
+	return api, nil
 }
 
 // mediaConfig translates the settings.
