@@ -158,6 +158,15 @@ func TestListFromEnvironment(t *testing.T) {
 	}
 }
 
+// TestPatternsOfServers: wildcards may stand for ports as well.
+func TestPatternsOfServers(t *testing.T) {
+	patterns := []string{"*", "*.example.org", "matrix?.example.org:*", "example.org:84??", "[2001:db8::*]:8448", "[*]"}
+	c, err := Load("", []string{"MYELIN_FEDERATION_DENY=" + strings.Join(patterns, ",")})
+	if err != nil || !slices.Equal(c.Federation.Deny, patterns) {
+		t.Errorf("read %v, %v", c, err)
+	}
+}
+
 // TestRefusals gives files and environments with one or several mistakes, and what must be said of each.
 func TestRefusals(t *testing.T) {
 	cert := write(t, "no certificate")

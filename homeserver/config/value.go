@@ -262,10 +262,10 @@ func list[T any](field *[]T, allowed, separators string, parse func(string) (T, 
 	}
 }
 
-// patterns are names of servers with wildcards.
+// patterns are names of servers with wildcards. Digits may stand for them everywhere: in host names, addresses and ports.
 func patterns(field *[]string) value {
 	return list(field, "server names, in which * and ? are wildcards", ",", func(pattern string) (string, error) {
-		return pattern, checkServerName(strings.NewReplacer("*", "x", "?", "x").Replace(pattern))
+		return pattern, checkServerName(strings.NewReplacer("*", "11", "?", "1").Replace(pattern))
 	}, func(pattern string) string { return pattern })
 }
 
