@@ -3,12 +3,14 @@ package mail
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
 	"net"
 	"net/mail"
 	"strconv"
+	"strings"
 	"time"
 
 	gomail "github.com/wneessen/go-mail"
@@ -56,6 +58,7 @@ const (
 type Sender struct {
 	host    string
 	from    string
+	domain  string // of the sender
 	options []gomail.Option
 	slots   chan struct{}
 }
@@ -70,10 +73,11 @@ func New(cfg Config) (*Sender, error) {
 	if err != nil {
 		return nil, fmt.Errorf("port of the mail server: %w", err)
 	}
-	if _, err := mail.ParseAddress(cfg.From); err != nil {
+	from, err := mail.ParseAddress(cfg.From)
+	if err != nil {
 		return nil, fmt.Errorf("sender of e-mail: %w", err)
 	}
-	s := &Sender{host: host, from: cfg.From, slots: make(chan struct{}, parallel)}
+	s := &Sender{host: host, from: cfg.From, domain: from.Address[strings.LastIndexByte(from.Address, '@')+1:], slots: make(chan struct{}, parallel)}
 	s.options = []gomail.Option{
 		gomail.WithPort(number), gomail.WithTimeout(patience),
 		gomail.WithTLSConfig(&tls.Config{ServerName: host, RootCAs: cfg.Roots, MinVersion: tls.VersionTLS12}),
@@ -135,7 +139,8 @@ func (s *Sender) message(m Message) (*gomail.Msg, error) {
 		return nil, fmt.Errorf("recipient of e-mail: %w", err)
 	}
 	out.Subject(m.Subject)
-	out.SetMessageID()
+	// The name of this machine is nobody's business, and receivers distrust a domain that does not exist.
+	out.SetMessageIDWithValue(rand.Text() + "@" + s.domain)
 	out.SetDate()
 	// Automatic replies to it would go round in circles (RFC 3834).
 	out.SetGenHeader("Auto-Submitted", "auto-generated")
