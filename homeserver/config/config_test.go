@@ -235,8 +235,11 @@ func TestRefusals(t *testing.T) {
 			}
 		})
 	}
-	if _, err := Load(filepath.Join(t.TempDir(), "none.yaml"), nil); err == nil || !strings.Contains(err.Error(), "no such file") {
-		t.Errorf("a missing file: %v", err)
+	folder := t.TempDir()
+	for file, want := range map[string]string{filepath.Join(folder, "none.yaml"): "no such file", folder: "is a directory"} {
+		if _, err := Load(file, nil); err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "allowed: a YAML file that this user can read") {
+			t.Errorf("%s: %v", file, err)
+		}
 	}
 }
 

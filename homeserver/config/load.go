@@ -99,7 +99,7 @@ func (l *loader) set(where, path string, k *key, items []string) {
 func (l *loader) readFile(file string) {
 	data, err := os.ReadFile(file) // #nosec G304: the operator names the file
 	if err != nil {
-		l.add("", "", "read the configuration: %v", err)
+		l.add("", "", "read the configuration: %v; allowed: a YAML file that this user can read", err)
 		return
 	}
 	var document, second yaml.Node
