@@ -103,13 +103,6 @@ func (c *committer) append(u *Unit, offer bool) (leads bool) {
 // lead flushes what is queued, on the goroutine of one who waits for it: that saves waking another, which is a good part of a
 // lone write's time. What was queued meanwhile is left to the loop, so that nobody works for others for long.
 func (c *committer) lead() {
-	defer func() {
-		if p := recover(); p != nil {
-			// Whoever called may recover, and would go on in a process that never writes again.
-			go panic(fmt.Sprintf("storage: %v, while committing\n%s", p, debug.Stack()))
-			select {}
-		}
-	}()
 	batch, more := c.take()
 	c.round(batch, more)
 	c.mu.Lock()
@@ -237,14 +230,30 @@ func (c *committer) run() {
 
 // round flushes a batch and publishes it.
 func (c *committer) round(batch []*Unit, more bool) {
-	if batch = c.startable(batch); len(batch) == 0 {
-		return
+	whole := false
+	defer func() {
+		if !whole {
+			die(recover())
+		}
+	}()
+	if batch = c.startable(batch); len(batch) > 0 {
+		c.flush(batch)
+		for _, u := range batch {
+			u.After = nil // decided; a chain of units must not keep all of them in memory
+		}
+		c.handOver(batch, more)
 	}
-	c.flush(batch)
-	for _, u := range batch {
-		u.After = nil // decided; a chain of units must not keep all of them in memory
+	whole = true
+}
+
+// die ends the process because of a panic, or because somebody's function has ended the goroutine. Whoever leads may
+// recover, or be the only one that ends, and others would go on in a process that never writes again.
+func die(cause any) {
+	if cause == nil {
+		cause = "a function of a unit has ended its goroutine"
 	}
-	c.handOver(batch, more)
+	go panic(fmt.Sprintf("storage: %v, while committing\n%s", cause, debug.Stack()))
+	select {}
 }
 
 // flush commits a batch, and tells the log if everybody had to wait long for it: one of its units runs too long, or

@@ -10,6 +10,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -20,6 +21,8 @@ import (
 
 	"github.com/myelin-im/myelin/federation/client"
 	"github.com/myelin-im/myelin/roomserver"
+	"github.com/myelin-im/myelin/roomserver/authrules"
+	"github.com/myelin-im/myelin/roomserver/pdu"
 	"github.com/myelin-im/myelin/storage"
 	"github.com/myelin-im/myelin/storage/storagetest"
 )
@@ -473,4 +476,143 @@ func TestBackoff(t *testing.T) {
 	if got := retryAfter(errors.New("x")); got != 0 {
 		t.Errorf("without Retry-After: %v", got)
 	}
+}
+
+const alice = "@alice:us.org"
+
+// room makes a public room of alice's.
+func (w *world) room() (id string) {
+	w.t.Helper()
+	version, _ := pdu.Lookup("11")
+	id, err := w.rooms.CreateRoom(context.Background(), roomserver.NewRoom{Creator: alice, Version: version, Preset: roomserver.PublicChat})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return id
+}
+
+// say sends a message of alice's.
+func (w *world) say(roomID, text string) {
+	w.t.Helper()
+	_, err := w.rooms.Send(context.Background(), roomID, roomserver.Draft{Sender: alice, Type: "m.room.message", Content: fmt.Appendf(nil, `{"body":%q}`, text)})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// join receives the join of another server's user.
+func (w *world) join(roomID, user string) {
+	w.t.Helper()
+	ctx := context.Background()
+	room, err := w.rooms.Room(ctx, roomID)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	head := room.Head()
+	proto := &pdu.Proto{RoomID: roomID, Sender: user, Type: pdu.TypeMember, StateKey: &user, Content: json.RawMessage(`{"membership":"join"}`), OriginServerTS: time.Now().UnixMilli()}
+	for _, e := range head.Extremities {
+		proto.PrevEvents, proto.Depth = append(proto.PrevEvents, e.Ref()), e.Depth+1
+	}
+	for _, k := range authrules.Required(room.Version, authrules.Header{Type: proto.Type, StateKey: &user, Sender: user, Content: proto.Content}) {
+		e, err := w.rooms.StateEvent(ctx, room, head.State, k.Type, k.StateKey)
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		if e != nil {
+			proto.AuthEvents = append(proto.AuthEvents, e.Ref())
+		}
+	}
+	event, err := room.Version.Build(proto, pdu.ServerOf(user), "ed25519:r", ed25519.NewKeyFromSeed(make([]byte, 32)))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	out, err := w.rooms.Take(ctx, roomID, []roomserver.Incoming{{Event: event}})
+	if err != nil || out[0].Outcome != roomserver.Accepted {
+		w.t.Fatalf("the join of %s: %+v, %v", user, out, err)
+	}
+}
+
+// kick has alice kick a user.
+func (w *world) kick(roomID, user string) {
+	w.t.Helper()
+	_, err := w.rooms.SetMembership(context.Background(), roomserver.MembershipChange{RoomID: roomID, Sender: alice, Target: user, Membership: roomserver.Leave})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// passed waits until the position that is written down is behind everything that there is.
+func (w *world) passed() {
+	w.t.Helper()
+	head := w.db.Head()
+	until(w.t, "the position to be written down", func() bool {
+		var pos int64
+		if _, err := w.db.Get(context.Background(), `SELECT pos FROM federation_cursor WHERE id = 1`, nil, &pos); err != nil {
+			w.t.Fatal(err)
+		}
+		return pos >= head
+	})
+}
+
+// events are the events that were taken: the bodies of messages, and the types of others.
+func (in *inbox) events() (all []string) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	for _, body := range in.got {
+		for _, e := range gjson.Get(body, "pdus").Array() {
+			if text := e.Get("content.body"); text.Exists() {
+				all = append(all, text.Str)
+			} else {
+				all = append(all, e.Get("type").Str)
+			}
+		}
+	}
+	return all
+}
+
+// What concerns no other server is sent to none, and is behind the queue all the same.
+func TestRoomWithoutOthers(t *testing.T) {
+	each(t, func(t *testing.T, w *world) {
+		q, _ := w.run()
+		w.passed()
+		id := w.room()
+		w.say(id, "to nobody")
+		w.passed()
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		if len(q.servers) != 0 {
+			t.Errorf("something is to be sent to %d servers", len(q.servers))
+		}
+	})
+}
+
+// The last member of a server is sent the message before their kick and the kick, also if both were written while nobody sent.
+func TestLastMemberHearsOfTheKick(t *testing.T) {
+	each(t, func(t *testing.T, w *world) {
+		in := newInbox(t, w.pool)
+		bob := "@bob:" + in.name
+		id := w.room()
+		var want []string
+		_, stop := w.run()
+		w.passed()
+		for _, running := range []bool{true, false} {
+			if !running {
+				stop()
+			}
+			w.say(id, "before they are there")
+			w.join(id, bob)
+			w.say(id, "to them")
+			w.kick(id, bob)
+			w.say(id, "behind their back")
+			if !running {
+				w.run()
+			}
+			want = append(want, "to them", pdu.TypeMember)
+			until(t, "the kick", func() bool { return len(in.events()) >= len(want) })
+			w.passed()
+			if got := in.events(); !slices.Equal(got, want) {
+				t.Errorf("%v were sent, want %v", got, want)
+			}
+		}
+	})
 }
