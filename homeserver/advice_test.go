@@ -33,10 +33,10 @@ func TestAdvice(t *testing.T) {
 			cfg.Client.Address = taken.Addr().String()
 			return nil
 		}, []string{"address already in use", "client.address"}},
-		{"address", func(cfg *config.Config) error {
-			cfg.Metrics.Address = "192.0.2.1:9000"
+		{"port of another listener", func(cfg *config.Config) error {
+			cfg.Metrics.Address = taken.Addr().String()
 			return nil
-		}, []string{"192.0.2.1:9000", "metrics.address"}},
+		}, []string{"address already in use", "metrics.address"}},
 		{"file", func(cfg *config.Config) error {
 			return os.WriteFile(cfg.Server.DataDir, nil, 0o600)
 		}, []string{"not a directory", "server.data_dir"}},
