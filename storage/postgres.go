@@ -14,7 +14,7 @@ import (
 // postgres is the PostgreSQL engine: one writing connection used by the committer alone, and a pool
 // of reading connections that open on demand.
 type postgres struct {
-	writeURL, readURL *pq.Connector
+	writeURL, readURL *pgTarget
 	opt               Options
 
 	writer  *pgWriter     // owned by the committer
@@ -32,13 +32,13 @@ func openPostgres(ctx context.Context, dsn string, opt Options) (*postgres, erro
 	p.writer = &pgWriter{p: p}
 	limit := fmt.Sprint(opt.ReadTimeout.Milliseconds())
 	var err error
-	p.writeURL, err = connector(dsn, map[string]string{
+	p.writeURL, err = target(dsn, map[string]string{
 		"synchronous_commit":                  "on",
 		"statement_timeout":                   limit,
 		"idle_in_transaction_session_timeout": limit,
 	})
 	if err == nil {
-		p.readURL, err = connector(dsn, map[string]string{
+		p.readURL, err = target(dsn, map[string]string{
 			"default_transaction_isolation":       "repeatable read",
 			"default_transaction_read_only":       "on",
 			"statement_timeout":                   limit,
@@ -62,8 +62,15 @@ func openPostgres(ctx context.Context, dsn string, opt Options) (*postgres, erro
 	return p, nil
 }
 
-// connector adds the session's settings to a URL.
-func connector(dsn string, settings map[string]string) (*pq.Connector, error) {
+// pgTarget is what to connect to, and the statement that makes the session what it has to be.
+type pgTarget struct {
+	*pq.Connector
+	settings string
+}
+
+// target is a URL with the settings of a session. They are made by a statement, because a connection pooler such as
+// PgBouncer does not take them from the start of a connection.
+func target(dsn string, settings map[string]string) (*pgTarget, error) {
 	u, err := url.Parse(dsn)
 	if err != nil {
 		return nil, errors.New("malformed URL") // the original error would show the password
@@ -76,11 +83,13 @@ func connector(dsn string, settings map[string]string) (*pq.Connector, error) {
 	if q.Get("application_name") == "" {
 		q.Set("application_name", "myelin")
 	}
-	for k, v := range settings {
-		q.Set(k, v)
-	}
 	u.RawQuery = q.Encode()
-	return pq.NewConnector(u.String())
+	t := &pgTarget{}
+	for k, v := range settings {
+		t.settings += fmt.Sprintf("SET %s = '%s'; ", k, v)
+	}
+	t.Connector, err = pq.NewConnector(u.String())
+	return t, err
 }
 
 func (p *postgres) acquire(ctx context.Context) (*pgConn, error) {

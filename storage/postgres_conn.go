@@ -51,8 +51,8 @@ type pgCursor struct {
 	buffer [][]any
 }
 
-func dialPostgres(ctx context.Context, connector *pq.Connector) (*pgConn, error) {
-	c, err := connector.Connect(ctx)
+func dialPostgres(ctx context.Context, to *pgTarget) (*pgConn, error) {
+	c, err := to.Connect(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -60,6 +60,10 @@ func dialPostgres(ctx context.Context, connector *pq.Connector) (*pgConn, error)
 	if !ok {
 		c.Close()
 		return nil, errors.New("storage: driver without QueryContext")
+	}
+	if _, err := dc.ExecContext(ctx, to.settings, nil); err != nil {
+		c.Close()
+		return nil, fmt.Errorf("settings of the session: %w", err)
 	}
 	return &pgConn{c: dc, stmts: map[string]*pgStmt{}, seen: map[string]struct{}{}}, nil
 }

@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"sync"
 	"time"
-
-	"github.com/lib/pq"
 )
 
 // lease keeps other processes out of a PostgreSQL database, by an advisory lock of a session that lives as long as the
@@ -16,7 +14,7 @@ import (
 // any more, notices, and must end.
 type lease struct {
 	p    *postgres
-	url  *pq.Connector
+	url  *pgTarget
 	conn *pgConn // nil after it was lost
 
 	lost  chan struct{} // closed when another process has taken the database over
@@ -37,7 +35,7 @@ const (
 var errTakenOver = errors.New("storage: another server has taken the database over")
 
 func newLease(p *postgres, dsn string) (*lease, error) {
-	u, err := connector(dsn, map[string]string{
+	u, err := target(dsn, map[string]string{
 		"statement_timeout": fmt.Sprint(leasePatience.Milliseconds()),
 		// A machine that vanished must not hold the lease for the hours that are TCP's default.
 		"tcp_keepalives_idle": "10", "tcp_keepalives_interval": "5", "tcp_keepalives_count": "3",
@@ -45,10 +43,44 @@ func newLease(p *postgres, dsn string) (*lease, error) {
 	return &lease{p: p, url: u, lost: make(chan struct{})}, err
 }
 
+// errShared means that the sessions of two connections are not two.
+var errShared = errors.New("storage: the connection pooler in front of PostgreSQL gives a connection one session after the other, so that nothing " +
+	"would keep a second server out; connect to PostgreSQL itself, or have the pooler keep a session for each connection (PgBouncer: pool_mode = session)")
+
+// checkOwn fails with errShared if a connection has no session of its own. A pooler that hands sessions out by transactions
+// gives those that are free in turn, or the one that was used last: either the first connection gets two, or the second gets
+// that of the first.
+func (l *lease) checkOwn(ctx context.Context) error {
+	var pids []int64
+	ask := func(c *pgConn) error {
+		var pid int64
+		// A text of its own each time, so that it is not prepared: a pooler may not know it the next time.
+		_, err := (&Tx{ctx: background, pg: c}).Get(fmt.Sprintf(`SELECT pg_backend_pid()::bigint AS ask%d`, len(pids)), nil, &pid)
+		pids = append(pids, pid)
+		return err
+	}
+	other, err := dialPostgres(ctx, l.url)
+	if err != nil {
+		return err
+	}
+	defer other.close()
+	err = errors.Join(ask(l.conn), ask(l.conn), other.simple("BEGIN"), ask(other), ask(l.conn))
+	if err == nil && (pids[0] != pids[1] || pids[0] == pids[2] || pids[0] != pids[3]) {
+		return errShared
+	}
+	return err
+}
+
 // take waits for the lease. It fails with ErrLocked if another process keeps it.
-func (l *lease) take(ctx context.Context) error {
+func (l *lease) take(ctx context.Context) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, leasePatience)
 	defer cancel()
+	if l.conn, err = dialPostgres(ctx, l.url); err != nil {
+		return err
+	}
+	if err := l.checkOwn(ctx); err != nil {
+		return err
+	}
 	told := false
 	for wait := 20 * time.Millisecond; ; wait = min(2*wait, 500*time.Millisecond) {
 		if ok, err := l.try(ctx); err != nil || ok {

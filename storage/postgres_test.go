@@ -313,3 +313,32 @@ func TestLongMigration(t *testing.T) {
 		t.Errorf("opened after a migration: %v", err)
 	}
 }
+
+// TestSessionSettings: what reads and writes rely on is so in their sessions, however those came about.
+func TestSessionSettings(t *testing.T) {
+	db, err := storage.Open(t.Context(), storage.Options{URL: storagetest.URL(t, storage.PostgreSQL), ReadTimeout: 7 * time.Second}, testSchema)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closeDB(t, db)
+	for _, session := range []struct {
+		name     string
+		run      func(ctx context.Context, fn func(tx *storage.Tx) error) error
+		settings map[string]string
+	}{
+		{"Read", db.Read, map[string]string{"transaction_isolation": "repeatable read", "transaction_read_only": "on", "statement_timeout": "7s"}},
+		{"ReadOne", db.ReadOne, map[string]string{"transaction_read_only": "on", "statement_timeout": "7s"}},
+		{"Write", db.Write, map[string]string{"synchronous_commit": "on", "statement_timeout": "7s", "idle_in_transaction_session_timeout": "7s"}},
+	} {
+		for name, want := range session.settings {
+			var got string
+			err := session.run(t.Context(), func(tx *storage.Tx) error {
+				_, err := tx.Get(`SELECT convert_to(current_setting(convert_from($1, 'UTF8')), 'UTF8')`, []any{name}, &got)
+				return err
+			})
+			if err != nil || got != want {
+				t.Errorf("%s: %s is %q, want %q (%v)", session.name, name, got, want, err)
+			}
+		}
+	}
+}

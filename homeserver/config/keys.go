@@ -151,7 +151,9 @@ func sections(c *Config) []section {
 				server.data_dir.
 
 				Set it when PostgreSQL is run and backed up anyway. Data is not moved from one database to the other.
-				A second server on the same database does not start.`,
+				A second server on the same database does not start. A connection pooler between the two must keep a
+				session for each connection (PgBouncer: pool_mode = session, ignore_startup_parameters =
+				extra_float_digits); with another the server does not start.`,
 				optional(&c.Database.URL, "a postgres URL", checkDatabaseURL)},
 			{"readers", "0", false, `
 				Connections used for reading at the same time; writing has its own. 0: a number that suits the machine.
