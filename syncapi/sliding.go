@@ -185,14 +185,8 @@ func (l *slidingLook) take(ctx context.Context) (found bool, err error) {
 	if err := l.choose(ctx); err != nil {
 		return false, err
 	}
-	for i := range l.rooms {
-		c := &l.rooms[i]
-		if c.config == nil {
-			continue
-		}
-		if err := l.room(ctx, c); err != nil {
-			return false, err
-		}
+	if err := l.chosen(ctx); err != nil {
+		return false, err
 	}
 	if len(l.turn.base.rooms)+len(l.change.rooms) > maxSentRooms || len(l.turn.base.configs)+len(l.change.configs) > maxSentConfigs {
 		if !l.initial() {

@@ -19,6 +19,7 @@ type slidingRoom struct {
 	nid        int64
 	id         string
 	membership string
+	event      int64 // number of the membership event
 	// since is the position of the user's membership, activity that of what happened last.
 	since, activity int64
 	// listed rooms may be in lists; others only in subscriptions.
@@ -108,7 +109,7 @@ func (l *slidingLook) collect(ctx context.Context) error {
 	}
 	l.rooms = slices.Grow(l.rooms[:0], len(rooms))
 	for i, r := range rooms {
-		c := slidingRoom{nid: r.NID, id: r.RoomID, membership: r.Membership, since: r.Pos, activity: r.Pos, listed: true}
+		c := slidingRoom{nid: r.NID, id: r.RoomID, membership: r.Membership, event: r.EventNID, since: r.Pos, activity: r.Pos, listed: true}
 		c.sent, c.known = l.turn.base.room(r.NID)
 		if r.Forgotten && !c.untold() {
 			continue
@@ -283,6 +284,23 @@ func (l *slidingLook) choose(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// visit calls fn with those rooms of the server's for which want holds, in turn. They are read ahead of it.
+func (l *slidingLook) visit(ctx context.Context, want func(*slidingRoom) bool, fn func(*slidingRoom) error) error {
+	var rooms []roomserver.UserRoom
+	var wanted []*slidingRoom
+	for i := range l.rooms {
+		if c := &l.rooms[i]; want(c) {
+			rooms = append(rooms, roomserver.UserRoom{NID: c.nid, RoomID: c.id, Membership: c.membership, EventNID: c.event})
+			wanted = append(wanted, c)
+		}
+	}
+	next := 0
+	return l.api.rooms.Visit(ctx, rooms, func(roomserver.UserRoom) error {
+		next++
+		return fn(wanted[next-1])
+	})
 }
 
 // covers tells whether a place in the list is in a window.

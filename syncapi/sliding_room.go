@@ -41,18 +41,27 @@ type slidingPart struct {
 // endlessDepth is the depth of a room of which the client was sent everything.
 const endlessDepth = math.MaxInt32
 
+// chosen adds those rooms to the answer that lists and subscriptions have chosen and of which there is anything to tell.
+func (l *slidingLook) chosen(ctx context.Context) error {
+	return l.visit(ctx, func(c *slidingRoom) bool {
+		if c.config == nil || !l.changed(c) {
+			return false
+		}
+		if c.outside != nil && (!c.known || c.outside.Pos > c.sent.at) {
+			l.appendOutside(c)
+		}
+		return c.outside == nil
+	}, func(c *slidingRoom) error { return l.room(ctx, c) })
+}
+
+// changed tells whether there may be something to tell of a room.
+func (l *slidingLook) changed(c *slidingRoom) bool {
+	return !c.known || c.sent.at < c.activity || c.sent.at < c.since || (c.sent.flags&sentDM != 0) != l.data.direct[c.id] || l.stale(c) || l.recount(c)
+}
+
 // room adds a room to the answer if there is anything to tell of it.
 func (l *slidingLook) room(ctx context.Context, c *slidingRoom) error {
 	dm := l.data.direct[c.id]
-	if c.known && c.sent.at >= c.activity && c.sent.at >= c.since && (c.sent.flags&sentDM != 0) == dm && !l.stale(c) && !l.recount(c) {
-		return nil
-	}
-	if c.outside != nil {
-		if !c.known || c.outside.Pos > c.sent.at {
-			l.appendOutside(c)
-		}
-		return nil
-	}
 	room, err := l.api.rooms.RoomByNID(ctx, c.nid)
 	if err != nil {
 		return err
