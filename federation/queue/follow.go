@@ -71,6 +71,7 @@ func (q *Queue) dispatch(ctx context.Context, rooms map[int64]struct{}, all bool
 	from := q.pos
 	q.mu.Unlock()
 	if head <= from {
+		q.news.listed()
 		return nil
 	}
 	nids := slices.Sorted(maps.Keys(rooms))

@@ -234,7 +234,7 @@ func until(t *testing.T, what string, done func() bool) {
 	t.Helper()
 	for end := time.Now().Add(time.Minute); !done(); time.Sleep(2 * time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatalf("not within 20 s: %s", what)
+			t.Fatalf("not within a minute: %s", what)
 		}
 	}
 }
@@ -457,6 +457,24 @@ func TestWaiting(t *testing.T) {
 		q.takeNews()
 		if !q.Waiting("none.org", 1, 11) {
 			t.Error("an event is not waiting while it is put on the lists")
+		}
+	})
+}
+
+// After a start without news, what no other server is sent does not wait for the next look at the news.
+func TestWaitingAfterAStart(t *testing.T) {
+	each(t, func(t *testing.T, w *world) {
+		q := New(Config{Name: "us.org", DB: w.db, Rooms: w.rooms, Log: logrus.NewEntry(logrus.New())})
+		if err := q.load(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		rooms, all, _, head := q.takeNews()
+		if err := q.dispatch(t.Context(), rooms, all, head); err != nil {
+			t.Fatal(err)
+		}
+		q.notice([]storage.Notice{{Pos: head + 1, Kind: storage.Event, Room: 1, Private: true}}, head+1)
+		if q.Waiting("none.org", 1, head+1) {
+			t.Error("an event that no other server is sent waits to be sent")
 		}
 	})
 }
