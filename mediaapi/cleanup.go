@@ -19,8 +19,9 @@ type Retention struct {
 }
 
 const (
-	// cleanEvery is how often cleanUp runs.
-	cleanEvery = time.Hour
+	// cleanEvery is how often cleanUp runs, cleanFirst how long after the start: also on a server that never runs for an hour,
+	// and not while everybody comes back.
+	cleanEvery, cleanFirst = time.Hour, time.Minute
 	// previewImages is how long the pictures of previews are kept: clients show previews from their memory.
 	previewImages = 30 * 24 * time.Hour
 	// batch is how many rows are deleted at once, so that no other write waits for long.
@@ -29,16 +30,17 @@ const (
 
 // cleanUpRegularly runs until ctx ends.
 func (a *API) cleanUpRegularly(ctx context.Context) {
-	tick := time.NewTicker(cleanEvery)
-	defer tick.Stop()
+	timer := time.NewTimer(cleanFirst)
+	defer timer.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-tick.C:
+		case <-timer.C:
 			if err := a.cleanUp(ctx); err != nil && ctx.Err() == nil {
 				a.log.WithError(err).Warn("could not clean up media")
 			}
+			timer.Reset(cleanEvery)
 		}
 	}
 }
