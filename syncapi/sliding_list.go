@@ -286,23 +286,6 @@ func (l *slidingLook) choose(ctx context.Context) error {
 	return nil
 }
 
-// visit calls fn with those rooms of the server's for which want holds, in turn. They are read ahead of it.
-func (l *slidingLook) visit(ctx context.Context, want func(*slidingRoom) bool, fn func(*slidingRoom) error) error {
-	var rooms []roomserver.UserRoom
-	var wanted []*slidingRoom
-	for i := range l.rooms {
-		if c := &l.rooms[i]; want(c) {
-			rooms = append(rooms, roomserver.UserRoom{NID: c.nid, RoomID: c.id, Membership: c.membership, EventNID: c.event})
-			wanted = append(wanted, c)
-		}
-	}
-	next := 0
-	return l.api.rooms.Visit(ctx, rooms, func(roomserver.UserRoom) error {
-		next++
-		return fn(wanted[next-1])
-	})
-}
-
 // covers tells whether a place in the list is in a window.
 func (s *slidingList) covers(n int) bool {
 	if s.ranges == nil {

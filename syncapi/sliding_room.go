@@ -41,17 +41,27 @@ type slidingPart struct {
 // endlessDepth is the depth of a room of which the client was sent everything.
 const endlessDepth = math.MaxInt32
 
-// chosen adds those rooms to the answer that lists and subscriptions have chosen and of which there is anything to tell.
+// chosen adds those rooms to the answer that lists and subscriptions have chosen and of which there is anything to tell. Those
+// that this server is in are read ahead.
 func (l *slidingLook) chosen(ctx context.Context) error {
-	return l.visit(ctx, func(c *slidingRoom) bool {
-		if c.config == nil || !l.changed(c) {
-			return false
-		}
-		if c.outside != nil && (!c.known || c.outside.Pos > c.sent.at) {
+	var inside []*slidingRoom
+	var rooms []roomserver.UserRoom
+	for i := range l.rooms {
+		c := &l.rooms[i]
+		switch {
+		case c.config == nil || !l.changed(c):
+		case c.outside == nil:
+			inside = append(inside, c)
+			rooms = append(rooms, roomserver.UserRoom{NID: c.nid, RoomID: c.id, Membership: c.membership, EventNID: c.event})
+		case !c.known || c.outside.Pos > c.sent.at:
 			l.appendOutside(c)
 		}
-		return c.outside == nil
-	}, func(c *slidingRoom) error { return l.room(ctx, c) })
+	}
+	next := 0
+	return l.api.rooms.Visit(ctx, rooms, func(roomserver.UserRoom) error {
+		next++
+		return l.room(ctx, inside[next-1])
+	})
 }
 
 // changed tells whether there may be something to tell of a room.
