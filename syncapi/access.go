@@ -12,8 +12,8 @@ import (
 	"github.com/myelin-im/myelin/roomserver/snapshot"
 )
 
-// access is how far a user may look into a room: members up to the present, those who left up to their leave, others
-// only where history is world-readable.
+// access is how far a user may look into a room: members up to the present, those who left up to their leave, also when
+// they are invited again, others only where history is world-readable.
 type access struct {
 	room *roomserver.Room
 	// membership is the user's; Leave for someone who never was in the room.
@@ -55,8 +55,9 @@ func (a *API) enter(ctx context.Context, by *httpapi.Caller, roomID string) (*ac
 	if visibility == roomserver.WorldReadable {
 		return acc, nil
 	}
-	// Someone who was joined once sees the room as it was at the end of that, unless they have forgotten it.
-	if e == nil || acc.membership == roomserver.Invite || acc.membership == roomserver.Knock {
+	// Someone who was joined once sees the room as it was at the end of that, unless they have forgotten it. An invite
+	// or a knock since neither takes that away nor lets them see more: the rest is for those who join.
+	if e == nil {
 		return nil, errNoAccess
 	}
 	forgotten, err := a.forgotten(ctx, room, by.UserID)

@@ -226,7 +226,7 @@ func (a *API) context(ctx context.Context, by *httpapi.Caller, in *contextReques
 		return nil, err
 	}
 	after := &page{acc: acc, viewer: viewer, filter: f, ignored: ignored}
-	if err := a.fill(ctx, after, e.After(), roomserver.AfterPosition(acc.room.Head().Pos), limit-limit/2, true); err != nil {
+	if err := a.fill(ctx, after, e.After(), roomserver.AfterPosition(acc.upTo), limit-limit/2, true); err != nil {
 		return nil, err
 	}
 	return a.appendContext(ctx, by, e, before, after)
