@@ -84,6 +84,8 @@ func fetchError(err error) error {
 		return errNotFound
 	case mxerr.As(err) != nil:
 		return err
+	case blob.IsFull(err):
+		return errFull.With(err)
 	}
 	return errUnreachable.With(err)
 }

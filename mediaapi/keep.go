@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
+	"time"
 
 	"github.com/myelin-im/myelin/internal/mxerr"
 	"github.com/myelin-im/myelin/mediaapi/blob"
@@ -14,7 +16,17 @@ var (
 	errBlocked = mxerr.Forbidden("This content is not allowed here")
 	// errBlobGone says that a blob which was there a moment ago has been removed.
 	errBlobGone = errors.New("the blob is gone")
+	// errFull has clients come again when somebody may have made space.
+	errFull = &mxerr.Error{Status: http.StatusServiceUnavailable, Code: "M_UNKNOWN", Text: "The server has no space for files at the moment", RetryAfter: time.Minute}
 )
+
+// unlessFull turns an error of a disk without space into what clients are told of it.
+func unlessFull(err error) error {
+	if blob.IsFull(err) {
+		return errFull.With(err)
+	}
+	return err
+}
 
 // keep makes the content of a spool durable, once for equal content, and lets write refer to its key in the same
 // transaction.
@@ -42,10 +54,11 @@ func (a *API) keep(ctx context.Context, s *blob.Spool, write func(tx *storage.Tx
 		return err
 	}
 	if err := s.Seal(); err != nil {
-		return err
+		return unlessFull(err)
 	}
 	if err := a.store.Put(ctx, s); err != nil {
-		return err
+		// It may have been stored all the same.
+		return errors.Join(unlessFull(err), a.forgetUnlessKept(s.Key()))
 	}
 	stored, err := a.refer(ctx, hash, s.Key(), s.Size(), write)
 	if err != nil || stored != s.Key() {

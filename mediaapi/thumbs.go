@@ -169,7 +169,7 @@ func (a *API) thumbnailOf(ctx context.Context, rec *record, spec thumbnail.Spec)
 	case errors.Is(err, blob.ErrNotFound):
 		return nil, errNotFound.With(err)
 	}
-	return t, err
+	return t, unlessFull(err)
 }
 
 func (a *API) madeBefore(ctx context.Context, v variant) (*small, error) {

@@ -7,9 +7,11 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"time"
 
 	"github.com/tus/tusd/v2/pkg/handler"
@@ -18,6 +20,7 @@ import (
 
 	"github.com/myelin-im/myelin/internal/httpapi"
 	"github.com/myelin-im/myelin/internal/mxerr"
+	"github.com/myelin-im/myelin/mediaapi/blob"
 	"github.com/myelin-im/myelin/storage"
 )
 
@@ -141,7 +144,7 @@ func (p *partials) NewUpload(ctx context.Context, info handler.FileInfo) (handle
 		err = os.WriteFile(path+".json", raw, 0o600)
 	}
 	if err != nil {
-		return nil, p.failed("start an upload", err)
+		return nil, p.failed("start an upload", errors.Join(err, p.remove(info.ID)))
 	}
 	return &partial{p, info}, nil
 }
@@ -149,7 +152,19 @@ func (p *partials) NewUpload(ctx context.Context, info handler.FileInfo) (handle
 // failed logs what is not for clients.
 func (p *partials) failed(what string, err error) error {
 	p.api.log.WithError(err).Error("could not " + what)
+	if blob.IsFull(err) || errors.Is(err, storage.ErrFull) {
+		return answered(errFull)
+	}
 	return handler.NewError("ERR_INTERNAL", "the upload could not be stored", http.StatusInternalServerError)
+}
+
+// answered is an error of Matrix in the protocol.
+func answered(e *mxerr.Error) error {
+	h := handler.NewError(e.Code, e.Text, e.Status)
+	if e.RetryAfter > 0 {
+		h.HTTPResponse.Header["Retry-After"] = strconv.Itoa(int(math.Ceil(e.RetryAfter.Seconds())))
+	}
+	return h
 }
 
 // GetUpload finds an upload. One of which a crash has left a part alone is not found, and so begins anew.
@@ -212,7 +227,10 @@ func (u *partial) WriteChunk(_ context.Context, offset int64, src io.Reader) (in
 	n, err := io.CopyBuffer(struct{ io.Writer }{f}, struct{ io.Reader }{src}, buf)
 	u.info.Offset = offset + n
 	if syncErr := f.Sync(); syncErr != nil {
-		return 0, u.store.failed("flush an upload", syncErr)
+		return 0, u.store.failed("flush an upload", errors.Join(err, syncErr))
+	}
+	if blob.IsFull(err) {
+		err = u.store.failed("write an upload", err)
 	}
 	return n, err
 }
@@ -247,7 +265,7 @@ func (u *partial) FinishUpload(ctx context.Context) error {
 		a.log.WithError(removed).Warn("could not remove a partial upload")
 	}
 	if e := mxerr.As(err); e != nil {
-		return handler.NewError(e.Code, e.Text, e.Status)
+		return answered(e)
 	}
 	if err != nil {
 		return u.store.failed("finish an upload", err)

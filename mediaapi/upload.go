@@ -104,7 +104,7 @@ func (a *API) receive(r *http.Request) (*blob.Spool, error) {
 	}
 	s, err := a.area.New()
 	if err != nil {
-		return nil, err
+		return nil, unlessFull(err)
 	}
 	_, err = s.ReadFrom(r.Body)
 	switch {
@@ -114,7 +114,7 @@ func (a *API) receive(r *http.Request) (*blob.Spool, error) {
 	case errors.Is(err, io.ErrUnexpectedEOF) || r.Context().Err() != nil || isTimeout(err):
 		err = mxerr.New(http.StatusRequestTimeout, "M_UNKNOWN", "The upload did not arrive").With(err)
 	}
-	return nil, errors.Join(err, s.Close())
+	return nil, errors.Join(unlessFull(err), s.Close())
 }
 
 func isTimeout(err error) bool {
