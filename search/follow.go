@@ -44,7 +44,7 @@ type index struct {
 	news     map[int64]bool // rooms with entries in the log since the last pass; nil: any room may have some
 	head     int64          // the position up to which news is complete
 	cursor   int64          // everything up to here is in the index
-	past     int64          // how often something took a place in the past of a room, from 1 on: there may be some from before
+	past     int64          // how often something took a place in the past of a room or a removal ended, from 1 on: there may be some from before
 	pastDone int64          // and up to which of these times it is in the index
 	advanced chan struct{}  // closed when cursor advances
 

@@ -241,7 +241,8 @@ func TestRemovedRoomsStayOut(t *testing.T) {
 		}
 		left := func() (n int64) {
 			t.Helper()
-			const sql = `SELECT (SELECT count(*) FROM search_events) + (SELECT count(*) FROM directory_rooms) + (SELECT count(*) FROM directory_open_rooms)`
+			const sql = `SELECT (SELECT count(*) FROM search_events) + (SELECT count(*) FROM directory_rooms) + (SELECT count(*) FROM directory_open_rooms)
+				+ (SELECT count(*) FROM directory_users) + (SELECT count(*) FROM directory_terms) + (SELECT count(*) FROM directory_removals)`
 			if _, err := db.Get(ctx, sql, nil, &n); err != nil {
 				t.Fatal(err)
 			}
@@ -259,8 +260,65 @@ func TestRemovedRoomsStayOut(t *testing.T) {
 		if err := b.finish(ctx, db.Head()); err != nil {
 			t.Fatal(err)
 		}
+		if err := x.pass(ctx); err != nil {
+			t.Fatal(err)
+		}
 		if n := left(); n != 0 {
 			t.Errorf("%d rows of a removed room are in the index", n)
+		}
+	})
+}
+
+// Whoever was in a removed room, without a word of it in the log, is not found by it any more.
+func TestMembersOfRemovedRooms(t *testing.T) {
+	storagetest.Each(t, schemas, func(t *testing.T, db *storage.DB) {
+		f := newFixture(t, db)
+		ctx := context.Background()
+		room, err := f.rooms.Room(ctx, f.room)
+		if err != nil {
+			t.Fatal(err)
+		}
+		private, err := f.rooms.CreateRoom(ctx, roomserver.NewRoom{Creator: alice, Version: room.Version, Preset: roomserver.PrivateChat})
+		if err != nil {
+			t.Fatal(err)
+		}
+		found := func(by string) int {
+			t.Helper()
+			term := "alice"
+			out, err := f.api.searchUsers(ctx, &httpapi.Caller{UserID: by}, &usersRequest{Term: &term})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return len(out.Results)
+		}
+		f.follow()
+		if found("@stranger:hs") != 1 {
+			t.Fatal("alice is not found by who is in no room with her while she is in an open one")
+		}
+		// Her leaving is not in the index when the room goes, like that of members who have not left.
+		f.remove(room)
+		f.follow()
+		if found("@stranger:hs") != 0 {
+			t.Error("she is found after that")
+		}
+		rest := func() (n int64) {
+			t.Helper()
+			if _, err := db.Get(ctx, `SELECT (SELECT count(*) FROM directory_users) + (SELECT count(*) FROM directory_terms)`, nil, &n); err != nil {
+				t.Fatal(err)
+			}
+			return n
+		}
+		if n := rest(); n != 2 {
+			t.Errorf("%d rows are about alice, who is in another room, want 2", n)
+		}
+		f.room = private
+		if room, err = f.rooms.Room(ctx, private); err != nil {
+			t.Fatal(err)
+		}
+		f.remove(room)
+		f.follow()
+		if n := rest(); n != 0 {
+			t.Errorf("%d rows are about alice, who is in no room any more", n)
 		}
 	})
 }

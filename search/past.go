@@ -22,21 +22,28 @@ func (x *index) note(unit *storage.Unit, room int64, events []*roomserver.Event)
 			unit.Add(pastTable, e.NID, room)
 		}
 	}
-	return func() {
-		x.mu.Lock()
-		x.past++
-		x.mu.Unlock()
-		signal(x.wake)
-	}
+	return x.expect
 }
 
-// visitPast brings into the index what took a place in the past of rooms, if there is any.
+// expect makes the next pass look for what the log does not tell of.
+func (x *index) expect() {
+	x.mu.Lock()
+	x.past++
+	x.mu.Unlock()
+	signal(x.wake)
+}
+
+// visitPast brings into the index what took a place in the past of rooms, if there is any, and the end of rooms that have
+// been removed.
 func (x *index) visitPast(ctx context.Context) (any bool, err error) {
 	x.mu.Lock()
 	upTo, done := x.past, x.pastDone
 	x.mu.Unlock()
 	if upTo == done {
 		return false, nil
+	}
+	if err := x.visitRemovals(ctx); err != nil {
+		return false, err
 	}
 	for {
 		rooms, n, err := x.readPast(ctx)

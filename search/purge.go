@@ -14,7 +14,10 @@ import (
 // well.
 func (a *API) Purging() (end func()) {
 	a.index.purges.begun.Add(1)
-	return func() { a.index.purges.ended.Add(1) }
+	return func() {
+		a.index.purges.ended.Add(1)
+		a.index.expect()
+	}
 }
 
 // Purged takes events that leave the timeline out of the index. They come between [API.Purging] and its end.
@@ -94,10 +97,22 @@ func dropRoom(tx *storage.Tx, room int64, members []string) error {
 	_, err := tx.Exec(`DELETE FROM directory_open_rooms WHERE room = $1`, room)
 	for _, id := range members {
 		if err == nil {
-			_, err = tx.Exec(`DELETE FROM directory_rooms WHERE member = (SELECT id FROM directory_users WHERE user_id = $1) AND room = $2`, id, room)
+			_, err = dropMembers(tx, room, `SELECT id, CAST($1 AS BIGINT) FROM directory_users WHERE user_id = $2`, id)
 		}
 	}
 	return err
+}
+
+// dropMembers takes members out of a room that is gone, and notes that their entries have to follow. A query, whose $1 is the
+// room, tells which rows of directory_rooms those are. It returns how many there were.
+func dropMembers(tx *storage.Tx, room int64, which string, arg any) (n int64, err error) {
+	members, err := storage.List[int64](tx, `DELETE FROM directory_rooms WHERE (member, room) IN (`+which+`) RETURNING member`, room, arg)
+	for _, id := range members {
+		if err == nil {
+			_, err = tx.Exec(`INSERT INTO directory_removals (member, room) VALUES ($1, $2) ON CONFLICT DO NOTHING`, id, room)
+		}
+	}
+	return int64(len(members)), err
 }
 
 // purgeChunk is how many entries or rooms are looked at in one write.
@@ -141,7 +156,6 @@ func RoomRemoved(tx *storage.Tx, room int64, _ string, limit int) (n int64, err 
 	if _, err := tx.Exec(`DELETE FROM directory_open_rooms WHERE room = $1`, room); err != nil {
 		return 0, err
 	}
-	return tx.Exec(`DELETE FROM directory_rooms WHERE (member, room) IN (
-		SELECT d.member, d.room FROM room_members m JOIN directory_users u ON u.user_id = m.user_id
-		JOIN directory_rooms d ON d.member = u.id AND d.room = m.room WHERE m.room = $1 LIMIT $2)`, room, int64(limit))
+	return dropMembers(tx, room, `SELECT d.member, d.room FROM room_members m JOIN directory_users u ON u.user_id = m.user_id
+		JOIN directory_rooms d ON d.member = u.id AND d.room = m.room WHERE m.room = $1 LIMIT $2`, int64(limit))
 }
