@@ -249,42 +249,86 @@ func (c *relationCache) loaded(room int64, e *Event, list Children, epoch uint64
 	}
 }
 
+// asked is an event of which memory does not know what relates to it.
+type asked struct {
+	room  *Room
+	event *Event
+	// key is eventKey of its id, epoch that of its part of the cache.
+	key   []byte
+	epoch uint64
+}
+
 // Children returns what relates to each of these events of a room, in the same order: edits, replies in threads and
 // references. Events to which nothing relates, or which somebody asked about recently, cost no query.
 func (s *Server) Children(ctx context.Context, room *Room, parents []*Event) ([]Children, error) {
 	out := make([]Children, len(parents))
-	type missing struct {
-		index int
-		epoch uint64
-	}
-	var ask []missing
+	var ask []asked
+	var places []int // theirs in out
 	for i, e := range parents {
 		list, known, epoch := s.relations.get(room.NID, e)
 		if out[i] = list; !known {
-			ask = append(ask, missing{i, epoch})
+			ask, places = append(ask, asked{room, e, eventKey(e.ID), epoch}), append(places, i)
 		}
 	}
-	for len(ask) > 0 {
-		batch := ask[:min(len(ask), eventBatch)]
-		ask = ask[len(batch):]
-		// Always the same number of parameters, so that one prepared statement serves all.
-		args := make([]any, 1, eventBatch+1)
-		args[0] = room.NID
-		for i := range eventBatch {
-			args = append(args, eventKey(parents[batch[min(i, len(batch)-1)].index].ID))
-		}
-		found, err := s.readChildren(ctx, args)
+	for batch := range slices.Chunk(ask, eventBatch) {
+		lists, err := s.readChildren(ctx, childrenInRoom, appendAsked(make([]any, 0, 1+eventBatch), batch, eventBatch), batch)
 		if err != nil {
 			return nil, fmt.Errorf("read relations of %s: %w", room.ID, err)
 		}
-		for i, m := range batch {
-			e := parents[m.index]
-			if l := found[string(args[i+1].([]byte))]; l != nil {
-				l.name(room)
-				out[m.index] = l.Children
-			}
-			s.relations.loaded(room.NID, e, out[m.index], m.epoch)
+		for i, list := range lists {
+			out[places[i]] = list
 		}
+		places = places[len(batch):]
+	}
+	return out, nil
+}
+
+// childrenOf is a query for the children of up to n events of one room; appendAsked gives its arguments.
+func childrenOf(n int) string {
+	return `SELECT r.room, r.target, r.anchor, r.sub, r.child, r.kind, r.type, r.sender, e.ts, e.state_before, e.event_id
+		FROM relations r JOIN events e ON e.nid = r.child
+		WHERE r.room = $1 AND r.kind IN (1, 2, 3) AND r.target IN ` + storage.In(n, 2)
+}
+
+// newestFirst makes of one such query, or of several together, one that readChildren can run.
+const newestFirst = ` ORDER BY 1, 2, 3 DESC, 4 DESC`
+
+var childrenInRoom = childrenOf(eventBatch) + newestFirst
+
+// appendAsked appends the arguments of a query for the children of n events: their room and their keys. There may be fewer
+// events, or none. It is always the same number of arguments, so that one prepared statement serves all.
+func appendAsked(args []any, events []asked, n int) []any {
+	room := int64(0) // no room has it
+	if len(events) > 0 {
+		room = events[0].room.NID
+	}
+	args = append(args, room)
+	for _, a := range events {
+		args = append(args, a.key)
+	}
+	for range n - len(events) {
+		args = append(args, nil)
+	}
+	return args
+}
+
+// readChildren reads the children of some events into the cache, and returns them in the same order.
+func (s *Server) readChildren(ctx context.Context, sql string, args []any, events []asked) ([]Children, error) {
+	var found map[relationKey]*readList
+	err := s.db.ReadOne(ctx, func(tx *storage.Tx) (err error) {
+		found, err = scanChildren(tx.Query(sql, args...))
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	out := make([]Children, len(events))
+	for i, a := range events {
+		if l := found[relationKey{a.room.NID, string(a.key)}]; l != nil {
+			l.name(a.room)
+			out[i] = l.Children
+		}
+		s.relations.loaded(a.room.NID, a.event, out[i], a.epoch)
 	}
 	return out, nil
 }
@@ -309,48 +353,40 @@ func (l *readList) name(room *Room) {
 	}
 }
 
-// readChildren reads the children of several events; args are the room and the keys of its events.
-func (s *Server) readChildren(ctx context.Context, args []any) (map[string]*readList, error) {
-	var found map[string]*readList
-	err := s.db.ReadOne(ctx, func(tx *storage.Tx) error {
-		found = map[string]*readList{}
-		names := map[string]string{} // senders and types, each once
-		intern := func(b []byte) string {
-			v, ok := names[string(b)]
-			if !ok {
-				v = string(b)
-				names[v] = v
-			}
-			return v
+// scanChildren makes lists of the rows of childrenOf, by the rooms and keys of the events that they relate to.
+func scanChildren(rows *storage.Rows) (map[relationKey]*readList, error) {
+	found := map[relationKey]*readList{}
+	names := map[string]string{} // senders and types, each once
+	intern := func(b []byte) string {
+		v, ok := names[string(b)]
+		if !ok {
+			v = string(b)
+			names[v] = v
 		}
-		rows := tx.Query(`SELECT r.target, r.anchor, r.sub, r.child, r.kind, r.type, r.sender, e.ts, e.state_before, e.event_id
-			FROM relations r JOIN events e ON e.nid = r.child
-			WHERE r.room = $1 AND r.kind IN (1, 2, 3) AND r.target IN `+storage.In(eventBatch, 2)+`
-			ORDER BY r.target, r.anchor DESC, r.sub DESC`, args...)
-		var target, typ, sender, id []byte
-		var kind, before int64
-		for rows.Next() {
-			var c Child
-			rows.Scan(&target, &c.Anchor, &c.Sub, &c.NID, &kind, &typ, &sender, &c.OriginServerTS, &before, &id)
-			l := found[string(target)]
-			if l == nil {
-				l = &readList{}
-				found[string(target)] = l
-			}
-			c.Kind = RelationKind(kind)
-			if len(l.List) == maxChildren {
-				if c.Kind == ThreadReply {
-					l.OlderReplies++
-				}
-				continue
-			}
-			c.StateBefore, c.Type, c.Sender = snapshot.Ref(before), intern(typ), intern(sender)
-			if c.Kind != ThreadReply {
-				c.ID = string(id)
-			}
-			l.List = append(l.List, c)
+		return v
+	}
+	var target, typ, sender, id []byte
+	var room, kind, before int64
+	for rows.Next() {
+		var c Child
+		rows.Scan(&room, &target, &c.Anchor, &c.Sub, &c.NID, &kind, &typ, &sender, &c.OriginServerTS, &before, &id)
+		l := found[relationKey{room, string(target)}]
+		if l == nil {
+			l = &readList{}
+			found[relationKey{room, string(target)}] = l
 		}
-		return rows.Close()
-	})
-	return found, err
+		c.Kind = RelationKind(kind)
+		if len(l.List) == maxChildren {
+			if c.Kind == ThreadReply {
+				l.OlderReplies++
+			}
+			continue
+		}
+		c.StateBefore, c.Type, c.Sender = snapshot.Ref(before), intern(typ), intern(sender)
+		if c.Kind != ThreadReply {
+			c.ID = string(id)
+		}
+		l.List = append(l.List, c)
+	}
+	return found, rows.Close()
 }

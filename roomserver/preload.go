@@ -5,7 +5,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/myelin-im/myelin/storage"
@@ -16,16 +18,19 @@ const (
 	// read at once.
 	preloadFrom  = 4
 	preloadBatch = 16
-	// maxPreloadedState bounds the state events of one room that are read together with those of others.
-	maxPreloadedState = 4 * eventBatch
+	// maxPreloadedState bounds the state events of one room that are read together with those of others,
+	// maxPreloadedParents the events for which it is read what relates to them: as many as clients show at first.
+	maxPreloadedState   = 4 * eventBatch
+	maxPreloadedParents = 20
 )
 
 // Visit calls fn with each of a user's rooms in turn, up to its first error. Those that are not in memory are read ahead of
-// it, many at once: after a start, what a user's client asks for first is all of their rooms.
-func (s *Server) Visit(ctx context.Context, rooms []UserRoom, fn func(UserRoom) error) error {
+// it, many at once: after a start, what a user's client asks for first is all of their rooms. fn shows about so many of the
+// newest events of each, together with what relates to them.
+func (s *Server) Visit(ctx context.Context, rooms []UserRoom, newest int, fn func(UserRoom) error) error {
 	wait, stop := func(int) {}, func() {}
 	if cold := s.cold(rooms); cold >= preloadFrom {
-		wait, stop = s.readAhead(ctx, rooms)
+		wait, stop = s.readAhead(ctx, rooms, newest)
 	}
 	defer stop()
 	for i, r := range rooms {
@@ -51,14 +56,14 @@ func (s *Server) cold(rooms []UserRoom) (n int) {
 
 // readAhead preloads rooms in the background, at most two batches ahead of what is waited for: wait returns when a room, by
 // its index, has been read. stop ends it.
-func (s *Server) readAhead(ctx context.Context, rooms []UserRoom) (wait func(i int), stop func()) {
+func (s *Server) readAhead(ctx context.Context, rooms []UserRoom, newest int) (wait func(i int), stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	read := make(chan struct{}, 1)
 	go func() {
 		defer close(read)
 		for batch := range slices.Chunk(rooms, preloadBatch) {
 			// What fails here fails again when the room is asked for, and is told then.
-			_ = s.preload(ctx, batch)
+			_ = s.preload(ctx, batch, newest)
 			select {
 			case read <- struct{}{}:
 			case <-ctx.Done():
@@ -79,9 +84,9 @@ func (s *Server) readAhead(ctx context.Context, rooms []UserRoom) (wait func(i i
 	}
 }
 
-// preload brings those of at most preloadBatch rooms that are not in memory there: with their recent timelines, and with
-// the events of their current state but for the memberships of others.
-func (s *Server) preload(ctx context.Context, rooms []UserRoom) error {
+// preload brings those of at most preloadBatch rooms that are not in memory there: with their recent timelines, with what
+// relates to the newest events of these, and with the events of their current state but for the memberships of others.
+func (s *Server) preload(ctx context.Context, rooms []UserRoom, newest int) error {
 	ids, members, release := s.claim(rooms)
 	defer release()
 	if len(members) == 0 {
@@ -107,6 +112,9 @@ func (s *Server) preload(ctx context.Context, rooms []UserRoom) error {
 		}
 	}
 	if err := s.readCurrent(ctx, list, members); err != nil {
+		return err
+	}
+	if err := s.readRelations(ctx, list, newest); err != nil {
 		return err
 	}
 	defer s.rooms.shed()
@@ -146,21 +154,23 @@ func (s *Server) claim(rooms []UserRoom) (ids []any, members map[int64]int64, re
 	}
 }
 
-// eachRoom makes a query of preloadBatch others for one room each, whose rows it returns together. Of the arguments, n in a row
-// are for one room, and the query has "$room" and "$head" in their places.
+var placeholder = regexp.MustCompile(`\$\d+`)
+
+// eachRoom makes a query of preloadBatch others for one room each, whose rows it returns together. Each has n arguments, all
+// those of the first room coming first.
 func eachRoom(query string, n int) string {
-	var all strings.Builder
-	for i := range preloadBatch {
-		if i > 0 {
-			all.WriteString(" UNION ALL ")
-		}
-		r := strings.NewReplacer("$room", fmt.Sprint("$", n*i+1), "$head", fmt.Sprint("$", n*i+2))
-		all.WriteString(r.Replace("SELECT * FROM (" + query + fmt.Sprint(") AS r", i)))
+	queries := make([]string, preloadBatch)
+	for i := range queries {
+		own := placeholder.ReplaceAllStringFunc(query, func(p string) string {
+			k, _ := strconv.Atoi(p[1:]) // digits are all there is
+			return fmt.Sprint("$", n*i+k)
+		})
+		queries[i] = fmt.Sprintf("SELECT * FROM (%s) AS r%d", own, i)
 	}
-	return all.String()
+	return strings.Join(queries, " UNION ALL ")
 }
 
-var recentOfRooms = eachRoom(`SELECT room, `+eventColumns+` FROM events WHERE room = $room AND anchor IS NOT NULL
+var recentOfRooms = eachRoom(`SELECT room, `+eventColumns+` FROM events WHERE room = $1 AND anchor IS NOT NULL
 	ORDER BY anchor DESC, sub DESC LIMIT `+fmt.Sprint(ringSize), 1)
 
 // readRecent reads the newest events of rooms.
@@ -195,9 +205,9 @@ func (s *Server) eventOf(row *eventRow, room *Room) (*Event, error) {
 	return row.event(room)
 }
 
-var packsOfHeads = eachRoom(`SELECT * FROM (SELECT room, pack, data FROM state_packs WHERE room = $room AND pack <= $head
+var packsOfHeads = eachRoom(`SELECT * FROM (SELECT room, pack, data FROM state_packs WHERE room = $1 AND pack <= $2
 		ORDER BY pack DESC LIMIT `+fmt.Sprint(packsAhead)+`) AS near
-	WHERE pack = $head OR length(data) <= `+fmt.Sprint(smallPack), 2)
+	WHERE pack = $2 OR length(data) <= `+fmt.Sprint(smallPack), 2)
 
 // readHeads reads the rows with the current states of rooms, as readAhead does for one, so that they wait.
 func (l packLoader) readHeads(tx *storage.Tx, list []*loading) error {
@@ -216,6 +226,34 @@ func (l packLoader) readHeads(tx *storage.Tx, list []*loading) error {
 		l.keep(k, data)
 	}
 	return rows.Close()
+}
+
+var childrenInRooms = eachRoom(childrenOf(maxPreloadedParents), 1+maxPreloadedParents) + newestFirst
+
+// readRelations reads into the cache what it lacks of the relations to the newest events of rooms.
+func (s *Server) readRelations(ctx context.Context, list []*loading, newest int) error {
+	newest = min(newest, maxPreloadedParents)
+	var all []asked
+	args := make([]any, 0, preloadBatch*(1+maxPreloadedParents))
+	for _, r := range list {
+		first := len(all)
+		for _, e := range r.recent[max(0, len(r.recent)-newest):] {
+			if _, known, epoch := s.relations.get(r.NID, e); !known && !e.IsState() {
+				all = append(all, asked{r.Room, e, eventKey(e.ID), epoch})
+			}
+		}
+		args = appendAsked(args, all[first:], maxPreloadedParents)
+	}
+	if len(all) == 0 {
+		return nil
+	}
+	for range preloadBatch - len(list) {
+		args = appendAsked(args, nil, maxPreloadedParents)
+	}
+	if _, err := s.readChildren(ctx, childrenInRooms, args, all); err != nil {
+		return fmt.Errorf("read relations of rooms: %w", err)
+	}
+	return nil
 }
 
 // readCurrent reads into the cache what it lacks of the forward extremities of rooms and of their current states: all but

@@ -1,6 +1,7 @@
 package roomserver
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -34,11 +35,36 @@ func roomsToPreload(t *testing.T, s *Server) {
 			}
 		}
 		if said != "" {
-			if _, err := s.Send(ctx, id, Draft{Sender: creator, Type: "m.room.redaction", Content: []byte(`{}`), Redacts: said}); err != nil {
-				t.Fatal(err)
-			}
+			redact(t, s, id, said)
+		}
+		relate(t, s, id)
+	}
+}
+
+func redact(t *testing.T, s *Server, room, event string) {
+	t.Helper()
+	if _, err := s.Send(ctx, room, Draft{Sender: creator, Type: "m.room.redaction", Content: []byte(`{}`), Redacts: event}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// relatedEvents is how many events relate adds to a room: one to which others relate, of which the last is redacted.
+const relatedEvents = 5
+
+func relate(t *testing.T, s *Server, room string) {
+	t.Helper()
+	root, err := say(s, room, "root")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var last string
+	for _, relType := range []string{"m.thread", "m.reference", "m.reference"} {
+		last, err = s.Send(ctx, room, Draft{Sender: creator, Type: "m.room.message", Content: []byte(relating(relType, root))})
+		if err != nil {
+			t.Fatal(err)
 		}
 	}
+	redact(t, s, room, last)
 }
 
 // shown is what readers find in a room.
@@ -60,7 +86,11 @@ func shown(t *testing.T, s *Server, r UserRoom) (out []string) {
 		t.Fatal(err)
 	}
 	slices.SortFunc(state, func(a, b *Event) int { return int(a.NID - b.NID) })
-	out = append(out, fmt.Sprint(more, len(events)))
+	children, err := s.Children(ctx, room, events)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out = append(out, fmt.Sprint(more, len(events)), fmt.Sprint(children))
 	for _, e := range append(slices.Clone(events), state...) {
 		b, err := s.AppendClientEvent(ctx, nil, room, e, &Reader{User: creator})
 		if err != nil {
@@ -81,7 +111,7 @@ func TestVisit(t *testing.T) {
 			t.Fatal(err)
 		}
 		i := 0
-		err = together.Visit(ctx, rooms, func(r UserRoom) error {
+		err = together.Visit(ctx, rooms, maxPreloadedParents, func(r UserRoom) error {
 			if r != rooms[i] {
 				t.Errorf("room %d is %s, want %s", i, r.RoomID, rooms[i].RoomID)
 			}
@@ -104,6 +134,78 @@ func TestVisit(t *testing.T) {
 	})
 }
 
+// Of rooms that were read together it is in memory what relates to as many of their newest events as are shown, and to no
+// others.
+func TestVisitReadsRelations(t *testing.T) {
+	storagetest.Each(t, []storage.Schema{Schema}, func(t *testing.T, db *storage.DB) {
+		s := testServer(t, db, "hs")
+		for range preloadBatch + 5 {
+			id, err := s.CreateRoom(ctx, NewRoom{Creator: creator, Version: defaultVersion(t), Preset: PrivateChat})
+			if err != nil {
+				t.Fatal(err)
+			}
+			relate(t, s, id)
+		}
+		s = testServer(t, db, "hs")
+		rooms, err := s.UserRooms(ctx, creator)
+		if err != nil {
+			t.Fatal(err)
+		}
+		const copies = maxChildren + 100
+		repeatReply(t, db, rooms[0].NID, copies)
+		ended, end := context.WithCancel(ctx)
+		end() // no query succeeds
+		err = s.Visit(ctx, rooms, relatedEvents, func(r UserRoom) error {
+			room := s.ActiveRoom(r.NID)
+			events, _ := room.recent.last(relatedEvents+1, s.db.Head())
+			if _, err := s.Children(ended, room, events[:1]); !errors.Is(err, context.Canceled) {
+				t.Errorf("more than is shown was read: %v", err)
+			}
+			lists, err := s.Children(ended, room, events[1:])
+			if err != nil {
+				return err
+			}
+			listed, replies := 2, 1
+			if r == rooms[0] {
+				listed, replies = maxChildren, 1+copies
+			}
+			for i, l := range lists {
+				if i > 0 {
+					listed, replies = 0, 0
+				}
+				got := l.OlderReplies
+				for _, c := range l.List {
+					if c.Kind == ThreadReply {
+						got++
+					}
+				}
+				if len(l.List) != listed || got != replies {
+					t.Errorf("event %d: %d children are listed and %d replies counted, want %d and %d", i, len(l.List), got, listed, replies)
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// repeatReply makes many of the one reply in a thread that a room has.
+func repeatReply(t *testing.T, db *storage.DB, room int64, copies int) {
+	t.Helper()
+	err := db.Write(ctx, func(tx *storage.Tx) error {
+		_, err := tx.Exec(`INSERT INTO relations (room, target, anchor, sub, child, event_id, kind, rel_type, type, sender)
+			WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < $3)
+			SELECT room, target, anchor, sub + i, child, event_id, kind, rel_type, type, sender FROM relations, n WHERE room = $1 AND kind = $2`,
+			room, int64(ThreadReply), int64(copies))
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
 // Who reads rooms together meets others who do, who load one of them, and who write: each room is in memory once, with all
 // that was written.
 func TestVisitsAtTheSameTime(t *testing.T) {
@@ -118,7 +220,7 @@ func TestVisitsAtTheSameTime(t *testing.T) {
 		for n := range 3 {
 			all.Go(func() {
 				seen := 0
-				err := s.Visit(ctx, rooms, func(r UserRoom) error {
+				err := s.Visit(ctx, rooms, maxPreloadedParents, func(r UserRoom) error {
 					seen++
 					_, err := s.Room(ctx, r.RoomID)
 					return err
@@ -129,7 +231,11 @@ func TestVisitsAtTheSameTime(t *testing.T) {
 			})
 			all.Go(func() {
 				for _, r := range slices.Backward(rooms) {
-					if _, err := say(s, r.RoomID, fmt.Sprint("at the same time ", n)); err != nil {
+					said, err := say(s, r.RoomID, fmt.Sprint("at the same time ", n))
+					if err == nil {
+						_, err = s.Send(ctx, r.RoomID, Draft{Sender: creator, Type: "m.room.message", Content: []byte(relating("m.reference", said))})
+					}
+					if err != nil {
 						t.Error(err)
 					}
 				}
@@ -157,7 +263,7 @@ func TestVisitBesideALoad(t *testing.T) {
 		}
 		unlock := s.rooms.load.lock(rooms[1].RoomID)
 		stop := errors.New("enough")
-		err = s.Visit(ctx, rooms, func(r UserRoom) error {
+		err = s.Visit(ctx, rooms, maxPreloadedParents, func(r UserRoom) error {
 			if got, want := s.ActiveRoom(r.NID) != nil, r != rooms[1]; got != want {
 				t.Errorf("in memory: %v, want %v", got, want)
 			}

@@ -46,19 +46,21 @@ const endlessDepth = math.MaxInt32
 func (l *slidingLook) chosen(ctx context.Context) error {
 	var inside []*slidingRoom
 	var rooms []roomserver.UserRoom
+	newest := 0
 	for i := range l.rooms {
 		c := &l.rooms[i]
 		switch {
 		case c.config == nil || !l.changed(c):
 		case c.outside == nil:
 			inside = append(inside, c)
+			newest = max(newest, c.config.limit)
 			rooms = append(rooms, roomserver.UserRoom{NID: c.nid, RoomID: c.id, Membership: c.membership, EventNID: c.event})
 		case !c.known || c.outside.Pos > c.sent.at:
 			l.appendOutside(c)
 		}
 	}
 	next := 0
-	return l.api.rooms.Visit(ctx, rooms, func(roomserver.UserRoom) error {
+	return l.api.rooms.Visit(ctx, rooms, newest, func(roomserver.UserRoom) error {
 		next++
 		return l.room(ctx, inside[next-1])
 	})

@@ -178,7 +178,8 @@ func (l *look) rooms(ctx context.Context, out []byte) ([]byte, error) {
 		return nil, err
 	}
 	rooms = keep(rooms, func(r roomserver.UserRoom) bool { return l.filter.Room.Allows(r.RoomID) && !l.past(r) })
-	if err := l.api.rooms.Visit(ctx, rooms, func(r roomserver.UserRoom) error { return l.room(ctx, &s, r) }); err != nil {
+	newest := l.filter.Room.Timeline.Limit(defaultTimeline, maxTimeline)
+	if err := l.api.rooms.Visit(ctx, rooms, newest, func(r roomserver.UserRoom) error { return l.room(ctx, &s, r) }); err != nil {
 		return nil, err
 	}
 	return s.append(out), nil
