@@ -31,7 +31,7 @@ func (r *eventRow) dest() []any {
 
 // event makes the Event of a row in a room.
 func (r *eventRow) event(room *Room) (*Event, error) {
-	p, err := pdu.FromStore(room.Version, bytes.Clone(r.json), eventIDFromKey(room.Version, r.eventID), r.flags&flagHashRedacted != 0)
+	p, err := pdu.FromStore(room.Version, r.json, eventIDFromKey(room.Version, r.eventID), r.flags&flagHashRedacted != 0)
 	if err != nil {
 		return nil, fmt.Errorf("stored event %d: %w", r.nid, err)
 	}
