@@ -15,9 +15,10 @@ import (
 
 const (
 	// preloadFrom is from how many rooms on that are not in memory it pays to read them together, preloadBatch how many are
-	// read at once.
+	// read at once, preloaders how many such batches at a time for one visit.
 	preloadFrom  = 4
 	preloadBatch = 16
+	preloaders   = 2
 	// maxPreloadedState bounds the state events of one room that are read together with those of others,
 	// maxPreloadedParents the events for which it is read what relates to them: as many as clients show at first.
 	maxPreloadedState   = 4 * eventBatch
@@ -54,32 +55,37 @@ func (s *Server) cold(rooms []UserRoom) (n int) {
 	return n
 }
 
-// readAhead preloads rooms in the background, at most two batches ahead of what is waited for: wait returns when a room, by
-// its index, has been read. stop ends it.
+// readAhead preloads rooms in the background, at most preloaders batches ahead of what is waited for: wait returns when a room,
+// by its index, has been read. stop ends it.
 func (s *Server) readAhead(ctx context.Context, rooms []UserRoom, newest int) (wait func(i int), stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
-	read := make(chan struct{}, 1)
-	go func() {
-		defer close(read)
-		for batch := range slices.Chunk(rooms, preloadBatch) {
-			// What fails here fails again when the room is asked for, and is told then.
-			_ = s.preload(ctx, batch, newest)
-			select {
-			case read <- struct{}{}:
-			case <-ctx.Done():
-				return
+	var read [preloaders]chan struct{} // one after the other tells of a batch
+	for n := range read {
+		read[n] = make(chan struct{})
+		go func() {
+			defer close(read[n])
+			for i := n * preloadBatch; i < len(rooms); i += preloaders * preloadBatch {
+				// What fails here fails again when the room is asked for, and is told then.
+				_ = s.preload(ctx, rooms[i:min(i+preloadBatch, len(rooms))], newest)
+				select {
+				case read[n] <- struct{}{}:
+				case <-ctx.Done():
+					return
+				}
 			}
-		}
-	}()
-	done := 0
+		}()
+	}
+	batches := 0
 	wait = func(i int) {
-		for ; done <= i; done += preloadBatch {
-			<-read
+		for ; batches*preloadBatch <= i; batches++ {
+			<-read[batches%preloaders]
 		}
 	}
 	return wait, func() {
 		cancel()
-		for range read { // until it has ended
+		for _, r := range read {
+			for range r { // until it has ended
+			}
 		}
 	}
 }
