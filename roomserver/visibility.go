@@ -40,6 +40,9 @@ type Viewer struct {
 	known      bool
 	visibility string
 	membership string
+	// after is the membership at afterRoot; "" before it was asked for.
+	afterRoot snapshot.Ref
+	after     string
 }
 
 // Viewer returns the view of a user on a room, from what the user is and was at position upTo.
@@ -147,10 +150,17 @@ func (v *Viewer) allows(anchor int64) bool {
 
 // membershipAfter is the user's membership right after an event (MSC4115, unsigned.membership).
 func (v *Viewer) membershipAfter(ctx context.Context, e *Event) (string, error) {
-	if err := v.look(ctx, e.StateAfter); err != nil {
-		return "", err
+	if v.known && v.root == e.StateAfter {
+		return v.membership, nil
 	}
-	return v.membership, nil
+	if v.after == "" || v.afterRoot != e.StateAfter {
+		m, err := v.s.MembershipAt(ctx, v.room, e.StateAfter, v.user)
+		if err != nil {
+			return "", err
+		}
+		v.afterRoot, v.after = e.StateAfter, m
+	}
+	return v.after, nil
 }
 
 // Filter returns the events that the user may see, in the same order.
