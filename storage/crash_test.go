@@ -13,10 +13,13 @@ import (
 	"github.com/myelin-im/myelin/storage/storagetest"
 )
 
-// crashURL tells a child process of TestCrash which database to write.
-const crashURL = "MYELIN_TEST_CRASH_URL"
+// crashURL and crashWriters tell a child process of TestCrash which database to write, and how many at a time.
+const (
+	crashURL     = "MYELIN_TEST_CRASH_URL"
+	crashWriters = "MYELIN_TEST_CRASH_WRITERS"
+)
 
-// TestCrash kills a process while it writes, twice, and looks for everything it was answered.
+// TestCrash kills processes while they write, and looks for everything it was answered.
 func TestCrash(t *testing.T) {
 	if url := os.Getenv(crashURL); url != "" {
 		writeUntilKilled(t, url)
@@ -24,8 +27,8 @@ func TestCrash(t *testing.T) {
 	}
 	eachURL(t, func(t *testing.T, url string) {
 		last := int64(0)
-		for range 2 {
-			answered := killWriter(t, url)
+		for _, writers := range []int{20, 1, 20, 1} {
+			answered := killWriter(t, url, writers)
 			if len(answered) == 0 {
 				t.Fatal("the child wrote nothing")
 			}
@@ -40,8 +43,8 @@ func TestCrash(t *testing.T) {
 			if db.Head() != top || events != top || top < last {
 				t.Errorf("head %d, last position %d, %d events, last answered %d", db.Head(), top, events, last)
 			}
-			if names := number(t, db, `SELECT count(*) FROM names`); names != events {
-				t.Errorf("%d events, %d other rows: half a unit", events, names)
+			if rooms := number(t, db, `SELECT count(*) FROM rooms`); rooms != events {
+				t.Errorf("%d events, %d other rows: half a unit", events, rooms)
 			}
 			closeDB(t, db)
 		}
@@ -49,10 +52,10 @@ func TestCrash(t *testing.T) {
 }
 
 // killWriter runs a child that writes, kills it, and returns the position of each event it was answered.
-func killWriter(t *testing.T, url string) map[int64]int64 {
+func killWriter(t *testing.T, url string, writers int) map[int64]int64 {
 	t.Helper()
 	cmd := exec.Command(os.Args[0], "-test.run=^TestCrash$", "-test.count=1")
-	cmd.Env = append(os.Environ(), crashURL+"="+url)
+	cmd.Env = append(os.Environ(), crashURL+"="+url, crashWriters+"="+strconv.Itoa(writers))
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -76,12 +79,16 @@ func killWriter(t *testing.T, url string) map[int64]int64 {
 }
 
 func writeUntilKilled(t *testing.T, url string) {
-	db, err := storage.Open(t.Context(), storage.Options{URL: url}, testSchema)
+	db, err := storage.Open(t.Context(), storage.Options{URL: url, Exclusive: true}, testSchema)
+	if err != nil {
+		t.Fatal(err)
+	}
+	writers, err := strconv.Atoi(os.Getenv(crashWriters))
 	if err != nil {
 		t.Fatal(err)
 	}
 	ids := db.IDs("event")
-	for range 20 {
+	for range writers {
 		go func() {
 			for {
 				nid, err := ids.Next(t.Context())
@@ -89,9 +96,9 @@ func writeUntilKilled(t *testing.T, url string) {
 					t.Error(err)
 					return
 				}
-				u := &storage.Unit{Positions: 1}
+				u := &storage.Unit{Positions: 1, Fresh: true}
 				u.Add(events, nid, 1, storage.Pos(1), strconv.FormatInt(nid, 10), "{}")
-				u.Add(names, fmt.Sprint(nid), true, nil)
+				u.Add(rooms, nid, 1, "note")
 				base, err := do(db, u)
 				if err != nil {
 					t.Error(err)

@@ -21,6 +21,9 @@
 //     path: on SQLite a loop of prepared inserts, on PostgreSQL one statement for the whole batch.
 //   - [DB.Write] takes a function that runs arbitrary SQL.
 //
+// On PostgreSQL a lone unit of which it is certain that it cannot fail ([Unit.Fresh]) is first written as one row, the entry
+// of a journal, and its rows follow before anybody reads. That takes half the time.
+//
 // A unit whose precondition fails, or whose row exists already ([ErrConflict]), is answered
 // with that error and harms no other unit of its batch: the batch is rolled back and run
 // again with each unit fenced by a savepoint. That is why a Write function may run more than
@@ -39,7 +42,8 @@
 //
 // # Reading
 //
-// [DB.Read] runs a function on one consistent snapshot. Reads never wait for writes. They
+// [DB.Read] runs a function on one consistent snapshot. Reads never wait for writes, but for
+// what is in the journal (postgres_journal.go). They
 // must be short and must end before bytes go to a socket; one that exceeds the time limit is
 // interrupted.
 //

@@ -215,7 +215,7 @@ func (s *storm) note(x *stormUnit) {
 // unit is a unit of rows; wait waits for its outcome.
 func (s *storm) unit(x *stormUnit) (u *storage.Unit, wait func()) {
 	done := make(chan struct{})
-	u = &storage.Unit{Positions: int(x.positions)}
+	u = &storage.Unit{Positions: int(x.positions), Fresh: true}
 	u.Apply = func(base int64) {
 		if base < s.applied {
 			s.t.Errorf("a unit after position %d is applied after one up to %d", base, s.applied)
@@ -235,7 +235,21 @@ func (s *storm) unit(x *stormUnit) (u *storage.Unit, wait func()) {
 		u.Add(events, int64(conflicting), 1, storage.Pos(1), "again", "{}")
 	}
 	s.note(x)
-	return u, func() { <-done }
+	return u, func() {
+		<-done
+		s.find(x)
+	}
+}
+
+// find reads a unit that has been answered, if the database is still open.
+func (s *storm) find(x *stormUnit) {
+	if x.err != nil {
+		return
+	}
+	found, err := s.db.Get(context.Background(), `SELECT 1 FROM events WHERE nid = $1 AND pos = $2`, []any{x.nid, x.base + 1}, nil)
+	if err != nil && !errors.Is(err, storage.ErrClosed) || err == nil && !found {
+		s.t.Errorf("unit %d was answered and is not found: %v", x.nid, err)
+	}
 }
 
 // write is unit with a function.
@@ -355,7 +369,7 @@ func TestStorm(t *testing.T) {
 		t.Logf("seed %d", seed)
 		open := func() *storage.DB {
 			t.Helper()
-			db, err := storage.Open(t.Context(), storage.Options{URL: url, QueueUnits: 4}, testSchema)
+			db, err := storage.Open(t.Context(), storage.Options{URL: url, Exclusive: true, QueueUnits: 4}, testSchema)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -18,6 +18,7 @@ type postgres struct {
 	opt               Options
 
 	writer  *pgWriter     // owned by the committer
+	journal *journal      // nil: other processes may have the database open
 	lease   *lease        // nil: other processes may have the database open
 	closing chan struct{} // closed when nobody must wait for the server any more
 	closed  sync.Once     // closes it
@@ -29,7 +30,7 @@ type postgres struct {
 
 func openPostgres(ctx context.Context, dsn string, opt Options) (*postgres, error) {
 	p := &postgres{opt: opt, slots: make(chan struct{}, opt.Readers), closing: make(chan struct{})}
-	p.writer = &pgWriter{p: p}
+	p.writer = &pgWriter{p: p, pgNode: &pgNode{}}
 	limit := fmt.Sprint(opt.ReadTimeout.Milliseconds())
 	var err error
 	p.writeURL, err = target(dsn, map[string]string{
@@ -134,6 +135,9 @@ func (p *postgres) release(c *pgConn) {
 // beginRead starts a transaction; a connection found dead (the server was restarted) is replaced,
 // the others in the pool with it.
 func (p *postgres) beginRead(ctx context.Context) (*Tx, error) {
+	if err := p.journal.wait(ctx); err != nil {
+		return nil, err
+	}
 	for {
 		if err := ctx.Err(); err != nil {
 			return nil, err
@@ -172,6 +176,9 @@ func (p *postgres) endRead(tx *Tx) {
 }
 
 func (p *postgres) readOne(ctx context.Context, fn func(tx *Tx) error) error {
+	if err := p.journal.wait(ctx); err != nil {
+		return err
+	}
 	for {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -200,6 +207,9 @@ func (p *postgres) prepare(schemas []Schema) (head, generation int64, err error)
 		if found, err := p.writer.conn.hasTables(); err != nil || !found {
 			return 0, 0, errors.Join(err, ErrMissing)
 		}
+	}
+	if err := p.postLeftovers(); err != nil {
+		return 0, 0, err
 	}
 	if err := p.migrate(schemas); err != nil {
 		return 0, 0, err
@@ -261,6 +271,7 @@ func (p *postgres) join() (head, generation int64, err error) {
 	if err == nil && p.lease != nil {
 		p.lease.ended = make(chan struct{})
 		go p.lease.keep(p.writer.node)
+		p.journal, err = newJournal(p, head)
 	}
 	return head, generation, err
 }
@@ -282,7 +293,7 @@ func (p *postgres) fence() error {
 		shutOut = "DELETE FROM log_writers"
 	}
 	err := c.simple(fmt.Sprintf(`BEGIN; SET LOCAL statement_timeout = %d; SELECT pg_advisory_xact_lock(%d);
-		%s; %s; UPDATE log_head SET node = 0 WHERE id = 1; COMMIT`,
+		%s; %s; UPDATE log_head SET node = 0 WHERE id = 1; UPDATE log_journal SET turn = turn + 1; COMMIT`,
 		3*p.opt.ReadTimeout.Milliseconds(), int64(schemaLock), shutOut, keepOwner))
 	if err != nil && !c.bad {
 		c.rollback()
@@ -309,6 +320,7 @@ func (p *postgres) close() error {
 		}
 		break
 	}
+	p.journal.close()
 	p.giveUp()
 	p.mu.Lock()
 	defer p.mu.Unlock()

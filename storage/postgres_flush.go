@@ -10,15 +10,12 @@ import (
 	"github.com/lib/pq/pqerror"
 )
 
-// pgWriter is the writing side of PostgreSQL. It belongs to the committer.
+// pgWriter is a connection that writes units to PostgreSQL. There are two of them, the committer's and that of the journal, which take
+// turns.
 type pgWriter struct {
 	p    *postgres
 	conn *pgConn // nil after it was lost
-
-	node  int64 // this process's row in log_writers
-	epoch int64
-	batch int64 // number of the last batch tried
-	owner bool  // log_head names this node, as far as is known
+	*pgNode
 
 	single bool // it was tried as one statement
 	headed bool // and noted in log_head, not in log_writers
@@ -27,12 +24,24 @@ type pgWriter struct {
 	puts keySet
 }
 
+// pgNode is what the database knows a process by. It belongs to whoever writes.
+type pgNode struct {
+	node  int64 // this process's row in log_writers
+	epoch int64
+	batch int64 // number of the last batch tried
+	owner bool  // log_head names this node, as far as is known
+}
+
 // flush commits a batch. It is tried as a whole; if that fails because of some unit, in halves, and when those are
 // short, as one transaction with a savepoint around each unit. So one bad unit among a thousand costs a
 // few more commits, and many bad ones not much more.
 func (p *postgres) flush(batch []*Unit) {
-	if len(batch) > 0 {
+	switch {
+	case len(batch) == 0:
+	case p.journal == nil:
 		p.writer.flush(batch)
+	case len(batch) > 1 || !p.journal.write(batch[0]):
+		p.journal.flush(batch)
 	}
 }
 
@@ -443,22 +452,32 @@ const keepOwner = `INSERT INTO log_owners (node, batch, base) SELECT node, batch
 	ON CONFLICT (node) DO UPDATE SET batch = excluded.batch, base = excluded.base`
 
 // settle learns, after the connection was lost, whether the last batch was committed.
-// It tries until the database answers or the DB is closed: until then nobody can be told anything.
 func (w *pgWriter) settle() (committed bool, base int64, err error) {
 	if w.node == 0 {
 		return false, 0, nil
 	}
 	w.owner = false
+	err = w.insist(func(*pgConn) (err error) {
+		committed, base, err = w.fate()
+		return err
+	})
+	return committed, base, err
+}
+
+// insist asks on a new connection what became of the last one's work. It tries until the database answers or the DB is closed:
+// until then nobody can be told anything.
+func (w *pgWriter) insist(ask func(c *pgConn) error) error {
 	for wait := 50 * time.Millisecond; ; wait = min(2*wait, 2*time.Second) {
-		if err = w.dial(); err == nil {
-			if committed, base, err = w.fate(); err == nil {
-				return committed, base, nil
+		err := w.dial()
+		if err == nil {
+			if err = ask(w.conn); err == nil {
+				return nil
 			}
 			w.conn.bad = true
 		}
 		select {
 		case <-w.p.closing:
-			return false, 0, errUnsettled
+			return errUnsettled
 		case <-time.After(wait):
 		}
 	}

@@ -98,6 +98,7 @@ func TestTakeover(t *testing.T) {
 	if err := writeName(t, first, "before"); err != nil {
 		t.Fatal(err)
 	}
+	write(t, first, entry(1))
 	opened := make(chan *storage.DB)
 	go func() {
 		for {
@@ -114,6 +115,12 @@ func TestTakeover(t *testing.T) {
 		case second = <-opened:
 		case <-time.After(time.Second):
 		}
+	}
+	if n := number(t, second, `SELECT count(*) FROM events`); n != 1 || second.Head() != 1 {
+		t.Errorf("%d events and the head %d, want the one that the first process was answered", n, second.Head())
+	}
+	if _, err := do(first, entry(2)); err == nil {
+		t.Error("a process writes to the journal that has lost the database")
 	}
 	if err := writeName(t, first, "first"); err == nil {
 		t.Error("a process writes that has lost the database")

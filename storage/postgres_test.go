@@ -1,6 +1,7 @@
 package storage_test
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -23,6 +24,7 @@ type lossyProxy struct {
 	loseAnswer       atomic.Bool // pass on the next message, but break before its answer
 	loseRequest      atomic.Bool // break instead of passing on the next message
 	breaks           atomic.Int64
+	only             string // breaks only connections that have sent this
 }
 
 // startProxy returns the proxy of a database URL, and the URL that leads through it.
@@ -81,10 +83,14 @@ func (p *lossyProxy) serve(client net.Conn) {
 		}
 	}()
 	buf := make([]byte, 1<<16)
-	for {
+	for meant := false; ; {
 		n, err := client.Read(buf)
 		if err != nil {
 			return
+		}
+		if meant = meant || bytes.Contains(buf[:n], []byte(p.only)); !meant {
+			server.Write(buf[:n])
+			continue
 		}
 		if p.loseRequest.CompareAndSwap(true, false) {
 			p.breaks.Add(1)

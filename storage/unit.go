@@ -60,6 +60,9 @@ type Table struct {
 	keys    []int // indexes of key columns
 	id      int64 // identifies the declaration in caches of statements
 
+	spec string // the declaration, in entries of the journal
+	text bool   // a column is text that PostgreSQL may refuse
+
 	insertSQL, deleteSQL string // one row, $N placeholders
 	liteSQL              string // what SQLite has instead of insertSQL, if it is different
 }
@@ -69,8 +72,9 @@ var tableCount atomic.Int64
 // DeclareTable declares a table for Unit.Add. It is meant for package variables and panics on a
 // declaration that makes no sense (no columns, Put without a key).
 func DeclareTable(name string, mode Mode, columns ...Column) *Table {
-	t := &Table{name: name, mode: mode, columns: columns, id: tableCount.Add(1)}
+	t := &Table{name: name, mode: mode, columns: columns, id: tableCount.Add(1), spec: tableSpec(name, mode, columns)}
 	for i, c := range columns {
+		t.text = t.text || c.typ == Searchable || c.typ == terms
 		if c.key {
 			t.keys = append(t.keys, i)
 		}
@@ -88,6 +92,7 @@ func DeclareTable(name string, mode Mode, columns ...Column) *Table {
 			t.deleteSQL += fmt.Sprintf("%s = $%d", columns[k].name, i+1)
 		}
 	}
+	declared.LoadOrStore(t.spec, t)
 	return t
 }
 
@@ -151,6 +156,10 @@ type Unit struct {
 	// After, if set, is an earlier appended unit that this one was built on: if that one fails, this
 	// one fails with ErrAfter and leaves nothing behind.
 	After *Unit
+	// Fresh promises that no row in the database can make the unit fail, but for one with a declared key of a table in mode
+	// Insert: other unique columns have values that nobody has used, such as numbers of DB.IDs. PostgreSQL may then be
+	// given the unit as a single row first.
+	Fresh bool
 	// Apply, if set, runs after the unit is on disk and before any notice of its batch is published,
 	// in position order. base is the position before the unit's first (0 if it has none). It must be
 	// quick, must not wait, and must not write (Append waits when the queue is full).

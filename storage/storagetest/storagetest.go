@@ -38,13 +38,18 @@ func Each(t *testing.T, schemas []storage.Schema, fn func(t *testing.T, db *stor
 // Open opens a fresh database, closed when the test ends.
 func Open(t testing.TB, d storage.Dialect, schemas ...storage.Schema) *storage.DB {
 	t.Helper()
-	return OpenURL(t, URL(t, d), schemas...)
+	return open(t, storage.Options{URL: URL(t, d), Exclusive: true}, schemas...)
 }
 
 // OpenURL opens (or opens again) the database of a URL, closed when the test ends at the latest.
 func OpenURL(t testing.TB, url string, schemas ...storage.Schema) *storage.DB {
 	t.Helper()
-	db, err := storage.Open(context.Background(), storage.Options{URL: url}, schemas...)
+	return open(t, storage.Options{URL: url}, schemas...)
+}
+
+func open(t testing.TB, opt storage.Options, schemas ...storage.Schema) *storage.DB {
+	t.Helper()
+	db, err := storage.Open(context.Background(), opt, schemas...)
 	if err != nil {
 		t.Fatalf("open test database: %v", err)
 	}
