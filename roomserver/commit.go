@@ -16,6 +16,7 @@ func (t *Turn) submit() (wait func() error, err error) {
 	r := t.room
 	t.writeRows()
 	t.unit.Positions = t.placed
+	t.unit.Fresh = t.made > 0 && t.made == len(t.events)
 	for _, e := range t.events {
 		if e.offset > 0 {
 			t.unit.Notices = append(t.unit.Notices, storage.Notice{Pos: int64(e.offset), Kind: storage.Event, Room: r.NID})
@@ -118,7 +119,7 @@ func (t *Turn) writeRows() {
 		t.unit.Add(membersTable, r.NID, c.user, c.new, c.event.NID, storage.Pos(c.offset), t.s.IsLocal(c.user), false)
 	}
 	if t.txn != nil {
-		t.unit.Add(txnsTable, t.txn.key(), t.events[len(t.events)-1].NID, t.s.now().UnixMilli())
+		t.writeTxn()
 	}
 	for _, x := range t.redacts {
 		t.unit.Add(redactionsTable, r.NID, eventKey(x.target.ID), x.by.NID, true)

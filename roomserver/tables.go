@@ -33,6 +33,9 @@ var (
 		storage.Col("local", storage.Bool), storage.Col("forgotten", storage.Bool))
 	txnsTable = storage.DeclareTable("send_txns", storage.Insert,
 		storage.Key("key", storage.Bytes), storage.Col("event", storage.Int), storage.Col("ts", storage.Int))
+	// newTxnsTable is for transactions that are certainly not there, unless as an old row that has not been deleted yet.
+	newTxnsTable = storage.DeclareTable("send_txns", storage.Put,
+		storage.Key("key", storage.Bytes), storage.Col("event", storage.Int), storage.Col("ts", storage.Int))
 	roomsTable = storage.DeclareTable("rooms", storage.Insert,
 		storage.Key("nid", storage.Int), storage.Col("room_id", storage.Bytes),
 		storage.Col("version", storage.Bytes), storage.Col("seed", storage.Bytes))

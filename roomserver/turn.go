@@ -48,6 +48,8 @@ type Turn struct {
 	head  *Head
 	epoch uint64
 	unit  *storage.Unit
+	// made counts the events that were made here, so that nobody else can have written them.
+	made int
 	// hurried tells that whoever began the turn waits for its unit at once.
 	hurried bool
 
@@ -273,6 +275,7 @@ func (t *Turn) Append(d Draft) (*Event, error) {
 		return nil, fmt.Errorf("take an event number: %w", err)
 	}
 	e := &Event{Event: p, NID: nid, RoomNID: t.room.NID, StateBefore: before, StateAfter: before, auth: auth}
+	t.made++
 	if t.own(e, &d); anyPartial(parents) {
 		e.flags |= flagPartial
 	}

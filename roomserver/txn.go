@@ -37,6 +37,8 @@ type txnTable struct {
 	// recent are some of those that were written, so that a repeated one rarely gets as far as the database: there it
 	// fails its unit, and what others built on that has to be done again.
 	recent *cache.Cache[[16]byte, doneTxn]
+	// known are those of send_txns, and those begun since.
+	known keyFilter
 }
 
 // maxRecentTxns bounds the transactions that are remembered in memory, about 200 bytes each.
@@ -65,6 +67,37 @@ func (t *txnTable) init() {
 // txnLifetime is how long a transaction is remembered at least. Clients retry within minutes.
 const txnLifetime = 24 * time.Hour
 
+// learnPage is how many transactions are read at once.
+const learnPage = 2000
+
+// learnTxns makes all transactions known that the table has. Until they are, each new one is looked for there.
+func (s *Server) learnTxns(ctx context.Context) {
+	for last := ""; ; {
+		keys, err := storage.ReadList[string](ctx, s.db, `SELECT key FROM send_txns WHERE key > $1 ORDER BY key LIMIT $2`, last, learnPage)
+		if err != nil {
+			if ctx.Err() == nil {
+				s.log.WithError(err).Warn("the transactions could not be read; messages are sent a little slower until the next start")
+			}
+			return
+		}
+		s.txns.known.learn(keys, s.now(), len(keys) < learnPage)
+		if len(keys) < learnPage {
+			return
+		}
+		last = keys[len(keys)-1]
+	}
+}
+
+// writeTxn adds the row of the turn's transaction, whose event is the last one. A row that is there already, and not too old,
+// fails the unit, so that nothing is sent twice. Of one that is certainly new nothing can fail, which storage makes use of.
+func (t *Turn) writeTxn() {
+	key, table := t.txn.key(), txnsTable
+	if !t.s.txns.known.enter([16]byte(key), t.s.now()) {
+		table = newTxnsTable
+	}
+	t.unit.Add(table, key, t.events[len(t.events)-1].NID, t.s.now().UnixMilli())
+}
+
 // txnChunks is in how many steps the table is swept: an index by age would cost every message a page.
 const txnChunks = 256
 
@@ -81,12 +114,13 @@ func (s *Server) forgetTxns(ctx context.Context, chunk int) error {
 	return nil
 }
 
-// Run does what goes on in the background until ctx ends: it forgets old transactions and stickiness, lets sticky
+// Run does what goes on in the background until ctx ends: it learns which transactions there are, forgets old transactions and stickiness, lets sticky
 // events in that were refused, and indexes the relationships of older events.
 func (s *Server) Run(ctx context.Context) {
-	var indexing sync.WaitGroup
-	indexing.Go(func() { s.indexRelationships(ctx) })
-	defer indexing.Wait()
+	var group sync.WaitGroup
+	group.Go(func() { s.indexRelationships(ctx) })
+	group.Go(func() { s.learnTxns(ctx) })
+	defer group.Wait()
 	tick := time.NewTicker(txnLifetime / txnChunks)
 	defer tick.Stop()
 	for chunk := 0; ; {
