@@ -123,10 +123,13 @@ func eventIDFromKey(v *pdu.Version, key []byte) string {
 	if len(key) != 32 || v.EventFormat == 1 {
 		return string(key)
 	}
+	enc := base64.RawURLEncoding
 	if v.ID == "3" {
-		return "$" + base64.RawStdEncoding.EncodeToString(key)
+		enc = base64.RawStdEncoding
 	}
-	return "$" + base64.RawURLEncoding.EncodeToString(key)
+	id := [44]byte{'$'}
+	enc.Encode(id[1:], key)
+	return string(id[:])
 }
 
 // localTxn encodes for an event's row the device and transaction id of a local client or, which has no NUL, the id of a
