@@ -34,7 +34,7 @@ var (
 	txnsTable = storage.DeclareTable("send_txns", storage.Insert,
 		storage.Key("key", storage.Bytes), storage.Col("event", storage.Int), storage.Col("ts", storage.Int))
 	// newTxnsTable is for transactions that are certainly not there, unless as an old row that has not been deleted yet.
-	newTxnsTable = storage.DeclareTable("send_txns", storage.Put,
+	newTxnsTable = storage.DeclareTable("send_txns", storage.InsertNew,
 		storage.Key("key", storage.Bytes), storage.Col("event", storage.Int), storage.Col("ts", storage.Int))
 	roomsTable = storage.DeclareTable("rooms", storage.Insert,
 		storage.Key("nid", storage.Int), storage.Col("room_id", storage.Bytes),

@@ -156,8 +156,11 @@ func (r *entryReader) value() any {
 // declared are all declarations of tables by their encoding.
 var declared sync.Map
 
-// tableSpec encodes the declaration of a table.
+// tableSpec encodes the declaration of a table, as the entries of the journal need it: what they add must not fail.
 func tableSpec(name string, mode Mode, columns []Column) string {
+	if mode == InsertNew {
+		mode = Put
+	}
 	dst := append(appendEntryBytes(nil, name), byte(mode))
 	dst = binary.AppendVarint(dst, int64(len(columns)))
 	for _, c := range columns {

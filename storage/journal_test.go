@@ -133,7 +133,20 @@ func TestJournalOnlyTakesWhatCannotFail(t *testing.T) {
 	if n := number(t, db, `SELECT count(*) FROM events`); n != 3 {
 		t.Errorf("%d events, want 3", n)
 	}
+	used := entries(t, observer)
+	for range 2 {
+		outdated := &storage.Unit{Positions: 1, Fresh: true}
+		outdated.Add(newRooms, 9, storage.Pos(1), "note")
+		write(t, db, outdated)
+	}
+	if n, last := entries(t, observer), number(t, db, `SELECT last FROM rooms WHERE room = 9`); n != used+2 || last != db.Head() {
+		t.Errorf("%d entries for a row that was in the way, which is of position %d of %d", n-used, last, db.Head())
+	}
 }
+
+// newRooms is rooms for keys that are certainly new, or outdated.
+var newRooms = storage.DeclareTable("rooms", storage.InsertNew,
+	storage.Key("room", storage.Int), storage.Col("last", storage.Int), storage.Col("note", storage.Bytes))
 
 // TestJournalThatCannotBePosted takes a table away. Nobody is answered wrongly, and nothing is lost when it is back, be it in the
 // same process or in the next one, which has another schema.

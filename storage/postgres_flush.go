@@ -40,7 +40,7 @@ func (p *postgres) flush(batch []*Unit) {
 	case len(batch) == 0:
 	case p.journal == nil:
 		p.writer.flush(batch)
-	case len(batch) > 1 || !p.journal.write(batch[0]):
+	case !p.journal.write(batch):
 		p.journal.flush(batch)
 	}
 }

@@ -28,6 +28,7 @@ type journal struct {
 
 	// The committer's.
 	turns [journalSlots]int64
+	alone bool   // the last batch was of one unit
 	head  int64  // where the log ends, entries included
 	keys  keySet // of the unit at hand
 	text  strings.Builder
@@ -92,10 +93,11 @@ func newJournal(p *postgres, head int64) (*journal, error) {
 	return j, nil
 }
 
-// write tries to write a unit as an entry. If it returns false, nothing has happened; else the unit has its outcome.
-func (j *journal) write(u *Unit) bool {
-	w := j.p.writer
-	if w.conn == nil || w.conn.bad || !j.takes(u) {
+// write tries to write a batch as an entry. If it returns false, nothing has happened; else its unit has its outcome. A unit
+// between larger batches is no lone one: what follows it would have to be written before the next of them.
+func (j *journal) write(batch []*Unit) bool {
+	w, u, before := j.p.writer, batch[0], j.alone
+	if j.alone = len(batch) == 1; !j.alone || !before || w.conn == nil || w.conn.bad || !j.takes(u) {
 		return false
 	}
 	slot := j.added % journalSlots // only the committer adds

@@ -18,6 +18,9 @@ const (
 	InsertIgnore
 	// Put overwrites the columns that are not part of the key.
 	Put
+	// InsertNew is Insert for keys that nobody can have used but for an outdated row, which may be overwritten: it does not keep
+	// a unit out of the journal.
+	InsertNew
 )
 
 // ColumnType is the type of a declared column.
@@ -70,7 +73,7 @@ type Table struct {
 var tableCount atomic.Int64
 
 // DeclareTable declares a table for Unit.Add. It is meant for package variables and panics on a
-// declaration that makes no sense (no columns, Put without a key).
+// declaration that makes no sense (no columns, Put or InsertNew without a key).
 func DeclareTable(name string, mode Mode, columns ...Column) *Table {
 	t := &Table{name: name, mode: mode, columns: columns, id: tableCount.Add(1), spec: tableSpec(name, mode, columns)}
 	for i, c := range columns {
@@ -79,7 +82,7 @@ func DeclareTable(name string, mode Mode, columns ...Column) *Table {
 			t.keys = append(t.keys, i)
 		}
 	}
-	if len(columns) == 0 || mode < Insert || mode > Put || mode == Put && len(t.keys) == 0 {
+	if len(columns) == 0 || mode < Insert || mode > InsertNew || mode >= Put && len(t.keys) == 0 {
 		panic("storage: bad declaration of table " + name)
 	}
 	t.insertSQL = t.insertHead() + " VALUES " + In(len(columns), 1) + t.onConflict()
@@ -92,7 +95,9 @@ func DeclareTable(name string, mode Mode, columns ...Column) *Table {
 			t.deleteSQL += fmt.Sprintf("%s = $%d", columns[k].name, i+1)
 		}
 	}
-	declared.LoadOrStore(t.spec, t)
+	if mode != InsertNew { // whose entries are for another
+		declared.LoadOrStore(t.spec, t)
+	}
 	return t
 }
 
@@ -108,7 +113,7 @@ func (t *Table) insertHead() string {
 }
 
 func (t *Table) onConflict() string {
-	if t.mode == Insert {
+	if t.mode == Insert || t.mode == InsertNew {
 		return ""
 	}
 	if t.mode == InsertIgnore || len(t.keys) == len(t.columns) {
