@@ -2,6 +2,7 @@ package roomserver
 
 import (
 	"encoding/binary"
+	"slices"
 	"sync"
 	"time"
 )
@@ -65,14 +66,8 @@ func (f *keyFilter) add(key [16]byte, now time.Time) {
 		if n > 0 {
 			size = min(4*64*len(f.parts[n-1].bits)/16, filterMax)
 		}
-		keep := f.parts[:0]
-		for _, p := range f.parts {
-			if now.Sub(p.last) < txnLifetime {
-				keep = append(keep, p)
-			}
-		}
-		clear(f.parts[len(keep):])
-		f.parts = append(keep, filterPart{bits: make([]uint64, size*16/64), free: size})
+		f.parts = slices.DeleteFunc(f.parts, func(p filterPart) bool { return now.Sub(p.last) >= txnLifetime })
+		f.parts = append(f.parts, filterPart{bits: make([]uint64, size*16/64), free: size})
 	}
 	p := &f.parts[len(f.parts)-1]
 	p.free--

@@ -368,14 +368,15 @@ func (j *journal) flush(batch []*Unit) {
 	}
 	batch = refuseOrphans(batch)
 	err := w.commit(append(slices.Clip(d.units), batch...), false)
-	if err == nil {
+	switch {
+	case err == nil:
 		j.advance(batch)
-	} else if !hopeless(err) {
-		w.flush(d.units) // whatever stands in the way of the batch
-	} else {
+	case hopeless(err):
 		for _, u := range d.units {
 			u.err = err
 		}
+	default:
+		w.flush(d.units) // whatever stands in the way of the batch
 	}
 	owed := j.settle(d)
 	switch {
