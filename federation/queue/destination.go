@@ -295,8 +295,13 @@ func (q *Queue) drop(d *destination, t *transaction) {
 	t.taken = 0
 }
 
-// succeeded notes that a server has taken a transaction.
+// notePatience bounds how long it may take to note that a transaction was taken.
+const notePatience = 5 * time.Second
+
+// succeeded notes that a server has taken a transaction, even if this one ends just now, which would send it again later.
 func (q *Queue) succeeded(ctx context.Context, d *destination, t *transaction) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), notePatience)
+	defer cancel()
 	q.mu.Lock()
 	q.drop(d, t)
 	for room, pos := range t.covers.Rooms {
@@ -315,7 +320,7 @@ func (q *Queue) succeeded(ctx context.Context, d *destination, t *transaction) {
 		d.writing.Lock()
 		left, err := q.clean(ctx, d.name, t.covers.Rooms)
 		d.writing.Unlock()
-		if err != nil && ctx.Err() == nil {
+		if err != nil {
 			q.cfg.Log.WithError(err).Warn("what was delivered is still written down, and may be delivered again")
 		}
 		q.mu.Lock()
@@ -323,7 +328,7 @@ func (q *Queue) succeeded(ctx context.Context, d *destination, t *transaction) {
 		q.mu.Unlock()
 	}
 	if t.covers.Source > 0 && q.cfg.Source != nil {
-		if err := q.cfg.Source.Delivered(ctx, d.name, t.covers.Source); err != nil && ctx.Err() == nil {
+		if err := q.cfg.Source.Delivered(ctx, d.name, t.covers.Source); err != nil {
 			q.cfg.Log.WithError(err).Warn("EDUs that were delivered are still written down, and may be delivered again")
 		}
 	}
