@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/tidwall/gjson"
 
@@ -71,6 +72,10 @@ func grow(c *Client, room string) (ids, names map[string]string) {
 	ids = map[string]string{"root": c.Text(room, "root")}
 	for _, link := range []string{"root a", "root b", "root c", "a a1", "a a2", "a1 a11"} {
 		parent, name, _ := strings.Cut(link, " ")
+		// Siblings come in the order of their times, and where these are one, other servers cannot tell which was first.
+		for last := time.Now().UnixMilli(); time.Now().UnixMilli() <= last; {
+			time.Sleep(time.Millisecond)
+		}
 		ids[name] = answerTo(c, room, ids[parent], name)
 	}
 	names = map[string]string{}
