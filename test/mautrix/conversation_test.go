@@ -161,6 +161,8 @@ func TestConversation(t *testing.T) {
 			if _, err := d.Logout(ctx); err != nil {
 				t.Errorf("log out %s: %v", d.name, err)
 			}
+			d.stop()
+			<-d.ended // which reads the credentials
 			d.ClearCredentials()
 		}
 		if _, err := alice.Whoami(ctx); err == nil || !errors.Is(err, mautrix.MMissingToken) {
