@@ -97,7 +97,7 @@ func writeUntilKilled(t *testing.T, url string) {
 					return
 				}
 				u := &storage.Unit{Positions: 1, Fresh: true}
-				u.Add(events, nid, 1, storage.Pos(1), strconv.FormatInt(nid, 10), "{}")
+				u.Add(newEvents, nid, 1, storage.Pos(1), strconv.FormatInt(nid, 10), "{}")
 				u.Add(rooms, nid, 1, "note")
 				base, err := do(db, u)
 				if err != nil {

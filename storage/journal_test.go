@@ -14,10 +14,21 @@ import (
 // entry is a unit that becomes an entry of the journal if nobody else writes.
 func entry(nid int64) *storage.Unit {
 	u := &storage.Unit{Positions: 1, Fresh: true}
-	u.Add(events, nid, 1, storage.Pos(1), fmt.Sprint(nid), "{}")
+	u.Add(newEvents, nid, 1, storage.Pos(1), fmt.Sprint(nid), "{}")
 	u.Add(rooms, 1, storage.Pos(1), "note")
 	return u
 }
+
+// keyed is an entry with a key that must be new, known to the journal.
+func keyed(nid int64) *storage.Unit {
+	u := &storage.Unit{Positions: 1, Fresh: true}
+	u.Add(events, nid, 1, storage.Pos(1), fmt.Sprint(nid), "{}")
+	return u
+}
+
+// newEvents is events without saying which key must be new, since it is.
+var newEvents = storage.DeclareTable("events", storage.Insert,
+	storage.Col("nid", storage.Int), storage.Col("room", storage.Int), storage.Col("pos", storage.Int), storage.Col("id", storage.Bytes), storage.Col("json", storage.Bytes))
 
 // write writes a unit that must not fail, and returns its position.
 func write(t *testing.T, db *storage.DB, u *storage.Unit) int64 {
@@ -120,12 +131,20 @@ func TestJournalOnlyTakesWhatCannotFail(t *testing.T) {
 	if n := entries(t, observer); n != 0 {
 		t.Errorf("%d entries", n)
 	}
-	for _, where := range []string{"in the journal", "in its table"} {
-		write(t, db, entry(4))
+	for _, where := range []string{"in the journal", "in the journal by another declaration", "in its table"} {
+		before := entries(t, observer)
+		first := keyed(4)
+		if where == "in the journal by another declaration" {
+			first = entry(4)
+		}
+		write(t, db, first)
+		if entries(t, observer) != before+1 {
+			t.Errorf("%s: not an entry", where)
+		}
 		if where == "in its table" {
 			number(t, db, `SELECT count(*) FROM events`)
 		}
-		if _, err := do(db, entry(4)); !errors.Is(err, storage.ErrConflict) {
+		if _, err := do(db, keyed(4)); !errors.Is(err, storage.ErrConflict) {
 			t.Errorf("a key that is %s already: %v", where, err)
 		}
 		change(t, observer, `DELETE FROM events WHERE nid = 4`)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -19,8 +18,8 @@ import (
 // answered. A moment later, and before anybody reads, the rows of many entries are written to their tables at once: they
 // are posted.
 //
-// What has been answered must not fail. So only units take part that no other row can stand in the way of (Unit.Fresh); keys
-// that must be new are looked for by the statement that writes the entry. Entries that a process has left behind are
+// What has been answered must not fail. So only units take part that no other row can stand in the way of (Unit.Fresh); a key
+// that must be new is looked for by the statement that writes the entry, which finds all there are if nothing is owed. Entries that a process has left behind are
 // posted by the next one, before anything else. It is only for a process that has the database to itself, since others
 // would not know of entries.
 type journal struct {
@@ -28,9 +27,8 @@ type journal struct {
 
 	// The committer's.
 	turns [journalSlots]int64
-	alone bool   // the last batch was of one unit
-	head  int64  // where the log ends, entries included
-	keys  keySet // of the unit at hand
+	alone bool  // the last batch was of one unit
+	head  int64 // where the log ends, entries included
 	text  strings.Builder
 	args  []any
 
@@ -54,9 +52,8 @@ type journal struct {
 // debt is what entries hold whose rows are to be posted.
 type debt struct {
 	entries [][]byte
-	base    int64               // the position before the first
-	keys    map[string]struct{} // of rows that must be new
-	units   []*Unit             // made of the entries when they are posted; each stands on the one before
+	base    int64   // the position before the first
+	units   []*Unit // made of the entries when they are posted; each stands on the one before
 }
 
 const (
@@ -64,8 +61,6 @@ const (
 	journalSlots = 64
 	// journalBytes bounds a unit that becomes an entry, which has to fit into a page.
 	journalBytes = 5000
-	// journalKeys bounds the keys that have to be looked for.
-	journalKeys = 4
 	// postEntries and postDelay are when entries are posted though nobody waits for it.
 	postEntries = 32
 	postDelay   = 250 * time.Millisecond
@@ -126,27 +121,25 @@ func (j *journal) write(batch []*Unit) bool {
 	return true
 }
 
-// takes tells whether a unit may become an entry, and collects its keys that must be new.
+// takes tells whether a unit may become an entry.
 func (j *journal) takes(u *Unit) bool {
 	if !u.Fresh || u.Positions == 0 || u.bytes > journalBytes || !u.rowsOnly() || u.orphaned() {
 		return false
 	}
-	j.keys.reset()
+	news := 0
 	for i := range u.steps {
 		s := &u.steps[i]
-		if s.delete || s.table.text || s.mustBeNew() && !j.keys.add(s.table.id, s, 0) {
+		if s.delete || s.table.text {
 			return false
 		}
-	}
-	if len(j.keys.seen) > journalKeys {
-		return false
+		if s.mustBeNew() {
+			news++
+		}
 	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	for key := range j.keys.seen {
-		if j.owed.has(key) || j.busy.has(key) {
-			return false
-		}
+	if news > 0 && (news > 1 || j.owed != nil || j.busy != nil) {
+		return false // the key may be that of a row that is not in its table yet, or of another row of the unit
 	}
 	return j.added-j.posted < journalSlots
 }
@@ -198,11 +191,10 @@ func (j *journal) owe(entry []byte) {
 	defer j.mu.Unlock()
 	j.added++
 	if j.owed == nil {
-		j.owed = &debt{base: j.head, keys: map[string]struct{}{}}
+		j.owed = &debt{base: j.head}
 		signal(j.begun)
 	}
 	j.owed.entries = append(j.owed.entries, entry)
-	maps.Copy(j.owed.keys, j.keys.seen)
 	j.owes.Store(true)
 	if len(j.owed.entries) >= postEntries {
 		signal(j.asked)
@@ -223,14 +215,6 @@ func (d *debt) read() error {
 		d.units[i] = u
 	}
 	return nil
-}
-
-func (d *debt) has(key string) bool {
-	if d == nil {
-		return false
-	}
-	_, ok := d.keys[key]
-	return ok
 }
 
 // pay drops what has been posted, and returns how many entries that were and why the next was not.
@@ -287,7 +271,6 @@ func (j *journal) settle(d *debt) error {
 	if err != nil {
 		if j.owed != nil {
 			d.entries = append(d.entries, j.owed.entries...)
-			maps.Copy(d.keys, j.owed.keys)
 		}
 		j.owed = d
 		if j.err == nil {
