@@ -109,6 +109,7 @@ func TestTimestampToEvent(t *testing.T) {
 		alice.Refused(400, "M_MISSING_PARAM", "GET", "/_matrix/client/v1/rooms/"+url.PathEscape(id)+"/timestamp_to_event?dir=f", nil)
 		// What the user may not see is passed over, however much of it there is.
 		alice.State(id, "m.room.history_visibility", "", J{"history_visibility": "joined"})
+		time.Sleep(4 * time.Millisecond) // the change is seen by all: it must not share the first one's millisecond
 		first := ""
 		for i := range 120 {
 			if e := alice.Text(id, fmt.Sprint("hidden ", i)); i == 0 {
