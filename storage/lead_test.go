@@ -396,7 +396,9 @@ func TestStorm(t *testing.T) {
 		select {
 		case <-s.halfway:
 		case <-ended:
-			t.Error("less was written than half of it")
+			if s.db.Head() < s.enough {
+				t.Error("less was written than half of it")
+			}
 		}
 		closeDB(t, s.db)
 		group.Wait()
