@@ -54,7 +54,7 @@ func open(t testing.TB, opt storage.Options, schemas ...storage.Schema) *storage
 		t.Fatalf("open test database: %v", err)
 	}
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
 		if err := db.Close(ctx); err != nil {
 			t.Errorf("close test database: %v", err)
