@@ -200,7 +200,8 @@ type loopback struct {
 	got chan gjson.Result
 
 	mu     sync.Mutex
-	answer http.HandlerFunc // guarded by mu; nil: takes everything
+	answer http.HandlerFunc // guarded by mu, as is the next; nil: takes everything
+	once   bool             // answer is given one time
 }
 
 func newGateway(t *testing.T) *loopback {
@@ -212,6 +213,9 @@ func newGateway(t *testing.T) *loopback {
 		}
 		g.mu.Lock()
 		answer := g.answer
+		if g.once {
+			g.answer, g.once = nil, false
+		}
 		g.mu.Unlock()
 		g.got <- gjson.GetBytes(raw, "notification")
 		if answer == nil {
@@ -230,12 +234,11 @@ func (g *loopback) does(answer http.HandlerFunc) {
 	g.answer = answer
 }
 
-// once is an answer that is given one time.
-func (g *loopback) once(answer http.HandlerFunc) http.HandlerFunc {
-	return func(w http.ResponseWriter, r *http.Request) {
-		g.does(nil)
-		answer(w, r)
-	}
+// doesOnce changes what the gateway answers the next time.
+func (g *loopback) doesOnce(answer http.HandlerFunc) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.answer, g.once = answer, true
 }
 
 // says is an answer.
@@ -595,7 +598,7 @@ func TestAnswers(t *testing.T) {
 			{"an error", says(400, `{"rejected":["key"]}`), true},
 			{"a hang up", func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, true},
 		} {
-			g.does(g.once(c.answer))
+			g.doesOnce(c.answer)
 			event := s.say(room, c.what)
 			unread++
 			g.hears(c.what, event, unread)
