@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/url"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -379,10 +380,12 @@ func TestFirstUserWaits(t *testing.T) {
 		if r := alice.Sync(url.Values{"timeout": {"150"}}); time.Since(begin) < 100*time.Millisecond {
 			t.Errorf("a poll without news ended after %v: %s", time.Since(begin), r)
 		}
-		go func() {
+		var group sync.WaitGroup
+		defer group.Wait() // the room is told of before its creation is answered
+		group.Go(func() {
 			time.Sleep(50 * time.Millisecond)
 			alice.Create(J{})
-		}()
+		})
 		alice.Until("the first room", func(r gjson.Result) bool { return r.Get("rooms.join").Exists() })
 	})
 }
@@ -409,10 +412,11 @@ func TestLongPolling(t *testing.T) {
 			{"an invite", func() { alice.Change("invite", id, bob.UserID) }, "invite"},
 			{"a join", func() { bob.Join(id) }, "join"},
 		} {
-			go func() {
+			var group sync.WaitGroup
+			group.Go(func() {
 				time.Sleep(50 * time.Millisecond)
 				act.do()
-			}()
+			})
 			begin := time.Now()
 			r := bob.Sync(url.Values{"timeout": {"30000"}})
 			for !Room(r, act.in, id).Exists() && time.Since(begin) < time.Minute {
@@ -421,6 +425,7 @@ func TestLongPolling(t *testing.T) {
 			if took := time.Since(begin); took > 20*time.Second {
 				t.Errorf("%s woke the poll after %v: %s", act.what, took, r)
 			}
+			group.Wait() // what is done is told before it is answered
 		}
 	})
 }
