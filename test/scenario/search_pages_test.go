@@ -19,6 +19,9 @@ func TestSearchPagesByTime(t *testing.T) {
 		for _, order := range []string{"recent", "rank"} {
 			body := J{"search_categories": J{"room_events": J{"search_term": "sesame", "order_by": order, "filter": J{"limit": 10}}}}
 			path := Path("/search")
+			eventually(func() bool { // the index is a little behind
+				return alice.Must("POST", path, body).JSON.Get("search_categories.room_events.count").Int() == 20
+			})
 			for page, want := range []int{10, 10, 0} {
 				r := alice.Must("POST", path, body).JSON.Get("search_categories.room_events")
 				next := r.Get("next_batch").Str
