@@ -319,6 +319,7 @@ func TestMessagesForServersThatWereNotNamed(t *testing.T) {
 			})
 			user := r.third.Register(t, "user")
 			r.joinBy(user, r.first)
+			wait(t, "the second server knows of the join", func() bool { return membership(r.guest, r.room, user.UserID) == "join" })
 			r.guest.Sync(nil)
 			sent := []string{user.Text(r.room, "hello"), user.Text(r.room, "hello?")}
 			r.owner.Until("the messages", func(sync gjson.Result) bool { return shows(sent[1])(harness.Room(sync, "join", r.room)) })
