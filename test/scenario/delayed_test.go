@@ -74,7 +74,7 @@ func TestDelayedEvents(t *testing.T) {
 		// The older form: a parameter of /state and /send.
 		delay := "?org.matrix.msc4140.delay="
 		old := alice.Must("PUT", Path("/rooms/%s/state/%s/%s", id, "test.call", "me")+delay+fmt.Sprint(hour), J{"in": false}).JSON.Get("delay_id").Str
-		txn := Path("/rooms/%s/send/%s/%s", id, "m.room.message", Txn()) + delay + fmt.Sprint(hour)
+		txn := Path("/rooms/%s/send/%s/%s", id, "m.room.message", Txn()) + delay + fmt.Sprint(hour+1) // the list goes by time
 		message := alice.Must("PUT", txn, J{"body": "m"}).JSON.Get("delay_id").Str
 		if again := alice.Must("PUT", txn, J{"body": "m"}).JSON.Get("delay_id").Str; again != message || message == "" || old == "" {
 			t.Errorf("a repeated transaction: %q, first %q", again, message)
