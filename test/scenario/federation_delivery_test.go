@@ -132,7 +132,7 @@ func TestHangingServersCostOthersNothing(t *testing.T) {
 		}
 		after := measure("among", 10)
 		t.Logf("slowest delivery to a good server: %v alone, %v among 20 that hang", before, after)
-		if after > 10*time.Second {
+		if after > 30*time.Second { // half of what a server may take to answer
 			t.Errorf("a message took %v to a good server, while others hang", after)
 		}
 		for _, m := range stuck {
@@ -202,8 +202,8 @@ func TestCatchUpWithTheLatestEvents(t *testing.T) {
 	for i := range 600 {
 		alice.Text(busy, fmt.Sprint("m", i))
 	}
-	box.answer(200)
 	s.Restart() // with a list that is too long for memory
+	box.answer(200)
 	wakeUp(peer, s)
 	within(t, "the last messages of both rooms", func() bool {
 		texts := box.texts()
