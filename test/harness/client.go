@@ -255,7 +255,7 @@ func (c *Client) Since() string { return c.since }
 // SyncFrom makes the next Sync go on from a token, or be initial without one.
 func (c *Client) SyncFrom(token string) { c.since = token }
 
-// Until syncs until an answer fulfils the condition, for at most ten seconds, and returns that answer.
+// Until syncs until an answer fulfils the condition, for at most a minute, and returns that answer.
 func (c *Client) Until(what string, done func(gjson.Result) bool) gjson.Result {
 	c.t.Helper()
 	for end := time.Now().Add(time.Minute); time.Now().Before(end); {

@@ -97,16 +97,23 @@ func (a *authority) write(t testing.TB, folder string) (ca, cert, key string) {
 }
 
 // StablePort finds a free port of 127.0.0.1 that stays free while its server is started, and started again: one from
-// which the system starts no connections of its own.
+// which the system starts no connections of its own, and that no other test is given before this one ends, in whatever
+// process: each belongs to who listens on another one beside it.
 func StablePort(t testing.TB) int {
 	t.Helper()
+	const ports = 10_000
 	for range 1000 {
-		port := 12_000 + mathrand.IntN(20_000)
-		socket, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
-		if err == nil {
+		port := 12_000 + mathrand.IntN(ports)
+		claim, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port+ports))
+		if err != nil {
+			continue
+		}
+		if socket, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port)); err == nil {
 			socket.Close()
+			t.Cleanup(func() { claim.Close() })
 			return port
 		}
+		claim.Close()
 	}
 	t.Fatal("there is no free port")
 	return 0

@@ -114,7 +114,7 @@ func (p *Process) End() {
 	if err := p.cmd.Wait(); err != nil {
 		p.t.Errorf("the server ended with %v:\n%s", err, p.out.String())
 	}
-	if took := time.Since(begin); took > 5*time.Second {
+	if took := time.Since(begin); took > 20*time.Second { // it takes milliseconds where nothing else runs
 		p.t.Errorf("the server took %v to end", took)
 	}
 	p.cmd = nil
