@@ -12,8 +12,10 @@ export const servers = process.argv.slice(2);
 export const password = "a password of the tests";
 export const silent = { trace() {}, debug() {}, info() {}, warn() {}, error() {}, getChild: () => silent };
 
+const patience = 60_000; // on a machine that does much else
+
 // until waits until a condition holds, asking again whenever the client has news.
-export async function until(what, client, condition, timeout = 20_000) {
+export async function until(what, client, condition, timeout = patience) {
     const end = Date.now() + timeout;
     while (!condition()) {
         if (Date.now() > end) {
@@ -28,7 +30,7 @@ export async function until(what, client, condition, timeout = 20_000) {
 }
 
 // eventually repeats an attempt until it gives something.
-export async function eventually(what, attempt, timeout = 20_000) {
+export async function eventually(what, attempt, timeout = patience) {
     const end = Date.now() + timeout;
     for (;;) {
         const result = await attempt();

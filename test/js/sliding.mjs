@@ -9,7 +9,8 @@ const { SlidingSync, SlidingSyncEvent, SlidingSyncState } = await import("matrix
 // slide lets a client of a session follow its rooms through a window.
 async function slide(session, last = 99) {
     const client = connect(session);
-    const info = { timeline_limit: 50, required_state: [["*", "*"]] };
+    // More than all devices say at once: what comes while one is busy must not leave a gap, for nobody scrolls here.
+    const info = { timeline_limit: 100, required_state: [["*", "*"]] };
     const sliding = new SlidingSync(client.baseUrl, new Map([["all", { ranges: [[0, last]], ...info }]]), info, client, 2_000);
     let complete = 0;
     sliding.on(SlidingSyncEvent.Lifecycle, (state, _, error) => {
