@@ -282,8 +282,9 @@ func TestWithoutVariables(t *testing.T) {
 		t.Fatal(err)
 	}
 	time.AfterFunc(time.Minute, func() { _ = cmd.Process.Kill() })
-	greeting := make([]byte, 64)
-	if n, err := io.ReadAtLeast(stdout, greeting, 20); err != nil || !strings.HasPrefix(string(greeting[:n]), "localhost is at http://127.0.0.1:") {
+	const want = "localhost is at http://127.0.0.1:"
+	greeting := make([]byte, len(want))
+	if n, err := io.ReadFull(stdout, greeting); err != nil || string(greeting) != want {
 		t.Errorf("greeted with %q, %v", greeting[:n], err)
 	}
 	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
