@@ -9,6 +9,8 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/tidwall/gjson"
+
 	"github.com/myelin-im/myelin/internal/signing"
 	"github.com/myelin-im/myelin/roomserver/pdu"
 	"github.com/myelin-im/myelin/test/harness"
@@ -34,7 +36,7 @@ func TestPolicyServer(t *testing.T) {
 			mu.Lock()
 			asked++
 			mu.Unlock()
-			if err != nil || parseErr != nil || strings.Contains(string(raw), "spam") {
+			if err != nil || parseErr != nil || strings.Contains(gjson.GetBytes(raw, "content").Raw, "spam") {
 				rw.WriteHeader(http.StatusBadRequest)
 				_, _ = io.WriteString(rw, `{"errcode":"M_FORBIDDEN","error":"This is spam"}`)
 				return
