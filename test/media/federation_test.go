@@ -112,7 +112,7 @@ func testPeers(t *testing.T, d storage.Dialect) {
 	get := func(id string) *Answer { return do(t, alice, "GET", v1+"/download/"+peer.Name+"/"+id, nil) }
 	slow := make(chan *Answer, 2)
 	for range 2 {
-		go func() { slow <- get("slow") }()
+		go func() { slow <- get("slow?timeout_ms=60000") }() // until all others are through
 	}
 	<-begun
 	if a := get("fine"); a.Status != 200 || string(a.Body) != "fine" {
