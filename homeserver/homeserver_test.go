@@ -267,17 +267,25 @@ func TestStopAnswersLongPolls(t *testing.T) {
 	s := run(t, cfg)
 	_, answer := s.ask("POST", "/_matrix/client/v3/register", "", map[string]any{"username": "a", "password": "long enough", "auth": map[string]any{"type": "m.login.dummy"}})
 	token, _ := answer["access_token"].(string)
-	_, answer = s.ask("GET", "/_matrix/client/v3/sync", token, nil)
+	_, answer = s.ask("GET", "/_matrix/client/v3/sync?set_presence=offline", token, nil)
 	since, _ := answer["next_batch"].(string)
 	if since == "" {
 		t.Fatal(answer)
 	}
 	waited := make(chan int, 1)
 	go func() {
-		status, _ := s.ask("GET", "/_matrix/client/v3/sync?timeout=30000&since="+since, token, nil)
+		status, _ := s.ask("GET", "/_matrix/client/v3/sync?timeout=30000&set_presence=unavailable&since="+since, token, nil)
 		waited <- status
 	}()
-	time.Sleep(100 * time.Millisecond) // until the request waits; if it does not yet, it is answered all the same
+	// The user's presence tells that the request has come; if it does not wait yet, it is answered all the same.
+	for end := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
+		if _, answer = s.ask("GET", "/_matrix/client/v3/presence/@a:localhost/status", token, nil); answer["presence"] == "unavailable" {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("the request does not come: %v", answer)
+		}
+	}
 	begin := time.Now()
 	if err := s.stop(); err != nil {
 		t.Error(err)
