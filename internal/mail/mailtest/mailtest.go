@@ -124,8 +124,8 @@ func (s *Server) Next() Mail {
 	select {
 	case m := <-s.mails:
 		return m
-	case <-time.After(20 * time.Second):
-		s.t.Fatal("no e-mail in 20 seconds")
+	case <-time.After(time.Minute):
+		s.t.Fatal("no e-mail within a minute")
 		return Mail{}
 	}
 }
