@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -22,7 +23,7 @@ import (
 )
 
 // arrival is how long requests may take to arrive: much longer than a busy machine lets a process wait.
-const arrival = 500 * time.Millisecond
+const arrival = 1500 * time.Millisecond
 
 // serveEndpoints starts a server that gives requests the time of arrival.
 func serveEndpoints(t *testing.T, http2 bool, endpoints ...Endpoint) *httptest.Server {
@@ -65,32 +66,38 @@ func exchange(t *testing.T, server *httptest.Server, pause time.Duration, parts 
 
 // TestLongPolls: a handler may wait longer than a request may take to arrive.
 func TestLongPolls(t *testing.T) {
+	t.Parallel() // it mostly waits
 	wait := func(ctx context.Context, _ *Caller, _ *Empty) (*Empty, error) {
 		select {
-		case <-time.After(3 * arrival / 2):
+		case <-time.After(6 * arrival / 5):
 			return nil, nil
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}
 	}
+	var group sync.WaitGroup
 	for _, http2 := range []bool{false, true} {
 		server := serveEndpoints(t, http2,
 			New("GET", "/wait", Anyone, ratelimit.None, wait), New("POST", "/wait", Anyone, ratelimit.None, wait))
-		for _, method := range []string{"GET", "POST", "POST"} {
-			r, _ := http.NewRequest(method, server.URL+"/wait", nil)
-			if method == "POST" {
-				r, _ = http.NewRequest(method, server.URL+"/wait", strings.NewReader("{}"))
+		group.Go(func() {
+			for _, method := range []string{"GET", "POST", "POST"} {
+				r, _ := http.NewRequest(method, server.URL+"/wait", nil)
+				if method == "POST" {
+					r, _ = http.NewRequest(method, server.URL+"/wait", strings.NewReader("{}"))
+				}
+				res, err := server.Client().Do(r)
+				if err != nil {
+					t.Errorf("HTTP/2 %v, %s: %v", http2, method, err)
+					return
+				}
+				if body, _ := io.ReadAll(res.Body); res.StatusCode != 200 || string(body) != "{}" {
+					t.Errorf("HTTP/2 %v, %s: %s %s", http2, method, res.Status, body)
+				}
+				res.Body.Close()
 			}
-			res, err := server.Client().Do(r)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if body, _ := io.ReadAll(res.Body); res.StatusCode != 200 || string(body) != "{}" {
-				t.Errorf("HTTP/2 %v, %s: %s %s", http2, method, res.Status, body)
-			}
-			res.Body.Close()
-		}
+		})
 	}
+	group.Wait()
 }
 
 func TestClientHangsUp(t *testing.T) {
@@ -117,6 +124,7 @@ func TestClientHangsUp(t *testing.T) {
 }
 
 func TestSlowBodies(t *testing.T) {
+	t.Parallel() // it mostly waits
 	read := func(_ context.Context, _ *Caller, w http.ResponseWriter, r *http.Request) error {
 		body, err := io.ReadAll(r.Body)
 		if err == nil {
