@@ -70,6 +70,7 @@ func TestServersCutOffFromEachOther(t *testing.T) {
 			room := alice.Create(harness.J{"preset": "public_chat"})
 			joinThrough(t, users[1], room, servers[0])
 			joinThrough(t, users[2], room, servers[1])
+			within(t, "carol's join to reach alice's server", func() bool { return slices.Contains(members(alice, room), users[2].UserID) })
 			w := enter(t, harness.NewPeer(t, nil), servers[0], room)
 			w.serve(nil)
 			levels := harness.J{"users": harness.J{users[1].UserID: 50, users[2].UserID: 50}, "events": harness.J{"m.room.topic": 0}}
