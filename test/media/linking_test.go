@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/tidwall/gjson"
+
 	"github.com/myelin-im/myelin/homeserver/config"
 	"github.com/myelin-im/myelin/storage"
 	. "github.com/myelin-im/myelin/test/harness"
@@ -93,12 +95,9 @@ func TestLinkingBetweenServers(t *testing.T) {
 		t.Error("what is attached to nothing is served")
 	}
 	event := sendWith(alice, room, Txn(), id).JSON.Get("event_id").Str
-	for range 20 {
-		if bob.Do("GET", Path("/rooms/%s/event/%s", room, event), nil).Status == 200 {
-			break
-		}
-		bob.Sync(url.Values{"timeout": {"1000"}})
-	}
+	bob.Until("the message", func(gjson.Result) bool {
+		return bob.Do("GET", Path("/rooms/%s/event/%s", room, event), nil).Status == 200
+	})
 	if a := do(t, bob, "GET", v1+"/download/"+id, nil); a.Status != 200 || string(a.Body) != "for the room" {
 		t.Errorf("a member: %v", a)
 	}
