@@ -12,6 +12,8 @@ import (
 	"fmt"
 	"strings"
 
+	fast "github.com/oasisprotocol/curve25519-voi/primitives/ed25519"
+
 	"github.com/myelin-im/myelin/internal/canonicaljson"
 )
 
@@ -42,7 +44,13 @@ func DecodeBase64(s string) ([]byte, error) {
 // Sign returns the encoded signature of a message, which for JSON is its
 // canonical form without signatures and unsigned data.
 func Sign(message []byte, key ed25519.PrivateKey) string {
-	return EncodeBase64(ed25519.Sign(key, message))
+	return EncodeBase64(Bytes(message, key))
+}
+
+// Bytes returns the signature of a message as it is. It is the one that crypto/ed25519 makes, in two thirds of the
+// time, most of what building an event takes. Checking stays with crypto/ed25519: what it accepts is what other servers do.
+func Bytes(message []byte, key ed25519.PrivateKey) []byte {
+	return fast.Sign(fast.PrivateKey(key), message)
 }
 
 // Verify checks an encoded signature of a message. The error wraps ErrInvalid.

@@ -7,6 +7,8 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+
+	"pgregory.net/rapid"
 )
 
 // specKey is the key of the specification's test vectors.
@@ -41,6 +43,27 @@ func TestSpecificationVectors(t *testing.T) {
 		if err := VerifyJSON(got, "domain", "ed25519:1", publicKey(key)); err != nil {
 			t.Errorf("VerifyJSON(%s): %v", got, err)
 		}
+	}
+}
+
+// Signatures are those of the standard library, bit by bit: the algorithm is deterministic.
+func TestSignaturesOfTheStandardLibrary(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		seed := rapid.SliceOfN(rapid.Byte(), ed25519.SeedSize, ed25519.SeedSize).Draw(t, "seed")
+		message := rapid.SliceOf(rapid.Byte()).Draw(t, "message")
+		key := ed25519.NewKeyFromSeed(seed)
+		if got, want := Bytes(message, key), ed25519.Sign(key, message); !bytes.Equal(got, want) {
+			t.Fatalf("got %x, want %x", got, want)
+		}
+	})
+}
+
+// BenchmarkBytes signs a message as long as what is signed of a short one in a room.
+func BenchmarkBytes(b *testing.B) {
+	key, message := ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize)), make([]byte, 600)
+	b.ReportAllocs()
+	for b.Loop() {
+		Bytes(message, key)
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/myelin-im/myelin/internal/canonicaljson"
+	"github.com/myelin-im/myelin/internal/signing"
 )
 
 // Proto is what a new event is built from.
@@ -59,7 +60,7 @@ func (v *Version) Build(p *Proto, serverName, keyID string, key ed25519.PrivateK
 	buf.b = v.appendProto(buf.b, p, id, content, hashes, nil)
 	signed.b = appendRedacted(signed.b[:0], v, p.Type, buf.b, false)
 	signatures := make([]byte, 0, 128+len(serverName)+len(keyID))
-	signatures = appendSignatures(signatures, serverName, keyID, ed25519.Sign(key, signed.b))
+	signatures = appendSignatures(signatures, serverName, keyID, signing.Bytes(signed.b, key))
 	own := v.appendProto(make([]byte, 0, len(buf.b)+len(signatures)+16), p, id, content, hashes, signatures)
 	if len(own) > MaxSize {
 		return nil, fmt.Errorf("%w: %d bytes", ErrTooLarge, len(own))
