@@ -75,6 +75,7 @@ func StartProcess(t testing.TB, program string, d storage.Dialect) *Process {
 func (p *Process) Run() {
 	p.t.Helper()
 	p.out.Reset()
+	p.http.CloseIdleConnections() // to the process before, of which one may not know yet that it was killed
 	p.cmd = exec.Command(filepath.Join(p.root, "test", "start-server"))
 	p.cmd.Env, p.cmd.Stdout, p.cmd.Stderr = p.env, &p.out, &p.out
 	if err := p.cmd.Start(); err != nil {
