@@ -332,55 +332,65 @@ func TestNobodyLoadsARoomThatIsBeingCreated(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		// The room is committed together with a unit whose publication takes long.
-		release, published := hold(s), make(chan struct{})
-		s.db.Append(&storage.Unit{Apply: func(int64) { <-published }})
-		v, _ := pdu.Lookup("12")
-		created := make(chan string, 1)
-		go func() {
-			id, err := s.CreateRoom(ctx, NewRoom{Creator: creator, Version: v, Preset: PublicChat})
-			if err != nil {
-				t.Error(err)
+		for pause := 200 * time.Millisecond; !loadWhileCreated(t, s, pause); pause *= 2 {
+			if pause > time.Minute {
+				t.Fatal("the room is not committed together with another unit")
 			}
-			created <- id
-		}()
-		for range 10_000 { // until the room is about to be written
-			s.rooms.load.mu.Lock()
-			locked := len(s.rooms.load.locks) > 0
-			s.rooms.load.mu.Unlock()
-			if locked {
-				break
-			}
-			time.Sleep(time.Millisecond)
-		}
-		time.Sleep(200 * time.Millisecond)
-		release()
-		var id string
-		for range 10_000 {
-			err := s.db.Read(ctx, func(tx *storage.Tx) error {
-				_, err := tx.Get(`SELECT room_id FROM rooms`, nil, &id)
-				return err
-			})
-			if err != nil {
-				t.Fatal(err)
-			}
-			if id != "" {
-				break
-			}
-			time.Sleep(time.Millisecond)
-		}
-		found := make(chan *Room, 1)
-		go func() {
-			room, err := s.Room(ctx, id)
-			if err != nil {
-				t.Error(err)
-			}
-			found <- room
-		}()
-		time.Sleep(100 * time.Millisecond)
-		close(published)
-		if id != <-created || <-found != s.rooms.get(id) {
-			t.Error("there are two values of one room")
 		}
 	})
+}
+
+// loadWhileCreated loads a room that is committed together with a unit whose publication takes long. It returns false if the room
+// was not queued before the pause was over, and so committed later.
+func loadWhileCreated(t *testing.T, s *Server, pause time.Duration) bool {
+	t.Helper()
+	release := hold(s)
+	publishing, published := make(chan struct{}), make(chan struct{})
+	s.db.Append(&storage.Unit{Apply: func(int64) {
+		close(publishing)
+		<-published
+	}})
+	v, _ := pdu.Lookup("12")
+	created := make(chan string, 1)
+	go func() {
+		id, err := s.CreateRoom(ctx, NewRoom{Creator: creator, Version: v, Preset: PublicChat})
+		if err != nil {
+			t.Error(err)
+		}
+		created <- id
+	}()
+	soon(t, func() bool { // until the room is about to be written
+		s.rooms.load.mu.Lock()
+		defer s.rooms.load.mu.Unlock()
+		return len(s.rooms.load.locks) > 0
+	})
+	time.Sleep(pause)
+	release()
+	<-publishing // and so on disk
+	var id string
+	if _, err := s.db.Get(ctx, `SELECT room_id FROM rooms`, nil, &id); err != nil {
+		t.Fatal(err)
+	}
+	if id == "" {
+		close(published)
+		<-created
+		if err := s.db.Write(ctx, func(tx *storage.Tx) error { _, err := tx.Exec(`DELETE FROM rooms`); return err }); err != nil {
+			t.Fatal(err)
+		}
+		return false
+	}
+	found := make(chan *Room, 1)
+	go func() {
+		room, err := s.Room(ctx, id)
+		if err != nil {
+			t.Error(err)
+		}
+		found <- room
+	}()
+	time.Sleep(100 * time.Millisecond)
+	close(published)
+	if id != <-created || <-found != s.rooms.get(id) {
+		t.Error("there are two values of one room")
+	}
+	return true
 }
