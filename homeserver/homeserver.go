@@ -24,9 +24,9 @@ import (
 const (
 	// drainTimeout is how long requests under way may go on after the server was asked to stop.
 	drainTimeout = 3 * time.Second
-	// closeTimeout is how long the last flush of the database may take after that. Together they are less than the ten
-	// seconds that Docker gives a container.
-	closeTimeout = 5 * time.Second
+	// closeTimeout is how long the last flush of the database may take after that. With the three seconds that features have
+	// for their last writes, all that is less than the ten seconds that Docker gives a container.
+	closeTimeout = 3 * time.Second
 )
 
 // Server is a homeserver. New makes it, Run serves.

@@ -102,7 +102,7 @@ func (s *saver) run(ctx context.Context) {
 		select {
 		case <-s.kick:
 		case <-ctx.Done():
-			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Second)
 			s.write(last)
 			cancel()
 			return
