@@ -65,7 +65,7 @@ func startServer() (string, error) {
 		runtime.KeepAlive(w)
 	}()
 	socket := filepath.Join(dir, ".s.PGSQL.5432")
-	for range 1500 {
+	for range 6000 {
 		if _, err := os.Stat(socket + ".lock"); err == nil {
 			if _, err := os.Stat(socket); err == nil {
 				return waitReady(dir)
@@ -79,7 +79,7 @@ func startServer() (string, error) {
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
-	return "", errors.New("PostgreSQL did not start within 30 s")
+	return "", errors.New("PostgreSQL did not start within two minutes")
 }
 
 func waitReady(dir string) (string, error) {
