@@ -463,6 +463,7 @@ type plainFile struct {
 
 func (f plainFile) ReadAt(p []byte, off int64) (int, error)  { return f.file.ReadAt(p, off) }
 func (f plainFile) WriteAt(p []byte, off int64) (int, error) { return f.file.WriteAt(p, off) }
+func (f plainFile) Size() (int64, error)                     { return f.file.Seek(0, io.SeekEnd) }
 func (f plainFile) Sync(vfs.SyncFlag) error                  { return f.file.Sync() }
 
 // TestLostFrames: after a failed write, which SQLite may hear of in a read, nothing more is taken from its transaction.
@@ -473,7 +474,7 @@ func TestLostFrames(t *testing.T) {
 	}
 	defer file.Close()
 	disk := &disk{}
-	wal := &walFile{File: walOnDisk{plainFile{file: file}, disk}, first: none, synced: none}
+	wal := &walFile{File: walOnDisk{plainFile{file: file}, disk}, length: none, first: none, synced: none}
 	write := func(text string, off int64) error {
 		_, err := wal.WriteAt([]byte(text), off)
 		return err

@@ -140,6 +140,48 @@ func TestWALStaysShort(t *testing.T) {
 	t.Logf("WAL of %d bytes when it began anew", wal.Size())
 }
 
+// TestWALGrowsInSteps: most commits find room in the WAL, and a process that finds it after a crash reads what is in it up to
+// the zeros.
+func TestWALGrowsInSteps(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "x.db")
+	db := openBlobs(t, path)
+	lengths := map[int64]bool{}
+	const rows = 40
+	for i := range int64(rows) {
+		if err := putBlob(db, i, make([]byte, 8<<10)); err != nil {
+			t.Fatal(err)
+		}
+		info, err := os.Stat(path + "-wal")
+		if err != nil {
+			t.Fatal(err)
+		}
+		lengths[info.Size()] = true
+	}
+	if len(lengths) > 3 {
+		t.Errorf("%d commits made the WAL longer %d times", rows, len(lengths))
+	}
+	left := filepath.Join(t.TempDir(), "x.db")
+	for _, suffix := range []string{"", "-wal"} {
+		data, err := os.ReadFile(path + suffix)
+		if err == nil {
+			err = os.WriteFile(left+suffix, data, 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	next := openBlobs(t, left)
+	for want := rows; want <= rows+1; want++ {
+		got, err := ReadList[int64](t.Context(), next, `SELECT id FROM blobs`)
+		if err != nil || len(got) != want {
+			t.Errorf("the next process finds %d rows, %v; want %d", len(got), err, want)
+		}
+		if err := putBlob(next, rows, []byte("one more")); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // TestQuietCheckpoint: when nothing is written for a while, the WAL is copied back.
 func TestQuietCheckpoint(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "x.db")

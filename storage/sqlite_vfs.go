@@ -27,7 +27,7 @@ func (fs liteFS) OpenFilename(name *vfs.Filename, flags vfs.OpenFlag) (vfs.File,
 		return f, out, err
 	}
 	if flags&vfs.OPEN_WAL != 0 {
-		f = &walFile{File: f, first: none, synced: none}
+		f = &walFile{File: f, length: none, first: none, synced: none}
 	} else if d, ok := f.(databaseFile); ok && flags&vfs.OPEN_MAIN_DB != 0 {
 		f = dataFile{d}
 	}
@@ -68,6 +68,14 @@ func tagFull(err error) error {
 // walBuffer bounds what is held back.
 const walBuffer = 1 << 20
 
+// walStep is by how much the WAL gets longer at least. A sync of what was written inside a file takes half as long as one that
+// has to note a new length and new blocks. SQLite knows by salt and checksum that the zeros are no frames, as it knows of frames
+// from before the WAL began anew.
+const walStep = 1 << 20
+
+// walZeros are what it gets longer by.
+var walZeros [walStep]byte
+
 // none is the offset of nothing.
 const none = -1
 
@@ -79,6 +87,7 @@ const frameHeader = 24
 // SQLite moves that end after the sync. It must therefore be used with synchronous=FULL only.
 type walFile struct {
 	vfs.File
+	length int64 // of the file, or none if it is not known
 	start  int64 // where buf belongs
 	buf    []byte
 	first  int64 // where what has been written since the last sync begins
@@ -132,9 +141,23 @@ func (f *walFile) flush() error {
 		return f.failed
 	}
 	_, err := f.File.WriteAt(f.buf, f.start)
+	if err == nil {
+		f.lengthen(f.start + int64(len(f.buf)))
+	}
 	f.buf = f.buf[:0]
 	f.failed = tagFull(err)
 	return f.failed
+}
+
+// lengthen makes the file longer by a step if it ends at end. Nobody relies on that.
+func (f *walFile) lengthen(end int64) {
+	if f.length == none {
+		f.length, _ = f.File.Size()
+	}
+	if end >= f.length {
+		n, _ := f.File.WriteAt(walZeros[:], end)
+		f.length = end + int64(n)
+	}
 }
 
 // ReadAt flushes and reads. What is not lost can be read after a failed write as well.
@@ -158,6 +181,7 @@ func (f *walFile) Truncate(size int64) error {
 	if err := f.flush(); err != nil {
 		return err
 	}
+	f.length = none
 	return tagFull(f.File.Truncate(size))
 }
 

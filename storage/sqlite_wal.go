@@ -10,11 +10,12 @@ import (
 // The WAL is copied back into the database by the committer, between flushes, because a second
 // connection loses the race against a busy writer and the WAL grows without bound.
 const (
-	// walPassive is the size, in pages, at which the committer copies back what it can.
-	walPassive = 1000
+	// walPassive is the size, in pages, at which the committer copies back what it can. A page that changed many
+	// times since is copied once, but writers wait for as long as it takes.
+	walPassive = 2000
 	// walGate is the size at which it also keeps new readers out for a moment: as long as snapshots
 	// overlap, SQLite can never begin the WAL anew.
-	walGate = 8 * walPassive
+	walGate = 4 * walPassive
 	// walInterrupt is the size at which readers that do not end are interrupted.
 	walInterrupt = 16 * walGate
 
