@@ -36,6 +36,7 @@ type wish struct {
 	via          []string // servers that the client or an alias named
 	content      map[string]any
 	refused      []string // servers that refused the join when it was last tried
+	waited       bool     // one that refused it had not taken the user's join of another room yet
 }
 
 // entries keeps account of rooms that this server is just entering, so that events of them wait.
@@ -146,7 +147,7 @@ func unauthorised(err error) bool {
 
 const (
 	// justJoinedFor is how long a user counts as one who has just joined a room: until every server of it should have heard of
-	// it. One that has taken the event may need judgedWithin for it.
+	// it. One that has taken the event by then may need judgedWithin for it.
 	justJoinedFor = 10 * time.Second
 	judgedWithin  = time.Second
 	// maxEntrances bounds the users of whom it is known which server let them into their last room.
@@ -172,8 +173,9 @@ func (a *API) undecided(ctx context.Context, in *wish) bool {
 			return false // it will not hear of it
 		case entered.roomID == room.ID:
 			return server != entered.server
-		default:
-			return since < judgedWithin || a.queue.Waiting(server, room.NID, last.Pos)
+		default: // one that takes the event between two tries needs time to judge it, too
+			in.waited = in.waited || a.queue.Waiting(server, room.NID, last.Pos)
+			return in.waited || since < judgedWithin
 		}
 	})
 }

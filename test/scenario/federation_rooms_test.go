@@ -1,10 +1,14 @@
 package scenario
 
 import (
+	"io"
+	"net/http"
 	"net/url"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/tidwall/gjson"
 
@@ -273,6 +277,47 @@ func TestRefusedJoinsAreNotTriedAgain(t *testing.T) {
 			carol.Create(harness.J{})
 			refused(carol, "a room that the server is not in")
 		})
+	}
+}
+
+// A server that refuses a user, because it has not been told yet that they have joined another room, is asked again also after it
+// was told: it needs time to judge the join.
+func TestRefusedJoinIsTriedAgainWhileAnotherIsJudged(t *testing.T) {
+	t.Parallel() // it waits most of the time
+	server := harness.Federation(t, storage.SQLite, 1)[0]
+	alice, carol := server.Register(t, "alice"), server.Register(t, "carol")
+	space := alice.Create(harness.J{"preset": "public_chat"})
+	peer := harness.NewPeer(t, nil)
+	enter(t, peer, server, space)
+	var asked atomic.Int32
+	told := make(chan struct{})
+	peer.Handle(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		status, answer := http.StatusNotFound, `{"errcode":"M_NOT_FOUND","error":"Not here"}`
+		switch {
+		case strings.Contains(r.URL.Path, "/send/"):
+			select {
+			case <-told:
+			case <-r.Context().Done():
+			}
+			status, answer = http.StatusOK, `{"pdus":{}}`
+		case strings.Contains(r.URL.Path, "/make_join/"):
+			n := asked.Add(1)
+			if n < 3 {
+				status, answer = http.StatusForbidden, `{"errcode":"M_FORBIDDEN","error":"The user is in none of the rooms"}`
+			}
+			if n == 2 {
+				close(told)
+				time.Sleep(200 * time.Millisecond) // enough for the server to see that
+			}
+		}
+		rw.WriteHeader(status)
+		_, _ = io.WriteString(rw, answer)
+	}))
+	carol.Join(space)
+	time.Sleep(1100 * time.Millisecond) // for so long, a join is taken to be judged yet in any case
+	carol.Refused(404, "M_NOT_FOUND", "POST", harness.Path("/join/%s?server_name=", "!restricted:"+peer.Name)+url.QueryEscape(peer.Name), harness.J{})
+	if n := asked.Load(); n != 3 {
+		t.Errorf("the server was asked %d times", n)
 	}
 }
 
