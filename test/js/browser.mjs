@@ -47,7 +47,9 @@ const browser = await chromium.launch({ executablePath, timeout: 60_000, args: [
 const page = await browser.newPage();
 const outcome = new Promise((resolve) => {
     const failed = (why) => { console.error(why); resolve(1); };
-    page.exposeFunction("ended", resolve).then(() => page.goto(`http://127.0.0.1:${pages.address().port}/`)).catch(failed);
+    // How long the script takes to load does not matter here: the conversation has its own patience.
+    const open = () => page.goto(`http://127.0.0.1:${pages.address().port}/`, { waitUntil: "commit", timeout: 60_000 });
+    page.exposeFunction("ended", resolve).then(open).catch(failed);
     page.on("pageerror", failed);
     page.on("crash", () => failed("the page crashed"));
     page.on("console", (message) => message.type() === "error" && !message.text().startsWith("Failed to load resource") && console.error(message.text()));

@@ -16,7 +16,7 @@ import (
 )
 
 // limit is how long a conversation may take on a machine that does much else.
-const limit = 5 * time.Minute
+const limit = 10 * time.Minute
 
 // talk runs a conversation, a script and its arguments, with these servers.
 func talk(t *testing.T, servers []*harness.Server, script ...string) {
