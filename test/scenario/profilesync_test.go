@@ -78,7 +78,7 @@ func TestProfilesInSync(t *testing.T) {
 		// A waiting request is woken.
 		token := bob.Since()
 		done := make(chan gjson.Result, 1)
-		filter.Set("timeout", "10000")
+		filter.Set("timeout", "30000")
 		filter.Set("since", token)
 		go func() {
 			a, err := bob.Send("GET", Path("/sync?")+filter.Encode(), nil)

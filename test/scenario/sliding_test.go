@@ -311,7 +311,7 @@ func TestSlidingExtensions(t *testing.T) {
 			t.Errorf("nothing has changed: %s", x)
 		}
 		// Each wakes a request that waits.
-		ask["timeout"] = 10_000
+		ask["timeout"] = 30_000
 		wait := func(what string, act func(), ok func(gjson.Result) bool) {
 			t.Helper()
 			done := make(chan gjson.Result, 1)
