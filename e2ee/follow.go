@@ -115,7 +115,7 @@ func (a *API) follow(ctx context.Context) {
 		}
 		select {
 		case <-ctx.Done():
-			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Second)
+			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), 1500*time.Millisecond)
 			a.savePlace(last)
 			cancel()
 			return

@@ -161,7 +161,7 @@ func (a *API) Run(ctx context.Context) {
 		case <-a.kick:
 		case <-timer.C:
 		case <-ctx.Done():
-			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Second)
+			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), 1500*time.Millisecond)
 			a.writeStatuses(last)
 			cancel()
 			return

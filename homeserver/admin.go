@@ -56,7 +56,7 @@ func (a *Admin) Close() error {
 	if a.db == nil {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
 	defer cancel()
 	return a.db.Close(ctx)
 }

@@ -61,7 +61,7 @@ func TestAdvice(t *testing.T) {
 			before := contents(t, cfg.Server.DataDir)
 			s, err := New(t.Context(), cfg, silentLog())
 			if err == nil {
-				t.Fatal(s.close())
+				t.Fatal(s.close(context.Background()))
 			}
 			for _, want := range test.want {
 				if !strings.Contains(err.Error(), want) {

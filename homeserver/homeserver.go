@@ -22,11 +22,11 @@ import (
 )
 
 const (
-	// drainTimeout is how long requests under way may go on after the server was asked to stop.
-	drainTimeout = 3 * time.Second
-	// closeTimeout is how long the last flush of the database may take after that. With the three seconds that features have
-	// for their last writes, all that is less than the ten seconds that Docker gives a container.
-	closeTimeout = 3 * time.Second
+	// stopTimeout bounds a stop as a whole. Whoever stops servers kills those that take longer than five or ten seconds.
+	stopTimeout = 4900 * time.Millisecond
+	// drainTimeout is how much of it requests under way have. Features have 1.5 s after that for their last writes, and the
+	// last flush of the database the rest, which mostly is nearly all of it.
+	drainTimeout = 2500 * time.Millisecond
 )
 
 // Server is a homeserver. New makes it, Run serves.
@@ -53,7 +53,9 @@ func New(ctx context.Context, cfg *config.Config, log *logrus.Logger) (*Server, 
 		log.WithField("variables", cfg.Strangers).Warn("these variables of the environment are no settings; are they mistyped?")
 	}
 	if err := s.open(ctx); err != nil {
-		return nil, errors.Join(err, s.close())
+		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
+		defer cancel()
+		return nil, errors.Join(err, s.close(closing))
 	}
 	return s, nil
 }
@@ -147,10 +149,8 @@ func databaseOptions(cfg *config.Config, log *logrus.Logger) storage.Options {
 	return storage.Options{URL: url, Exclusive: true, Readers: cfg.Database.Readers, Log: log}
 }
 
-// close undoes New, the latest step first.
-func (s *Server) close() error {
-	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
-	defer cancel()
+// close undoes New, the latest step first, within ctx.
+func (s *Server) close(ctx context.Context) error {
 	var errs []error
 	for _, undo := range slices.Backward(s.closers) {
 		errs = append(errs, undo(ctx))
@@ -182,11 +182,13 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 	}
 
 	s.log.Info("stopping")
+	stopping, cancel := context.WithTimeout(context.Background(), stopTimeout)
+	defer cancel()
 	s.features.release()
-	s.drain(listeners)
+	s.drain(stopping, listeners)
 	stop()
 	<-background
-	err := s.close()
+	err := s.close(stopping)
 	s.log.Info("stopped")
 	return errors.Join(failure, err)
 }
@@ -211,8 +213,8 @@ func (s *Server) handler(l *listener) http.Handler {
 }
 
 // drain ends all listeners at the same time.
-func (s *Server) drain(listeners []*listener) {
-	ctx, cancel := context.WithTimeout(context.Background(), drainTimeout)
+func (s *Server) drain(ctx context.Context, listeners []*listener) {
+	ctx, cancel := context.WithTimeout(ctx, drainTimeout)
 	defer cancel()
 	drained := make(chan struct{}, len(listeners))
 	for _, l := range listeners {

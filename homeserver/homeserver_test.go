@@ -347,7 +347,7 @@ func TestStrangersAreNamed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := s.close(); err != nil {
+	if err := s.close(context.Background()); err != nil {
 		t.Error(err)
 	}
 	if !strings.Contains(lines.String(), "MYELIN_SERVR_NAME") {

@@ -231,7 +231,7 @@ func (q *Queue) Run(ctx context.Context) {
 	}
 	q.mu.Unlock()
 	q.workers.Wait()
-	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Second)
+	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), 1500*time.Millisecond)
 	defer cancel()
 	if err := q.saveAll(last); err != nil {
 		q.cfg.Log.WithError(err).Warn("what other servers are owed could not be written down; some is sent again after the start")

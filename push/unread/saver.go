@@ -102,7 +102,7 @@ func (s *saver) run(ctx context.Context) {
 		select {
 		case <-s.kick:
 		case <-ctx.Done():
-			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Second)
+			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), 1500*time.Millisecond)
 			s.write(last)
 			cancel()
 			return
