@@ -84,21 +84,23 @@ func (s *Server) RescindOutside(ctx context.Context, user string, end *pdu.Event
 	if !end.Is("m.room.member", user) || m != Leave && m != Ban || !cited || !sameSender {
 		return mxerr.Forbidden("The event does not end the invite or knock")
 	}
-	return s.endOutside(ctx, user, end.RoomID, m, end)
+	// By now there may be another knock, which the user made after this end of the last one.
+	return s.endOutside(ctx, user, end.RoomID, m, end, []byte(o.Event.ID))
 }
 
 // LeaveOutside makes a local user reject an invite or withdraw a knock for this server, whether or not the room's
 // servers can be told. The event, if not nil, is the one that says so. ok is false where there is nothing to leave.
 func (s *Server) LeaveOutside(ctx context.Context, user, roomID string, event *pdu.Event) (ok bool, err error) {
-	err = s.endOutside(ctx, user, roomID, Leave, event)
+	err = s.endOutside(ctx, user, roomID, Leave, event, nil)
 	if e := mxerr.As(err); e != nil && e.Code == "M_NOT_FOUND" {
 		return false, nil
 	}
 	return err == nil, err
 }
 
-// endOutside changes an open invite or knock to its end; event replaces the membership event, if it is known.
-func (s *Server) endOutside(ctx context.Context, user, roomID, membership string, event *pdu.Event) error {
+// endOutside changes an open invite or knock to its end, of the given event or (nil) whichever there is; event replaces the
+// membership event, if it is known.
+func (s *Server) endOutside(ctx context.Context, user, roomID, membership string, event *pdu.Event, of []byte) error {
 	var id, raw []byte
 	if event != nil {
 		id, raw = []byte(event.ID), event.JSON()
@@ -109,8 +111,8 @@ func (s *Server) endOutside(ctx context.Context, user, roomID, membership string
 			return err
 		}
 		n, err := tx.Exec(`UPDATE outside_memberships SET membership = $1, pos = $2, event_id = COALESCE($3, event_id), event = COALESCE($4, event)
-			WHERE user_id = $5 AND room_id = $6 AND (membership = $7 OR membership = $8)`,
-			membership, pos, id, raw, user, roomID, Invite, Knock)
+			WHERE user_id = $5 AND room_id = $6 AND (membership = $7 OR membership = $8) AND event_id = COALESCE($9, event_id)`,
+			membership, pos, id, raw, user, roomID, Invite, Knock, of)
 		if err != nil {
 			return err
 		}

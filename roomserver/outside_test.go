@@ -3,6 +3,7 @@ package roomserver
 import (
 	"encoding/json"
 	"testing"
+	"time"
 
 	"github.com/myelin-im/myelin/internal/mxerr"
 	"github.com/myelin-im/myelin/roomserver/pdu"
@@ -75,6 +76,38 @@ func TestOutsideInvite(t *testing.T) {
 		put()
 		if o := outside(t, away); o.Membership != Invite || o.Forgotten {
 			t.Errorf("invited again: %+v", o)
+		}
+	})
+}
+
+// TestKnockWhileTheLastOneIsRefused: the refusal of a knock is judged, and the user knocks again before it is written down.
+func TestKnockWhileTheLastOneIsRefused(t *testing.T) {
+	storagetest.Each(t, []storage.Schema{Schema}, func(t *testing.T, db *storage.DB) {
+		w, first := invitation(t)
+		away := testServer(t, db, "away")
+		put := func(knock *pdu.Event) error {
+			return away.PutOutside(ctx, Outside{User: "@guest:away", RoomID: w.room.ID, Version: w.room.Version, Membership: Knock, Event: knock})
+		}
+		if err := put(first); err != nil {
+			t.Fatal(err)
+		}
+		refusal := w.accept(w.build(nil, "@a:remote", "m.room.member", "@guest:away", `{"membership":"leave"}`)).Event
+		second := w.accept(w.build(nil, "@a:remote", "m.room.member", "@guest:away", `{"membership":"invite"}`)).Event
+		release := hold(away)
+		again, refused := make(chan error, 1), make(chan error, 1)
+		go func() { again <- put(second) }()
+		time.Sleep(50 * time.Millisecond) // until it waits to be written
+		go func() { refused <- away.RescindOutside(ctx, "@guest:away", refusal) }()
+		time.Sleep(50 * time.Millisecond)
+		release()
+		if err := <-again; err != nil {
+			t.Fatal(err)
+		}
+		if err := <-refused; err != nil && mxerr.As(err) == nil {
+			t.Fatal(err)
+		}
+		if o := outside(t, away); o.Membership != Knock || o.Event.ID != second.ID {
+			t.Errorf("after the second knock: %+v", o)
 		}
 	})
 }
