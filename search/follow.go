@@ -257,11 +257,9 @@ func (x *index) visit(ctx context.Context, b *batch, rooms []int64, from, head i
 		if start >= head {
 			continue
 		}
-		room, err := x.rooms.RoomByNID(ctx, nid)
-		if err == nil {
-			if err = x.visitMembers(ctx, b, room, start, head); err == nil {
-				err = x.visitEvents(ctx, b, room, start, head)
-			}
+		err := x.visitRoom(ctx, b, nid, start, head)
+		if errors.Is(err, roomserver.ErrUnknownEvent) { // it was purged between two reads, and is not mentioned any more
+			err = x.visitRoom(ctx, b, nid, start, head)
 		}
 		switch {
 		case err == nil:
@@ -273,4 +271,15 @@ func (x *index) visit(ctx context.Context, b *batch, rooms []int64, from, head i
 		}
 	}
 	return nil
+}
+
+func (x *index) visitRoom(ctx context.Context, b *batch, nid, start, head int64) error {
+	room, err := x.rooms.RoomByNID(ctx, nid)
+	if err == nil {
+		err = x.visitMembers(ctx, b, room, start, head)
+	}
+	if err == nil {
+		err = x.visitEvents(ctx, b, room, start, head)
+	}
+	return err
 }
