@@ -111,7 +111,8 @@ type Config struct {
 
 // Queue is what this server has to send to others. It is safe for concurrent use.
 type Queue struct {
-	cfg Config
+	cfg   Config
+	began int64 // where the log ended when the queue was made
 
 	news news
 
@@ -166,7 +167,7 @@ func New(cfg Config) *Queue {
 	if cfg.Backoff <= 0 {
 		cfg.Backoff = 2 * time.Second
 	}
-	q := &Queue{cfg: cfg, servers: map[string]*destination{}, fast: make(chan struct{}, fastSlots), slow: make(chan struct{}, slowSlots)}
+	q := &Queue{cfg: cfg, began: cfg.DB.Head(), servers: map[string]*destination{}, fast: make(chan struct{}, fastSlots), slow: make(chan struct{}, slowSlots)}
 	q.news.wake = make(chan struct{}, 1)
 	q.news.rooms = map[int64]struct{}{}
 	cfg.DB.Watch(q.notice)

@@ -180,8 +180,15 @@ func each(t *testing.T, fn func(t *testing.T, w *world)) {
 	})
 }
 
-// run starts a queue; it ends with the returned function.
+// run makes and starts a queue; it ends with the returned function.
 func (w *world) run() (q *Queue, stop func()) {
+	w.t.Helper()
+	q = w.queue()
+	return q, w.start(q)
+}
+
+// queue makes a queue.
+func (w *world) queue() *Queue {
 	w.t.Helper()
 	c, err := client.New(client.Config{ServerName: "us.org", KeyID: "ed25519:1", Key: ed25519.NewKeyFromSeed(make([]byte, 32)), CA: w.pool, AllowPrivate: true})
 	if err != nil {
@@ -189,7 +196,11 @@ func (w *world) run() (q *Queue, stop func()) {
 	}
 	log := logrus.New()
 	log.SetOutput(io.Discard)
-	q = New(Config{Name: "us.org", DB: w.db, Rooms: w.rooms, Client: c, Source: w.src, Log: logrus.NewEntry(log), Backoff: 20 * time.Millisecond})
+	return New(Config{Name: "us.org", DB: w.db, Rooms: w.rooms, Client: c, Source: w.src, Log: logrus.NewEntry(log), Backoff: 20 * time.Millisecond})
+}
+
+// start starts a queue; it ends with the returned function.
+func (w *world) start(q *Queue) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan struct{})
 	go func() {
@@ -201,11 +212,11 @@ func (w *world) run() (q *Queue, stop func()) {
 		once.Do(func() {
 			cancel()
 			<-ended
-			c.Close()
+			q.cfg.Client.Close()
 		})
 	}
 	w.t.Cleanup(stop)
-	return q, stop
+	return stop
 }
 
 // owe writes EDUs of the source at a new position.
@@ -600,6 +611,25 @@ func TestRoomWithoutOthers(t *testing.T) {
 		defer q.mu.Unlock()
 		if len(q.servers) != 0 {
 			t.Errorf("something is to be sent to %d servers", len(q.servers))
+		}
+	})
+}
+
+// A server that has never run before sends what is said before its queue gets to run, too.
+func TestSaidBeforeTheFirstRun(t *testing.T) {
+	each(t, func(t *testing.T, w *world) {
+		in := newInbox(t, w.pool)
+		id := w.room()
+		w.say(id, "of another time")
+		w.join(id, "@bob:"+in.name)
+		q := w.queue()
+		w.say(id, "early")
+		w.start(q)
+		w.passed()
+		w.say(id, "later")
+		until(t, "the last message", func() bool { return slices.Contains(in.events(), "later") })
+		if got, want := in.events(), []string{"early", "later"}; !slices.Equal(got, want) {
+			t.Errorf("%v were sent, want %v", got, want)
 		}
 	})
 }

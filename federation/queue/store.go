@@ -51,8 +51,8 @@ func (q *Queue) load(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("read the queues: %w", err)
 	}
-	if pos < 0 { // there never was a queue: what is older concerned nobody
-		pos = head
+	if pos < 0 { // there never was a queue: what is older than this one concerned nobody
+		pos = q.began
 	}
 	q.news.Lock()
 	q.news.all = true
