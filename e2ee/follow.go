@@ -38,7 +38,7 @@ type follower struct {
 }
 
 func (f *follower) init(head int64) {
-	f.wake, f.head, f.rooms = make(chan struct{}, 1), head, map[int64]bool{}
+	f.wake, f.head, f.rooms, f.place = make(chan struct{}, 1), head, map[int64]bool{}, head
 }
 
 // published takes note of rooms with events. It is called in commit order.
@@ -124,16 +124,13 @@ func (a *API) follow(ctx context.Context) {
 	}
 }
 
-// catchUp looks at the rooms where something happened since the place that was written down.
+// catchUp looks at the rooms where something happened since the place that was written down, or since the start if there is none:
+// then nothing was known of remote users before.
 func (a *API) catchUp(ctx context.Context) error {
 	f := &a.follower
 	_, head, _ := f.take()
-	found, err := a.db.Get(ctx, `SELECT pos FROM e2ee_follower WHERE one = 1`, nil, &f.place)
-	if err != nil {
+	if _, err := a.db.Get(ctx, `SELECT pos FROM e2ee_follower WHERE one = 1`, nil, &f.place); err != nil {
 		return fmt.Errorf("read the place of the follower: %w", err)
-	}
-	if !found {
-		f.place = head // nothing was known of remote users before
 	}
 	for after := int64(0); ; {
 		nids, err := a.rooms.RoomsSince(ctx, f.place, after, catchUpRooms)

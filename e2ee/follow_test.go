@@ -30,11 +30,7 @@ func TestIntroductions(t *testing.T) {
 			t.Fatal(err)
 		}
 		from := db.Head()
-		v, _ := pdu.Lookup("12")
-		id, err := a.rooms.CreateRoom(t.Context(), roomserver.NewRoom{Creator: "@alice:hs", Version: v, Preset: roomserver.PublicChat})
-		if err != nil {
-			t.Fatal(err)
-		}
+		id := publicRoom(t, a.rooms)
 		room, err := a.rooms.Room(t.Context(), id)
 		if err != nil {
 			t.Fatal(err)
@@ -59,6 +55,39 @@ func TestIntroductions(t *testing.T) {
 		}
 		told("who came after it", "other")
 	})
+}
+
+// What happens before the follower of a new server gets to run is not lost on it.
+func TestIntroductionsBeforeTheFirstRun(t *testing.T) {
+	storagetest.Each(t, []storage.Schema{roomserver.Schema, accounts.Schema, Schema}, func(t *testing.T, db *storage.DB) {
+		a := newAPI(t, db)
+		a.remote = &slowServer{}
+		newDevice(t, a, "@carol:hs", "PHONE")
+		id := publicRoom(t, a.rooms)
+		joinRemotely(t, a.rooms, id, "@bob:other")
+		change := roomserver.MembershipChange{RoomID: id, Sender: "@carol:hs", Target: "@carol:hs", Membership: roomserver.Join}
+		if _, err := a.rooms.SetMembership(t.Context(), change); err != nil {
+			t.Fatal(err)
+		}
+		from := db.Head()
+		if err := a.catchUp(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := a.Destinations(t.Context(), from, db.Head()); err != nil || !slices.Equal(got, []string{"other"}) {
+			t.Errorf("told %v, %v", got, err)
+		}
+	})
+}
+
+// publicRoom makes a room of alice's.
+func publicRoom(t *testing.T, rooms *roomserver.Server) (id string) {
+	t.Helper()
+	v, _ := pdu.Lookup("12")
+	id, err := rooms.CreateRoom(t.Context(), roomserver.NewRoom{Creator: "@alice:hs", Version: v, Preset: roomserver.PublicChat})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return id
 }
 
 // joinRemotely lets a user of another server join a room.
