@@ -182,7 +182,7 @@ func (a *assembly) clients() (err error) {
 		DefaultVersion: a.cfg.Rooms.DefaultVersion, NoticeRoom: f.notices.IsRoom, Delay: f.scheduleByQuery, Attach: f.attachMedia, Remote: f.federation,
 		Appservices: a.services,
 	}, a.part("client"))
-	f.sync, err = syncapi.New(syncapi.Deps{DB: a.db, Rooms: f.rooms, Ephemeral: f.ephemeral, Push: f.push, Unread: f.unread, Accounts: f.accounts, E2EE: f.e2ee, History: f.federation, Join: f.client.Join})
+	f.sync, err = syncapi.New(syncapi.Deps{DB: a.db, Rooms: f.rooms, Ephemeral: f.ephemeral, Push: f.push, Unread: f.unread, Accounts: f.accounts, E2EE: f.e2ee, History: f.federation, Join: f.client.Join, Log: a.part("sync")})
 	if err != nil {
 		return fmt.Errorf("set up sync: %w", err)
 	}

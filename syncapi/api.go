@@ -7,6 +7,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/sirupsen/logrus"
+
 	"github.com/myelin-im/myelin/accounts"
 	"github.com/myelin-im/myelin/e2ee"
 	"github.com/myelin-im/myelin/ephemeral"
@@ -34,6 +36,7 @@ type Deps struct {
 	History History
 	// Join joins a caller to a room, with the checks of POST /join. Nil: nobody is joined.
 	Join func(ctx context.Context, by *httpapi.Caller, roomID string) error
+	Log  *logrus.Entry
 }
 
 // History gets what is missing of a room's history. It is implemented by federation.
@@ -94,7 +97,7 @@ func New(d Deps) (*API, error) {
 	d.DB.Watch(a.tracker.published)
 	d.DB.Watch(a.deviceKeysPublished)
 	d.Ephemeral.Listen(ephemeral.Listener{Typing: a.tracker.typing, Presence: a.tracker.presence})
-	if err := a.setUpSliding(); err != nil {
+	if err := a.setUpSliding(d.Log); err != nil {
 		return nil, fmt.Errorf("set up sliding sync: %w", err)
 	}
 	return a, nil

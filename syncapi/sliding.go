@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/sirupsen/logrus"
+
 	"github.com/myelin-im/myelin/ephemeral"
 	"github.com/myelin-im/myelin/internal/cache"
 	"github.com/myelin-im/myelin/internal/canonicaljson"
@@ -32,9 +34,9 @@ type sliding struct {
 	bumps       *cache.Cache[int64, bumpMark]
 }
 
-func (a *API) setUpSliding() (err error) {
+func (a *API) setUpSliding(log *logrus.Entry) (err error) {
 	s := &a.sliding
-	s.connections = newConnections(a.db, a.now)
+	s.connections = newConnections(a.db, log, a.now)
 	s.users = memo.New(maxSlidingUsers, a.readSlidingUser)
 	s.outsideOf = memo.New(maxSlidingUsers, a.rooms.OutsideOf)
 	s.stays = cache.New[int64, stayKind](maxStays)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -23,6 +24,7 @@ import (
 // stop loses none. Rows are cut off by writing a whole state from time to time.
 type connections struct {
 	db    *storage.DB
+	log   *logrus.Entry
 	now   func() time.Time
 	known *cache.Cache[connectionKey, *connection]
 	purge atomic.Int64 // when expired rows are deleted next, in milliseconds
@@ -84,8 +86,8 @@ var (
 		storage.Col("base", storage.Int), storage.Col("data", storage.Bytes))
 )
 
-func newConnections(db *storage.DB, now func() time.Time) *connections {
-	return &connections{db: db, now: now, known: cache.New[connectionKey, *connection](maxConnections)}
+func newConnections(db *storage.DB, log *logrus.Entry, now func() time.Time) *connections {
+	return &connections{db: db, log: log, now: now, known: cache.New[connectionKey, *connection](maxConnections)}
 }
 
 // slidingTurn is one request's hold on a connection.
@@ -254,8 +256,8 @@ func (c *connections) commit(t *slidingTurn, change *slidingChange, sent map[laz
 		u.Add(connectionsTable, conn.key.user, conn.key.device, conn.key.name, conn.id, now)
 	}
 	u.Done = func(_ int64, err error) {
-		if err != nil {
-			logrus.WithError(err).WithField("user_id", conn.key.user).Error("A sliding sync connection could not be stored")
+		if err != nil && !errors.Is(err, storage.ErrClosed) {
+			c.log.WithError(err).WithField("user", conn.key.user).Error("A sliding sync connection could not be stored")
 		}
 	}
 	c.db.Append(u)

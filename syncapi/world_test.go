@@ -74,7 +74,7 @@ func newWorld(t testing.TB, db *storage.DB) *world {
 	keys, err := e2ee.New(e2ee.Deps{DB: db, Rooms: w.rooms, Log: log, Now: w.now})
 	must(err)
 	keys.SetAccounts(acc)
-	w.sync, err = New(Deps{DB: db, Rooms: w.rooms, Ephemeral: w.ephemeral, Push: rules, Unread: counts, Accounts: acc, E2EE: keys})
+	w.sync, err = New(Deps{DB: db, Rooms: w.rooms, Ephemeral: w.ephemeral, Push: rules, Unread: counts, Accounts: acc, E2EE: keys, Log: log})
 	must(err)
 	w.sync.now = w.now
 	w.router = roomservertest.Router(t, acc.Endpoints(), w.ephemeral.Endpoints(), rules.Endpoints(), w.sync.Endpoints())
