@@ -18,6 +18,7 @@ import (
 
 	"github.com/myelin-im/myelin/homeserver"
 	"github.com/myelin-im/myelin/homeserver/config"
+	"github.com/myelin-im/myelin/internal/garbage"
 )
 
 // version is set by the linker in releases.
@@ -120,6 +121,7 @@ func (serve) Run(env *environment) error {
 		return err
 	}
 	var greetErr error
+	garbage.Pace()
 	err = server.Run(env, func() { greetErr = greet(env, server) })
 	return errors.Join(greetErr, err)
 }
