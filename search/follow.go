@@ -259,6 +259,7 @@ func (x *index) visit(ctx context.Context, b *batch, rooms []int64, from, head i
 		}
 		err := x.visitRoom(ctx, b, nid, start, head)
 		if errors.Is(err, roomserver.ErrUnknownEvent) { // it was purged between two reads, and is not mentioned any more
+			b.doubt = true // a part of it may be written already
 			err = x.visitRoom(ctx, b, nid, start, head)
 		}
 		switch {
@@ -273,6 +274,7 @@ func (x *index) visit(ctx context.Context, b *batch, rooms []int64, from, head i
 	return nil
 }
 
+// visitRoom brings the news of one room into the batch.
 func (x *index) visitRoom(ctx context.Context, b *batch, nid, start, head int64) error {
 	room, err := x.rooms.RoomByNID(ctx, nid)
 	if err == nil {

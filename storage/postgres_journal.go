@@ -19,9 +19,9 @@ import (
 // are posted.
 //
 // What has been answered must not fail. So only units take part that no other row can stand in the way of (Unit.Fresh); a key
-// that must be new is looked for by the statement that writes the entry, which finds all there are if nothing is owed. Entries that a process has left behind are
-// posted by the next one, before anything else. It is only for a process that has the database to itself, since others
-// would not know of entries.
+// that must be new is looked for by the statement that writes the entry, which finds all there are if nothing is owed.
+// Entries that a process has left behind are posted by the next one, before anything else. It is only for a process that
+// has the database to itself, since others would not know of entries.
 type journal struct {
 	p *postgres
 

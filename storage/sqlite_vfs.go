@@ -149,13 +149,18 @@ func (f *walFile) flush() error {
 	return f.failed
 }
 
-// lengthen makes the file longer by a step if it ends at end. Nobody relies on that.
+// lengthen makes the file longer by a step if it ends at end. Nobody relies on that, so that it may fail; but without knowing
+// where the file ends, zeros could overwrite frames.
 func (f *walFile) lengthen(end int64) {
 	if f.length == none {
-		f.length, _ = f.File.Size()
+		size, err := f.File.Size()
+		if err != nil {
+			return
+		}
+		f.length = size
 	}
 	if end >= f.length {
-		n, _ := f.File.WriteAt(walZeros[:], end)
+		n, _ := f.File.WriteAt(walZeros[:], end) // what there is no room for is not needed yet
 		f.length = end + int64(n)
 	}
 }
